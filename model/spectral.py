@@ -1,0 +1,91 @@
+"""Spectral normalisation (Miyato et al., arXiv 1802.05957) for a GAN that accumulates gradients.
+
+The largest singular value of a weight W, seen as a matrix [out, rest], is estimated as sigma = u^T W v. The vectors are
+buffers that only `power_iteration` moves, and a trainer calls it once per optimiser step: a forward never changes them, so
+accumulation, recomputation in activation checkpointing and evaluation all see the same network.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SpectralNorm(nn.Module):
+    """Mixin for a layer with a `weight` parameter: adds the buffers `u` [out] and `v` [rest], and W / sigma."""
+
+    weight: Tensor
+    u: Tensor
+    v: Tensor
+    sn_eps: float
+
+    def init_spectral(self, eps: float) -> None:
+        """Orthogonal initialisation (BigGAN, section 3), then vectors that have already converged on it."""
+        self.sn_eps = eps
+        nn.init.orthogonal_(self.weight)
+        matrix = self.weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=eps))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=eps))
+        self.iterate(15)
+
+    @torch.no_grad()
+    def iterate(self, times: int = 1) -> None:
+        """Move u and v by `times` rounds of power iteration, in fp32."""
+        matrix = self.weight.detach().flatten(1).float()
+        for _ in range(times):
+            self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.sn_eps))
+            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.sn_eps))
+
+    def normalised_weight(self) -> Tensor:
+        """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            sigma = torch.dot(self.u, self.weight.flatten(1) @ self.v)
+            return self.weight / sigma
+
+
+def spectral_layers(network: nn.Module) -> Iterator[SpectralNorm]:
+    return (layer for layer in network.modules() if isinstance(layer, SpectralNorm))
+
+
+def power_iteration(network: nn.Module, times: int = 1) -> None:
+    """Advance every spectral layer's u and v; call it once before the forwards of an optimiser step, on all ranks alike."""
+    for layer in spectral_layers(network):
+        layer.iterate(times)
+
+
+class SNConv2d(nn.Conv2d, SpectralNorm):
+    """[n, in, h, w] -> [n, out, h, w], padded to keep the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, eps: float, bias: bool = True):
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.init_spectral(eps)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+
+
+class SNLinear(nn.Linear, SpectralNorm):
+    """[n, in] -> [n, out]."""
+
+    def __init__(self, inputs: int, outputs: int, eps: float, bias: bool = True):
+        super().__init__(inputs, outputs, bias)
+        self.init_spectral(eps)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.normalised_weight(), self.bias)
+
+
+class SNEmbedding(nn.Embedding, SpectralNorm):
+    """[n] int64 -> [n, dim]."""
+
+    def __init__(self, classes: int, dim: int, eps: float):
+        super().__init__(classes, dim)
+        self.init_spectral(eps)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return F.embedding(y, self.normalised_weight())

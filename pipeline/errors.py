@@ -1,0 +1,25 @@
+"""The failures that a user can mend. `jobs.cli` prints each as one line, without a traceback, and exits with its code."""
+
+
+class UserError(Exception):
+    """Base: the message names the flag, file or class at fault and says what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """Bad configuration or bad input: trying again unchanged cannot help (`EX_CONFIG`)."""
+
+    exit_code = 78
+
+
+class DataError(UserError):
+    """Stored data (shards, index, checkpoint) is damaged or not what its index says (`EX_DATAERR`)."""
+
+    exit_code = 65
+
+
+class StorageError(UserError):
+    """A disk or an object store refused: full, read-only, unreachable (`EX_IOERR`)."""
+
+    exit_code = 74
