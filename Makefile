@@ -1,0 +1,42 @@
+# Both `demo` and `test` start from nothing but Python >= 3.11, make and a C compiler: install.py makes .venv.
+PYTHON ?= python3
+VENV ?= .venv
+# Address (or folder) of CPU wheels of torch, for a machine whose default index has only CUDA builds.
+TORCH_INDEX ?=
+export VENV TORCH_INDEX
+
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help demo test test-slow lint lock clean install install-dev
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: install    ## images to a registered generator on this machine, in demo/
+	$(RUN) jobs.cli demo
+
+test: install-dev ## the tests
+	$(RUN) pytest -q -m "not slow and not gpu"
+
+test-slow: install-dev ## the tests that start whole runs (and, with a GPU, those that need one)
+	$(RUN) pytest -q -m "slow or gpu"
+
+lint: install-dev ## style, types and the arrows between packages
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(VENV)/bin/lint-imports
+
+install:         ## what `make demo` needs, in .venv
+	@$(PYTHON) install.py
+
+install-dev:     ## what the tests need, in .venv
+	@$(PYTHON) install.py --extra dev
+
+lock:            ## rewrite constraints.txt from a fresh environment of today's newest versions
+	@$(PYTHON) install.py --lock
+
+clean:           ## remove .venv, caches and the demo
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

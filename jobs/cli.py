@@ -1,0 +1,117 @@
+"""`biggan NAME ...` runs `jobs/NAME.py`; a new file there is a new sub-command.
+
+Exit codes: 0 done, 75 stopped and saved (run the same command again), 78 bad configuration or input (trying again
+unchanged cannot help), 65 damaged data, 74 storage failed, 130 interrupted; anything else is a crash with a traceback.
+"""
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn, Protocol, cast
+
+import jobs
+from pipeline.errors import ConfigError, StorageError, UserError
+
+# The order of a first tour; a job that is not named here follows, by name.
+_TOUR = ("demo", "shard", "train", "evaluate", "register", "sample")
+
+_EPILOG = """\
+"biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the
+same command again), 78 bad configuration or input, 65 damaged data, 74 storage failed."""
+
+
+class Job(Protocol):
+    """What a module `jobs/NAME.py` offers. It is imported for every `--help`, so torch and the like wait for `run`."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments of the sub-command."""
+
+    def run(self, args: argparse.Namespace) -> int | None:
+        """Do it. Returns the exit code, None for 0; raises UserError for what the user can mend."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # A scheduler must not retry a misspelt flag, so wrong usage leaves with the configuration's code, not argparse's 2.
+        raise ConfigError(f"{message} (`{self.prog} --help` lists what there is)")
+
+
+def commands() -> list[str]:
+    """Names of all sub-commands: the modules beside this one."""
+    names = [module.name for module in pkgutil.iter_modules(jobs.__path__) if module.name != "cli"]
+    return sorted(names, key=lambda name: (_TOUR.index(name) if name in _TOUR else len(_TOUR), name))
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="biggan",
+        description="BigGAN, from images in object storage to a registered generator.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("biggan-pipeline"))
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in names:
+        job = cast(Job, importlib.import_module(f"jobs.{name}"))
+        sub = subparsers.add_parser(name, help=job.HELP, description=job.HELP)
+        job.add_arguments(sub)
+        sub.set_defaults(run=job.run)
+    return parser
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    names = commands()
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in names:
+            nearest = difflib.get_close_matches(argv[0], names, n=1)
+            hint = f"did you mean `biggan {nearest[0]}`?" if nearest else f"there are: {', '.join(names)}"
+            raise ConfigError(f"no command {argv[0]!r}; {hint}")
+        names = [argv[0]]
+    elif not argv:
+        argv = ["--help"]
+    args = _parser(names).parse_args(argv)
+    return args.run(args) or 0
+
+
+def _as_user_error(error: OSError) -> UserError | None:
+    """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"the disk is full{where}: free some space or name another folder, then run the same command again"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ConfigError(f"no permission to write or read there{where}: {error.strerror}; name another folder")
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `biggan` with `argv` (default: the process's arguments) and return the exit code."""
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # a reader that has gone must show here, not while the interpreter ends
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as every tool in a pipeline that SIGPIPE ended
+    except KeyboardInterrupt:
+        print("biggan: interrupted", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        known = error if isinstance(error, UserError) else _as_user_error(error)
+        if known is None:
+            raise
+        print(f"biggan: error: {known}", file=sys.stderr)
+        return known.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
