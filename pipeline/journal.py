@@ -1,0 +1,72 @@
+"""The run's journal: all that tracking is told, one JSON object a line, in order, on local disk.
+
+The training step only appends here; `pipeline.tracking` delivers it to MLflow. Kinds of record, each with `time` in
+milliseconds since 1970: `open` (a process took the run up), `metrics` and `image` (with `step`, in images), `text` (an
+artifact with its content) and `close` (the run's status).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+def journal_path(run_dir: Path) -> Path:
+    return run_dir / "journal.jsonl"
+
+
+def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Each record from byte `offset` on, with the offset after it. A last line without its end is not there yet."""
+    path = journal_path(run_dir)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:  # a power cut can leave a block of zeros
+                log.warning("%s: the line that ends at byte %d is damaged and left out", path, offset)
+                continue
+            yield record, offset
+
+
+class Journal:
+    """Appends records; one row per (key, step) whatever is replayed after a resume.
+
+    A run that resumes from an older checkpoint repeats some steps. Its rows at or below a key's highest step so far are
+    dropped: MLflow would keep both, and its charts would draw both.
+    """
+
+    def __init__(self, run_dir: Path):
+        path = journal_path(run_dir)
+        self._highest: dict[str, int] = {}
+        end = 0
+        for record, end in read(run_dir):
+            for key in [*record.get("metrics", ()), *([record["image"]] if "image" in record else ())]:
+                self._highest[key] = max(record["step"], self._highest.get(key, -1))
+        self._file = path.open("a", buffering=1)
+        # The torn line of a process that was killed while it wrote: the next record must start a line of its own.
+        self._file.truncate(end)
+
+    def append(self, **record: Any) -> None:
+        self._file.write(json.dumps({"time": int(time.time() * 1000), **record}) + "\n")
+
+    def is_new(self, key: str, step: int) -> bool:
+        """Whether `key` has no row at `step` or later yet; from now on it has."""
+        if step <= self._highest.get(key, -1):
+            return False
+        self._highest[key] = step
+        return True
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,336 @@
+import json
+import logging
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import tracking
+from pipeline.errors import ConfigError
+from pipeline.journal import Journal, journal_path, read
+from pipeline.tracking import Delivery, Tracker, TrackingConfig, flatten
+from tests.pipeline.mlflow_server import MlflowServer
+
+REPOSITORY = Path(__file__).parents[2]
+GRID = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
+
+
+def track(run_dir: Path, uid: str = "one", params: dict[str, Any] | None = None, **config: Any) -> Tracker:
+    run_dir.mkdir(exist_ok=True)
+    return Tracker(TrackingConfig(**{"flush_seconds": 0.1, **config}), run_dir, uid, params or {}, {})
+
+
+def only_run(uri: str, experiment: str = "biggan") -> Any:
+    client = tracking.connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    return run
+
+
+def steps(uri: str, key: str) -> list[int]:
+    """Steps of every row of `key` in the only run, repeated ones included."""
+    return sorted(m.step for m in tracking.connect(uri).get_metric_history(only_run(uri).info.run_id, key))
+
+
+def image_steps(uri: str) -> Counter[str]:
+    files = tracking.connect(uri).list_artifacts(only_run(uri).info.run_id, "images")
+    return Counter(f.path.split("+step+")[1].split("+")[0] for f in files if f.path.endswith(".png"))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(run_dir: Path, empty_store: Path) -> str:
+    """The run's own store, empty."""
+    run_dir.mkdir()
+    shutil.copy(empty_store, run_dir / "mlflow.db")
+    return tracking.store_uri(run_dir, None)
+
+
+def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path) -> None:
+    run_dir.mkdir()
+    store = tracking.store_uri(run_dir, None)  # not there yet
+    params = {"optim": {"g_lr": 1e-4, "betas": (0.0, 0.999)}, "note": "x" * 7000}
+    tracker = Tracker(TrackingConfig(), run_dir, "one", params, {"biggan.git_commit": "abc"})
+    tracker.artifact_text("seed: 1\n", "config.yaml")
+    for step in range(0, 640, 64):
+        tracker.metrics({"loss/d": step / 2, "loss/g": math.nan}, step)
+    tracker.image(GRID, "samples/ema", 64)
+    tracker.image(GRID[..., :1], "samples/grey", 128)
+    tracker.close("FINISHED")
+
+    run, client = only_run(store), tracking.connect(store)
+    assert run.info.run_id == tracker.run_id and run.info.status == "FINISHED" and run.info.run_name == "run"
+    assert run.data.params == {"optim.g_lr": "0.0001", "optim.betas": "(0.0, 0.999)", "note": "x" * 6000}
+    assert run.data.tags["biggan.git_commit"] == "abc" and run.data.tags["biggan.run_uid"] == "one"
+    rows = client.get_metric_history(run.info.run_id, "loss/d")
+    written = {r["step"]: r["time"] for r, _ in read(run_dir) if "metrics" in r}
+    assert [(m.step, m.value, m.timestamp) for m in rows] == [(s, s / 2, written[s]) for s in range(0, 640, 64)]
+    assert len(client.get_metric_history(run.info.run_id, "loss/g")) == 10
+    files = {Path(f.path).name: f.path for f in client.list_artifacts(run.info.run_id, "images")}
+    assert len(files) == 4  # a PNG and a thumbnail each
+    for key, image in (("samples~ema+step+64", GRID), ("samples~grey+step+128", GRID[..., 0])):
+        (path,) = (p for name, p in files.items() if name.startswith(key) and name.endswith(".png"))
+        stored = Image.open(client.download_artifacts(run.info.run_id, path, str(run_dir)))
+        assert np.array_equal(np.asarray(stored), image)
+    config = client.download_artifacts(run.info.run_id, "config.yaml", str(run_dir))
+    assert Path(config).read_text() == "seed: 1\n"
+    assert (run_dir / "artifacts").is_dir() and not (run_dir.parent / "mlruns").exists()
+
+
+def test_a_resumed_training_continues_its_run_with_one_row_per_key_and_step(run_dir: Path, store: str) -> None:
+    first = track(run_dir, params={"lr": 1, "ch": 16})
+    for step in range(10):
+        first.metrics({"loss": 1.0}, step)
+    first.image(GRID, "samples", 8)
+    first.close("KILLED")
+    assert only_run(store).info.status == "KILLED"
+
+    second = track(run_dir, params={"lr": 2, "ch": 16, "new": True})  # from a checkpoint at step 5
+    for step in range(5, 15):
+        second.metrics({"loss": 2.0}, step)
+    second.metrics({"fid": 30.0}, 9)  # was not recorded before the kill: another key's rows do not shadow it
+    for step in (8, 12):
+        second.image(GRID, "samples", step)
+    second.close("FINISHED")
+
+    run, client = only_run(store), tracking.connect(store)
+    assert first.run_id == second.run_id == run.info.run_id and run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted((m.step, m.value) for m in history) == [(s, 1.0 if s < 10 else 2.0) for s in range(15)]
+    assert steps(store, "fid") == [9]
+    assert image_steps(store) == {"8": 1, "12": 1}
+    assert run.data.params == {"lr": "1", "ch": "16", "new": "True"}
+    assert {k: v for k, v in run.data.tags.items() if k.startswith("biggan.changed")} == {"biggan.changed.lr": "2"}
+
+    track(run_dir, params={"lr": 1, "ch": 16, "new": True}).close("FINISHED")
+    assert only_run(store).data.tags["biggan.changed.lr"] == "1"  # back to what it was, and not left saying 2
+
+
+def test_another_training_in_the_same_store_is_another_run(tmp_path: Path, empty_store: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'shared.db')}"
+    ids = set()
+    for uid in ("one", "two"):
+        tracker = track(tmp_path / uid, uid, uri=uri, experiment="shared")
+        tracker.close("FINISHED")
+        ids.add(tracker.run_id)
+    assert len(ids) == 2 and None not in ids
+
+
+def test_a_replay_with_lost_offset_and_torn_tail_adds_nothing(run_dir: Path, store: str) -> None:
+    tracker = track(run_dir)
+    for step in range(1200):  # two batches
+        tracker.metrics({"loss": step / 3, "real": math.inf}, step)
+    tracker.image(GRID, "samples", 7)
+    tracker.close("FINISHED")
+    (run_dir / "journal.offset").unlink()
+    with journal_path(run_dir).open("a") as file:
+        file.write('{"time": 1, "metrics": {"loss": 1}, "st')
+    Delivery(run_dir).deliver()
+    assert steps(store, "loss") == steps(store, "real") == list(range(1200))
+    assert image_steps(store) == {"7": 1}
+
+    tracker = track(run_dir)
+    tracker.metrics({"loss": 0.5}, 1200)
+    tracker.close("FINISHED")
+    assert steps(store, "loss") == list(range(1201))
+
+
+def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: str, empty_store: Path) -> None:
+    tracker = track(run_dir)
+    tracker.metrics({"loss": 1.0}, 3)
+    tracker.image(GRID, "samples", 3)
+    tracker.close("KILLED")
+    other = f"sqlite:///{shutil.copy(empty_store, run_dir / 'other.db')}"
+    moved = track(run_dir, uri=other)
+    moved.close("FINISHED")
+    assert moved.run_id != tracker.run_id and steps(other, "loss") == [3] and image_steps(other) == {"3": 1}
+
+
+def test_a_damaged_line_and_a_removed_image_do_not_hold_up_the_rest(
+    run_dir: Path, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = track(run_dir, mode="off")
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.image(GRID, "samples", 1)
+    tracker.metrics({"loss": 1.0}, 2)
+    tracker.close("FINISHED")
+    lines = journal_path(run_dir).read_text().splitlines()
+    journal_path(run_dir).write_text("\n".join([*lines[:2], "\0\0\0", *lines[2:]]) + "\n")
+    (run_dir / "samples" / "samples-0000000001.png").unlink()
+    Delivery(run_dir).deliver()
+    assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
+    assert "damaged" in caplog.text and "has been removed" in caplog.text
+
+
+def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, store: str) -> None:
+    tracker = track(run_dir, mode="off", params={"lr": 1})
+    tracker.metrics({"loss": 1.0}, 1)
+    tracker.close("FINISHED")
+    assert tracking.connect(store).get_experiment_by_name("biggan") is None and tracker.run_id is None
+    Delivery(run_dir).deliver()
+    run = only_run(store)
+    assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
+
+
+def test_an_unreachable_server_costs_neither_time_nor_rows(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = track(run_dir, uri="http://127.0.0.1:9")
+    slowest = 0.0
+    for step in range(100):
+        start = time.perf_counter()
+        tracker.metrics({f"key{i}": 1.0 for i in range(12)}, step)
+        slowest = max(slowest, time.perf_counter() - start)
+        time.sleep(0.005)
+    start = time.perf_counter()
+    tracker.close("FINISHED")
+    assert slowest < 0.25 and time.perf_counter() - start < 10
+    assert tracker.run_id is None
+    assert sum("metrics" in record for record, _ in read(run_dir)) == 100
+    warnings = [
+        r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracking"
+    ]
+    assert len(warnings) == 2 and "training goes on" in warnings[0] and "journal.jsonl" in warnings[1]
+
+
+def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: str) -> None:
+    script = f"""
+        import os, signal, sys, time
+        from pathlib import Path
+        from pipeline.tracking import Tracker, TrackingConfig
+        tracker = Tracker(TrackingConfig(flush_seconds=0.05), Path({str(run_dir)!r}), "one", {{}}, {{}})
+        assert "mlflow.tracking" not in sys.modules, "the start of the training waited for mlflow"
+        step = 0
+        while step < 1000 or tracker.run_id is None:
+            tracker.metrics({{"loss": step / 7}}, step)
+            step += 1
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPOSITORY, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    recorded = [record["step"] for record, _ in read(run_dir) if "metrics" in record]
+    assert len(recorded) >= 1000 and only_run(store).info.status == "RUNNING"
+    tracker = track(run_dir)
+    tracker.close("FINISHED")
+    assert steps(store, "loss") == recorded == list(range(len(recorded)))
+
+
+def test_the_journal_writes_whole_lines_at_once(run_dir: Path) -> None:
+    run_dir.mkdir()
+    journal = Journal(run_dir)
+    journal.append(metrics={"loss": 1.0}, step=1)
+    assert json.loads(journal_path(run_dir).read_text())["metrics"] == {"loss": 1.0}  # before any close or flush
+    journal.close()
+
+
+@pytest.mark.parametrize("name", ["D(real)", "loss[0]", "", "ä%"])
+def test_a_name_that_mlflow_would_refuse_fails_at_once(run_dir: Path, name: str) -> None:
+    tracker = track(run_dir, mode="off")
+    with pytest.raises(ValueError, match="cannot name"):
+        tracker.metrics({name: 1.0}, 1)
+    with pytest.raises(ValueError, match="cannot name"):
+        tracker.image(GRID, name, 1)
+    tracker.close("FAILED")
+
+
+@pytest.mark.parametrize("image", [GRID.astype(np.float32), GRID[..., 0], GRID.transpose(2, 0, 1)])
+def test_only_uint8_height_width_channels_is_an_image(run_dir: Path, image: Any) -> None:
+    tracker = track(run_dir, mode="off")
+    with pytest.raises(ValueError, match="uint8"):
+        tracker.image(image, "samples", 1)
+    tracker.close("FAILED")
+
+
+def test_bad_configuration_and_a_folder_without_a_run_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="flush_seconds"):
+        TrackingConfig(flush_seconds=0)
+    with pytest.raises(ConfigError, match="not the folder of a training"):
+        Delivery(tmp_path)
+
+
+def test_flatten_joins_keys_with_dots() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": "1", "d": "None"}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_goes_and_returns_has_every_row_once(run_dir: Path, server: MlflowServer) -> None:
+    tracker = track(run_dir, uri=server.uri)
+    slowest, step = 0.0, 0
+
+    def train(seconds: float) -> None:
+        nonlocal slowest, step
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            start = time.perf_counter()
+            tracker.metrics({"loss": step / 3, "other": -step}, step)
+            slowest = max(slowest, time.perf_counter() - start)
+            step += 1
+            time.sleep(0.002)
+        tracker.image(GRID, "samples", step)
+
+    train(1)  # nobody there yet
+    server.start()
+    train(2)
+    run_id = tracker.run_id
+    assert run_id is not None
+    server.kill()  # in the middle of deliveries
+    train(1)
+    server.start()
+    train(2)
+    server.kill()
+    train(0.2)
+    tracker.close("FINISHED")  # and away again at the end
+
+    server.start()
+    resumed = track(run_dir, uri=server.uri)
+    resumed.close("FINISHED")
+    assert resumed.run_id == run_id and only_run(server.uri).info.status == "FINISHED"
+    assert steps(server.uri, "loss") == steps(server.uri, "other") == list(range(step))
+    assert list(image_steps(server.uri).values()) == [1] * 5
+    assert slowest < 0.25
+
+
+@pytest.mark.slow
+def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path) -> None:
+    store = tracking.store_uri(run_dir, None)  # not there yet
+    tracker = track(run_dir, mode="off")
+    for step in range(100):
+        tracker.metrics({"loss": 1.0}, step)
+    tracker.image(GRID, "samples", 1)
+    tracker.close("FINISHED")
+    script = (
+        f"from pathlib import Path; from pipeline.tracking import Delivery; Delivery(Path({str(run_dir)!r})).deliver()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert steps(store, "loss") == list(range(100)) and image_steps(store) == {"1": 1}
