@@ -50,13 +50,14 @@ class Journal:
     def __init__(self, run_dir: Path):
         path = journal_path(run_dir)
         self._highest: dict[str, int] = {}
-        end = 0
+        whole = 0
         for record, end in read(run_dir):
+            whole = end
             for key in [*record.get("metrics", ()), *([record["image"]] if "image" in record else ())]:
                 self._highest[key] = max(record["step"], self._highest.get(key, -1))
         self._file = path.open("a", buffering=1)
         # The torn line of a process that was killed while it wrote: the next record must start a line of its own.
-        self._file.truncate(end)
+        self._file.truncate(whole)
 
     def append(self, **record: Any) -> None:
         self._file.write(json.dumps({"time": int(time.time() * 1000), **record}) + "\n")

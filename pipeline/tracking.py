@@ -1,8 +1,8 @@
 """Tracking with MLflow that can neither stop nor slow a training.
 
 `Tracker` appends to the run's journal; a daemon thread delivers the journal with stored timestamps. A record that is
-delivered twice has the same bytes, and MLflow keeps one, so a crash at any moment costs nothing but repetition. What could
-not be delivered goes out when the run is next taken up.
+delivered twice has the same bytes, and MLflow keeps one, so a crash at any moment costs nothing but repetition. What
+could not be delivered goes out when the run is next taken up.
 """
 
 import fcntl
@@ -54,16 +54,16 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if not self.flush_seconds > 0:
-            raise ConfigError(f"tracking.flush_seconds={self.flush_seconds}: must be above 0")
+            raise ValueError(f"flush_seconds={self.flush_seconds}: must be above 0")
 
 
 def store_uri(run_dir: Path, uri: str | None) -> str:
-    """`uri`, or that of the run's own sqlite store: absolute, because MLflow's default depends on the working directory."""
+    """`uri`, or the run's own sqlite store, by its absolute path: MLflow's default depends on the working directory."""
     return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the tracking store and registry at `uri`, made if it is a new sqlite file. Importing mlflow takes seconds."""
+    """A client of the tracking store and registry at `uri`; a new sqlite file gets its tables. Takes seconds."""
     # With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -78,7 +78,7 @@ class Delivery:
     """Delivers one run's journal to MLflow. Every call may raise whatever the network does; calling again goes on."""
 
     def __init__(self, run_dir: Path):
-        """Where to is what the last process that took the run up has said. Raises ConfigError for a folder without a run."""
+        """To where the last process that took the run up has said. Raises ConfigError for a folder without a run."""
         openings = [record["open"] for record, _ in read(run_dir) if "open" in record]
         if not openings:
             raise ConfigError(
@@ -102,7 +102,7 @@ class Delivery:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time: two that initialise one sqlite store break it, and `biggan register` delivers as well."""
+        """One process at a time: two that make the tables of one sqlite file break it, and other commands deliver."""
         with (self.run_dir / "mlflow.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -151,7 +151,7 @@ class Delivery:
             client.set_terminated(run_id, record["close"], end_time=record["time"])
 
     def _offset(self, run_id: str) -> int:
-        """Bytes of the journal that this MLflow run has; 0 for another run than last time (another server, a lost store)."""
+        """Bytes of the journal that this MLflow run has; 0 if it is another run than last time (another server)."""
         try:
             state = json.loads(self._state.read_text())
         except FileNotFoundError:
@@ -203,17 +203,6 @@ def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) 
         )
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"optim": {"g_lr": 1e-4}} -> {"optim.g_lr": "0.0001"}."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)[:_PARAM_LENGTH]
-    return flat
-
-
 def _check_name(name: str) -> None:
     # One row that MLflow refuses would hold up all that come after it.
     if not _NAME.fullmatch(name):
@@ -226,6 +215,7 @@ class Tracker:
     """Records one training. For rank 0 only, made after the heavy imports.
 
     `run_uid` is the training's own name for itself: a later process with the same one continues the same MLflow run.
+    `params` is flat (`pipeline.config.flatten`).
     """
 
     def __init__(
@@ -233,7 +223,7 @@ class Tracker:
     ):
         self._run_dir = Path(run_dir)
         self._journal = Journal(self._run_dir)
-        flat = flatten(params)
+        flat = {key: str(value)[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
         self._journal.append(
