@@ -1,0 +1,128 @@
+"""The order of training: which sample stands at which position, as a pure function of (manifest, seed, position).
+
+A *run* is a contiguous slice of a shard that is read at once. An epoch permutes the runs, lays them end to end and cuts
+that sequence into `LANES` equal lanes; position g of the epoch belongs to lane g mod LANES, so every batch draws from
+all over the data, while each lane walks its runs one window at a time. Inside a window the samples are permuted. What
+is left over by the division comes last. Every sample once per epoch; epochs follow each other without a gap, so a batch
+may hold the end of one and the beginning of the next.
+
+Nothing here knows ranks or workers. Memory is O(runs) plus one window per lane.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index import Shard
+
+# These four define the order: another value is another order, and a resumed run would see other images.
+LANES = 48  # many divisors, so that ranks share the lanes without reading runs twice
+WINDOW = 8  # runs that a lane mixes at a time
+MAX_RUN_BYTES = 1 << 20  # with the two above, 384 MiB are open at a time for the whole job
+MIN_RUN_BYTES = 1 << 16
+
+Ints = NDArray[np.int64]
+
+
+class Order:
+    """Positions (samples consumed since the start of training) to samples.
+
+    Args:
+        shards: as in the manifest; only their sample counts and sizes matter.
+        seed: of the run.
+    """
+
+    def __init__(self, shards: Sequence[Shard], seed: int) -> None:
+        self.seed = seed
+        lengths = np.concatenate([_run_lengths(shard, _run_bytes(shards)) for shard in shards])
+        self.starts: Ints = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        """First sample of each run, and the number of samples at the end: [runs + 1]."""
+        self.samples = int(self.starts[-1])
+        self._lane_length = self.samples // LANES
+        self._window = WINDOW * -(-self.samples // len(lengths))
+        self._runs = lru_cache(maxsize=2)(self._permuted_runs)  # two epochs, for the batch that holds both
+        self._shuffles = lru_cache(maxsize=4 * LANES)(self._window_shuffle)
+
+    def batch(self, position: int, size: int) -> tuple[Ints, Ints]:
+        """(epochs, samples), each int64 [size], of the positions [position, position + size)."""
+        epochs, places = np.divmod(np.arange(position, position + size, dtype=np.int64), self.samples)
+        samples = np.empty(size, np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            samples[chosen] = self._at(int(epoch), places[chosen])
+        return epochs, samples
+
+    def lanes(self, position: int, size: int) -> Ints:
+        """Lane of each of these positions, int64 [size]; `LANES` for an epoch's remainder."""
+        places = np.arange(position, position + size, dtype=np.int64) % self.samples
+        return np.where(places < LANES * self._lane_length, places % LANES, LANES)
+
+    def run_of(self, samples: Ints) -> Ints:
+        """The run that holds each sample."""
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+    def _at(self, epoch: int, places: Ints) -> Ints:
+        """Samples at `places` (each in [0, samples)) of one epoch."""
+        virtual = places.copy()  # an epoch's remainder keeps its place
+        in_lane = places < LANES * self._lane_length
+        lane, step = places % LANES, places // LANES
+        # Windows begin at another step in every lane: else all lanes would want their next runs at the same moment.
+        phase = self._window * (lane + 1) // LANES
+        window = (step - phase) // self._window + 1
+        for key in np.unique(np.stack([lane, window])[:, in_lane], axis=1).T:
+            chosen = in_lane & (lane == key[0]) & (window == key[1])
+            first, shuffle = self._shuffles(epoch, int(key[0]), int(key[1]))
+            virtual[chosen] = key[0] * self._lane_length + first + shuffle[step[chosen] - first]
+        ends, starts = self._runs(epoch)
+        run = np.searchsorted(ends, virtual, side="right")
+        return virtual + starts[run]
+
+    def _window_shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, Ints]:
+        """First step of a lane's window, and the permutation of its steps."""
+        phase = self._window * (lane + 1) // LANES
+        first = max(0, phase + (window - 1) * self._window)
+        last = min(self._lane_length, phase + window * self._window)
+        return first, _permutation(last - first, self.seed, (epoch, 1 + lane, window))
+
+    def _permuted_runs(self, epoch: int) -> tuple[Ints, Ints]:
+        """(where each run ends in the epoch's sequence, what to add to a place in it to get the sample)."""
+        order = _permutation(len(self.starts) - 1, self.seed, (epoch, 0, 0))
+        ends = np.cumsum(np.diff(self.starts)[order])
+        return ends, self.starts[1:][order] - ends
+
+
+def flips(seed: int, epochs: Ints, samples: Ints) -> NDArray[np.bool_]:
+    """Whether each sample is mirrored in its epoch, bool [n]: every second one, by (seed, epoch, sample) alone."""
+    with np.errstate(over="ignore"):
+        mixed = np.full(len(samples), seed, np.uint64)
+        for key in (epochs, samples):
+            mixed = _mix(_mix(mixed) + key.astype(np.uint64))
+    return (mixed >> np.uint64(63)).astype(np.bool_)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): each input bit flips half of the output bits."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _permutation(n: int, seed: int, counter: tuple[int, int, int]) -> Ints:
+    # By sorting raw Philox words: NumPy promises those for good, while `Generator.permutation` may change between
+    # versions and would change the order under a run that is resumed.
+    generator = np.random.Philox(key=seed, counter=np.array([0, *counter], np.uint64))
+    return np.argsort(generator.random_raw(n), kind="stable")
+
+
+def _run_bytes(shards: Sequence[Shard]) -> int:
+    """About a thousand runs for a small set (or the windows would hold all of it), `MAX_RUN_BYTES` for a large one."""
+    return min(MAX_RUN_BYTES, max(MIN_RUN_BYTES, sum(shard.bytes for shard in shards) >> 10))
+
+
+def _run_lengths(shard: Shard, run_bytes: int) -> Ints:
+    """Samples of each run of a shard, from its size alone, so that an order needs no index."""
+    runs = max(1, min(shard.samples, shard.bytes // run_bytes))
+    return np.diff(np.arange(runs + 1, dtype=np.int64) * shard.samples // runs)
