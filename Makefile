@@ -26,7 +26,7 @@ lint: install-dev ## style, types and the arrows between packages
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python $(VENV)/bin/lint-imports
 
 install:         ## what `make demo` needs, in .venv
 	@$(PYTHON) install.py

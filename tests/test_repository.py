@@ -1,0 +1,102 @@
+"""Rules that no single module can keep: the arrows between packages, and files that must agree with each other."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import commands
+
+ROOT = Path(__file__).parent.parent
+LINT_IMPORTS = [sys.executable, str(Path(sys.prefix) / "bin" / "lint-imports"), "--no-cache"]
+MAKEFILE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def _tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(LINT_IMPORTS, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_arrows_hold() -> None:
+    done = _lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("model/layers.py", "import mlflow"),
+        ("model/layers.py", "from pathlib import Path"),
+        ("model/layers.py", "def late():\n    from pipeline import errors"),
+        ("pipeline/errors.py", "import jobs.cli"),
+    ],
+)
+def test_an_arrow_the_wrong_way_is_caught(module: str, line: str, tmp_path: Path) -> None:
+    for package in ("model", "pipeline", "jobs"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a") as file:
+        file.write(f"\n{line}\n")
+    done = _lint_imports(tmp_path)
+    assert (
+        done.returncode == 1 and "BROKEN" in done.stdout and module.removesuffix(".py").replace("/", ".") in done.stdout
+    )
+
+
+def test_model_imports_itself_relatively() -> None:
+    """So that the package can be copied into a registered model under another name."""
+    for path in (ROOT / "model").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(node.module or "")
+            assert not [name for name in names if name.split(".")[0] == "model"], f"{path}:{node.lineno}"
+
+
+def test_no_file_names_an_index_or_a_machine() -> None:
+    hosts = re.compile(
+        rb"\bpypi\.|pythonhosted\.|download\.pytorch\.|\bdeb\.debian\.|archive\.ubuntu\.|/root/|/opt/wheels"
+    )
+    for path in _tracked():
+        found = hosts.search(path.read_bytes()) if path != Path(__file__) else None
+        assert not found, f"{path} names {found[0]!r}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_commands_in_a_document_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    made, typed = (
+        set(re.findall(r"\bmake ([a-z-]+)", code)),
+        set(re.findall(r"^\s*(?:`|\$ )?biggan ([a-z]+)", code, re.MULTILINE)),
+    )
+    assert made and made <= MAKEFILE_TARGETS
+    assert typed <= set(commands())
+    modules = re.findall(r"-m (benchmarks\.[a-z_]+)", code)
+    assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in modules), modules
+
+
+def test_every_benchmark_can_be_run() -> None:
+    texts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
+    assert texts
+    for name, text in texts.items():
+        shared = any(re.search(rf"from benchmarks(\.{name} import| import .*\b{name}\b)", other) for other in texts.values())
+        assert shared or ("def main(" in text and '__name__ == "__main__"' in text), f"benchmarks/{name}.py"
+
+
+def test_every_preset_is_a_configuration() -> None:
+    from pipeline.config import load_config, preset_names
+
+    assert preset_names()
+    for name in preset_names():
+        load_config(name)
