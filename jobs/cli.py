@@ -6,7 +6,6 @@ unchanged cannot help), 65 damaged data, 74 storage failed, 130 interrupted; any
 
 import argparse
 import difflib
-import errno
 import importlib
 import os
 import pkgutil
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
 
 import jobs
-from pipeline.errors import ConfigError, StorageError, UserError
+from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = ("demo", "shard", "train", "evaluate", "register", "sample")
@@ -81,18 +80,6 @@ def _dispatch(argv: Sequence[str]) -> int:
     return args.run(args) or 0
 
 
-def _as_user_error(error: OSError) -> UserError | None:
-    """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"the disk is full{where}: free some space or name another folder, then run the same command again"
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return ConfigError(f"no permission to write or read there{where}: {error.strerror}; name another folder")
-    return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `biggan` with `argv` (default: the process's arguments) and return the exit code."""
     try:
@@ -106,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("biggan: interrupted", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:
-        known = error if isinstance(error, UserError) else _as_user_error(error)
+        known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
             raise
         print(f"biggan: error: {known}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The failures that a user can mend. `jobs.cli` prints each as one line, without a traceback, and exits with its code."""
 
+import errno
+
 
 class UserError(Exception):
     """Base: the message names the flag, file or class at fault and says what to do."""
@@ -23,3 +25,15 @@ class StorageError(UserError):
     """A disk or an object store refused: full, read-only, unreachable (`EX_IOERR`)."""
 
     exit_code = 74
+
+
+def as_user_error(error: OSError) -> UserError | None:
+    """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"the disk is full{where}: free some space or name another folder, then run the same command again"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ConfigError(f"no permission to write or read there{where}: {error.strerror}; name another folder")
+    return None

@@ -1,0 +1,186 @@
+"""A run's configuration: one tree of frozen dataclasses, each beside the code that it configures.
+
+A file or preset, then `key=value` arguments, in this order of precedence. A YAML file may start from a preset with
+`preset: NAME`. Unknown keys, wrong types and impossible values are errors that name the key and the nearest valid one.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from model.biggan import ModelConfig
+from pipeline.batch import BatchConfig
+from pipeline.checkpoint import CheckpointConfig
+from pipeline.engines import ZeroConfig
+from pipeline.errors import ConfigError
+from pipeline.schedule import OptimConfig
+from pipeline.stream import DataConfig
+from pipeline.tracking import TrackingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a training run."""
+
+    run: str
+    """The run's folder. The same folder again means: resume."""
+    total_images: int
+    """Training ends when D has seen this many real images."""
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    """Decides the weights at the start, the order of the images, flips and latents."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast, with parameters, batch-norm statistics, sigma, logits and losses kept in fp32."""
+    processes: int | None = None
+    """Workers on this machine. Default: one per GPU, or one where there is no GPU."""
+    log_every: int = 10_000
+    """Images between two lines of progress and metrics."""
+    sample_every: int = 100_000
+    """Images between two sample grids in MLflow; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_images", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+def preset_names() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("jobs.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration of preset or YAML file `source`, with `key=value` (dotted keys) on top. Raises ConfigError."""
+    tree = _read(source)
+    for argument in overrides:
+        _override(tree, argument)
+    return build(tree)
+
+
+def build(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a plain tree against the dataclasses. Raises ConfigError naming the first key at fault."""
+    _refuse_unknown(tree, RunConfig, "")
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(tree)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part in _all_names() or isinstance(part, int))
+        if first["type"] == "missing":
+            raise ConfigError(f"config key {key} is missing: add it to the file or type {key}=VALUE") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "value_error":
+            raise ConfigError(f"config {key + '.' if key else ''}{message}") from None
+        raise ConfigError(f"config key {key}={first['input']!r}: {message}") from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value, for comparing and for tracking."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            flat[prefix] = node
+
+    walk("", _plain(dataclasses.asdict(config)))
+    return flat
+
+
+def _read(source: str) -> dict[str, Any]:
+    if source in preset_names():
+        text = resources.files("jobs.presets").joinpath(f"{source}.yaml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text()
+    else:
+        raise ConfigError(f"no config file or preset {source!r}: presets are {', '.join(preset_names())}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} must hold `key: value` lines")
+    base = tree.pop("preset", None)
+    return _merge(_read(base), tree) if base else tree
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(tree: dict[str, Any], argument: str) -> None:
+    key, equals, text = argument.partition("=")
+    if not equals:
+        raise ConfigError(f"argument {argument!r} must have the form key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"config key {key}: {parent} is a value and has no keys below it")
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree[last] = text
+
+
+def _dataclass_in(hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _keys(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(node).items():
+        yield prefix + name, (inner := _dataclass_in(hint))
+        if inner:
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+def _all_names() -> set[str]:
+    return {part for key, _ in _keys(RunConfig) for part in key.split(".")}
+
+
+def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
+    hints = typing.get_type_hints(node)
+    for key, value in tree.items():
+        if key not in hints:
+            _unknown(f"{prefix}{key}")
+        inner = _dataclass_in(hints[key])
+        if inner and isinstance(value, Mapping):
+            _refuse_unknown(value, inner, f"{prefix}{key}.")
+
+
+def _unknown(key: str) -> typing.NoReturn:
+    known = [name for name, inner in _keys(RunConfig) if not inner]
+    # The last part may be right under the wrong parent: compare both the whole key and its end.
+    ends = [name for name in known if name.rsplit(".")[-1] == key.rsplit(".")[-1]]
+    near = ends or difflib.get_close_matches(key, known, 1, 0.5)
+    raise ConfigError(f"unknown config key {key}: " + (f"did you mean {near[0]}?" if near else f"keys are {', '.join(known)}"))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, (tuple, list)) else node

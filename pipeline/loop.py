@@ -1,0 +1,139 @@
+"""Training, as a story: start or resume, D steps, a G step, the average; now and then a report, samples, a checkpoint."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.biggan import Discriminator, Generator
+from model.ema import EMA
+from model.latents import Stream as Numbers
+from pipeline import checkpoint as checkpoints
+from pipeline.batch import BatchPlan, plan_batch
+from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.config import RunConfig
+from pipeline.engines import Engine, Ranks, share_batch_norm
+from pipeline.index import load_manifest
+from pipeline.report import Recorder
+from pipeline.run import Status, check_model, checkpoint_uri, write_status
+from pipeline.schedule import ema_decay, lr_scale, make_optimizer
+from pipeline.steps import Pair, d_step, fakes, g_step
+from pipeline.stream import MicroBatch, Stream
+
+
+def train(config: RunConfig, ranks: Ranks) -> None:
+    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
+    manifest = load_manifest(config.data.uri)
+    check_model(config, manifest)
+    plan = plan_batch(config.batch, ranks.world_size)
+    saved = _agree_on_checkpoint(config, ranks)
+    g, d, ema = _build(config, plan, ranks, saved)
+    progress = saved.progress() if saved else Progress()
+    stream = Stream(
+        config.data,
+        manifest,
+        seed=config.seed,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        position=progress.images,
+    )
+    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
+        while progress.images < config.total_images:
+            scale = lr_scale(config.optim, progress.images, config.total_images)
+            g.set_lr(config.optim.g_lr * scale)
+            d.set_lr(config.optim.d_lr * scale)
+
+            before = progress
+            for _ in range(config.batch.d_steps):
+                draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
+                recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, plan))
+                progress = replace(progress, images=progress.images + plan.global_batch)
+
+            draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, progress.g_steps * plan.global_batch)
+            recorder.add(g_step(g, d, draw, plan))
+            progress = replace(progress, g_steps=progress.g_steps + 1)
+            ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+
+            if _due(config.log_every, before, progress, config):
+                recorder.report(progress, scale)
+            if _due(config.sample_every, before, progress, config):
+                recorder.samples(progress, g.module, ema)
+            if _due(config.checkpoint.every, before, progress, config):
+                with recorder.timed("checkpoint"):
+                    _save(config, ranks, g, d, ema, progress)
+    stream.close()
+    if ranks.main:
+        write_status(Path(config.run), Status("finished", progress.images, 0))
+    dist.barrier()
+
+
+def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:
+    """Whether a multiple of `every` images, or the end, was reached by the update from `before` to `now`; never for 0."""
+    return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
+
+
+def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
+    """Rank 0 looks for the newest intact checkpoint; all take the same."""
+    choice: list[Checkpoint | None] = [checkpoints.newest(checkpoint_uri(config)) if ranks.main else None]
+    dist.broadcast_object_list(choice)
+    return choice[0]
+
+
+def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, saved: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
+    torch.manual_seed(config.seed)
+    engines = []
+    for name, network, lr in (
+        ("generator", Generator(config.model), config.optim.g_lr),
+        ("discriminator", Discriminator(config.model), config.optim.d_lr),
+    ):
+        network.to(ranks.device)
+        if saved:
+            # Before DeepSpeed takes its own copies of the parameters.
+            network.load_state_dict(saved.tensors(name))
+        optimizer = make_optimizer(config.optim, network, lr)
+        engine = Engine(network, optimizer, config.zero, plan.micro_batch, config.precision == "bf16")
+        if saved:
+            checkpoints.load_optimizer(engine, saved.tensors(f"{name}_optimizer"))
+        engines.append(engine)
+    g, d = engines
+    share_batch_norm(g.module, plan, ranks.rank)
+    ema = EMA(g.module)
+    if saved:
+        ema.load(saved.tensors("ema"))
+    return g, d, ema
+
+
+def _reals(stream: Stream, device: torch.device) -> Iterator[Pair]:
+    for batch in stream:
+        yield on_device(batch, device)
+
+
+def on_device(batch: MicroBatch, device: torch.device) -> Pair:
+    """uint8 pixels -> -1..1, mirrored where the stream says so: images x [m, C, r, r], labels y [m]."""
+    x: Tensor = batch.images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+    flips = batch.flips.to(device, non_blocking=True)[:, None, None, None]
+    return torch.where(flips, x.flip(3), x), batch.labels.to(device, non_blocking=True)
+
+
+def _save(config: RunConfig, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress) -> None:
+    """Gather on all ranks, write on rank 0."""
+    tensors: dict[str, dict[str, Tensor]] = {
+        "generator": checkpoints.network_tensors(g.module),
+        "generator_optimizer": checkpoints.optimizer_tensors(g),
+        "discriminator": checkpoints.network_tensors(d.module),
+        "discriminator_optimizer": checkpoints.optimizer_tensors(d),
+        "ema": ema.averages,
+    }
+    if ranks.main:
+        state: dict[str, Any] = {"time": time.time(), "world_size": ranks.world_size, "zero_stage": config.zero.stage}
+        checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
+        write_status(Path(config.run), Status("running", progress.images))
+    # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.
+    dist.barrier()

@@ -1,0 +1,143 @@
+"""What a person sees of a run while it trains: progress lines, metrics, sample grids; and where the time goes."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.ema import EMA
+from pipeline.batch import BatchPlan
+from pipeline.checkpoint import Progress
+from pipeline.config import RunConfig, flatten, to_yaml
+from pipeline.engines import Ranks
+from pipeline.generators import ema_generator, generate, grid
+from pipeline.index import Manifest
+from pipeline.run import read_identity
+from pipeline.stream import Stream
+from pipeline.tracking import Tracker
+
+
+class Recorder:
+    """Sums up what the steps return and, on rank 0, prints and tracks it. Every rank calls every method."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress):
+        self.config, self.ranks, self.stream, self.manifest = config, ranks, stream, manifest
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.spent = {"checkpoint": 0.0, "samples": 0.0}
+        self.began = self.last_time = time.monotonic()
+        self.start_images = self.last_images = start.images
+        self.last_waited = stream.waited
+        self.last_spent = dict(self.spent)
+        self.tracker: Tracker | None = None
+        if not ranks.main:
+            return
+        self.tracker = _tracker(config, ranks, manifest)
+        self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
+        self.say(
+            f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
+            f"global batch {plan.global_batch} = {plan.world_size} ranks x {plan.accumulation} micro-batches of "
+            f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, {config.precision}, {ranks.device.type}"
+        )
+
+    def say(self, line: str) -> None:
+        if not self.bar.disable:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for key, value in values.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.spent[part] += time.monotonic() - began
+
+    def report(self, progress: Progress, lr_scale: float) -> None:
+        """One line and one set of metrics: means over the updates since the last report and over all ranks."""
+        keys = sorted(self.sums)
+        sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
+        values = {key: total / self.ranks.world_size / self.counts[key] for key, total in zip(keys, sums, strict=True)}
+        now = time.monotonic()
+        seconds = now - self.last_time
+        share = {part: (self.spent[part] - self.last_spent[part]) / seconds for part in self.spent}
+        share["data"] = (self.stream.waited - self.last_waited) / seconds
+        share["compute"] = 1 - sum(share.values())
+        speed = (progress.images - self.last_images) / seconds
+        self.sums, self.counts, self.last_time, self.last_images = {}, {}, now, progress.images
+        self.last_waited, self.last_spent = self.stream.waited, dict(self.spent)
+        if not self.tracker:
+            return
+        self.bar.update(progress.images - self.bar.n)
+        left = (self.config.total_images - progress.images) / speed
+        self.say(
+            f"{progress.images:>10,} img  {speed:7.1f} img/s  data {share['data']:4.0%}  D {values['loss/d']:6.3f}  "
+            f"G {values['loss/g']:6.3f}  D(real) {values['d/real']:6.2f}  D(fake) {values['d/fake']:6.2f}  "
+            f"|grad D| {values['grad_norm/d']:7.3f}  |grad G| {values['grad_norm/g']:7.3f}  left {left / 60:.1f} min"
+        )
+        values |= {"images_per_second": speed, "lr/g": lr_scale * self.config.optim.g_lr, "lr/d": lr_scale * self.config.optim.d_lr}
+        self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
+
+    def samples(self, progress: Progress, generator: nn.Module, ema: EMA) -> None:
+        """A grid of EMA samples, classes (at most 10) as columns, always of the same latents."""
+        if not self.tracker:
+            return
+        with self.timed("samples"):
+            columns = min(10, self.config.model.num_classes)
+            labels = torch.arange(columns).repeat(8)
+            # Fewer standing batches than the finished generator gets: this is a look, on the training's time.
+            copy = ema_generator(
+                self.config.model,
+                {name: tensor.cpu() for name, tensor in generator.state_dict().items()},
+                {name: tensor.cpu() for name, tensor in ema.averages.items()},
+                batches=4,
+                samples=128,
+            )
+            picture = grid(generate(copy, labels, seed=self.config.seed), columns)
+            self.tracker.image(picture.numpy(), "samples/ema", progress.images)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.tracker:
+            return
+        self.bar.close()
+        seconds = time.monotonic() - self.began
+        print(
+            f"{self.last_images - self.start_images:,} images in {seconds:.0f} s: waiting for data "
+            f"{self.stream.waited:.1f} s, checkpoints {self.spent['checkpoint']:.1f} s, samples {self.spent['samples']:.1f} s",
+            flush=True,
+        )
+        self.tracker.close("FAILED" if error else "FINISHED")
+
+
+def _tracker(config: RunConfig, ranks: Ranks, manifest: Manifest) -> Tracker:
+    run = Path(config.run)
+    tags = {
+        "biggan.dataset_fingerprint": manifest.fingerprint,
+        "biggan.world_size": str(ranks.world_size),
+        "biggan.git_commit": _commit(),
+    }
+    tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags)
+    tracker.artifact_text(to_yaml(config), "config.yaml")
+    return tracker
+
+
+def _commit() -> str:
+    """The commit of the code that trains, or `unknown` for an installed package."""
+    result = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"

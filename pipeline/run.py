@@ -1,0 +1,140 @@
+"""A run's folder: what a start finds there, what it may continue, and how workers tell their launcher how they ended.
+
+    RUN/config.yaml   resolved configuration         RUN/status.json  how far, how it ended
+    RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config import RunConfig, build, flatten, to_yaml
+from pipeline.errors import ConfigError
+from pipeline.index import Manifest
+
+STATUS_VARIABLE = "BIGGAN_STATUS"
+"""Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
+
+_FIXED = ("model.", "seed", "optim.optimizer")
+"""Keys that a resume may not change: the weights, the order or the optimiser's state would no longer fit."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands. `state` is running, finished or failed; a crash leaves running."""
+
+    state: str
+    images: int = 0
+    exit_code: int | None = None
+    message: str = ""
+
+
+def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
+    """Make or check the run's folder; returns what a resume changes, as lines. Idempotent.
+
+    Raises ConfigError if the folder cannot be written, holds something else, or a change would make the result wrong.
+    """
+    folder, saved = Path(config.run), Path(config.run, "config.yaml")
+    if folder.exists() and not saved.exists() and not Path(folder, "run.json").exists() and any(folder.iterdir()):
+        raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
+    changes = []
+    if saved.exists():
+        changes = _changes(flatten(build(yaml.safe_load(saved.read_text()))), flatten(config))
+    identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
+    if Path(folder, "run.json").exists():
+        known = read_identity(folder)
+        if known["dataset"] != manifest.fingerprint:
+            raise ConfigError(f"data.uri={config.data.uri} holds other shards than run={config.run} began with: name another run")
+    else:
+        storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
+    storage.write_bytes(str(saved), to_yaml(config).encode())
+    return changes
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    return json.loads(Path(folder, "run.json").read_text())  # type: ignore[no-any-return]
+
+
+def load_run_config(run: str | Path) -> RunConfig:
+    """The resolved configuration of a run. Raises ConfigError if `run` is not a run's folder."""
+    path = Path(run, "config.yaml")
+    if not path.is_file():
+        raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
+    return build(yaml.safe_load(path.read_text()))
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    for key in changed:
+        if key.startswith(_FIXED):
+            raise ConfigError(f"{key}={new.get(key)} but this run began with {old.get(key)}: change it back or name another run=")
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key != "run"]
+
+
+def check_model(config: RunConfig, manifest: Manifest) -> None:
+    """Raises ConfigError if the networks and the shards do not speak of the same images."""
+    for key, stored in (
+        ("num_classes", len(manifest.classes)),
+        ("resolution", manifest.resolution),
+        ("channels", manifest.channels),
+    ):
+        if getattr(config.model, key) != stored:
+            raise ConfigError(
+                f"model.{key}={getattr(config.model, key)} but the shards at {config.data.uri} have {stored}: "
+                f"type model.{key}={stored} or name other shards"
+            )
+
+
+def checkpoint_uri(config: RunConfig) -> str:
+    return config.checkpoint.uri or storage.join(config.run, "checkpoints")
+
+
+def lock(folder: Path, patience: float = 20.0) -> IO[str]:
+    """Hold the run for this process's life. Raises ConfigError if another training keeps it for `patience` seconds."""
+    file = open(Path(folder, "lock"), "a+")  # noqa: SIM115 - it is held for the process's life
+    deadline = time.monotonic() + patience  # a training that was just killed takes a moment to go
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise ConfigError(f"run={folder} is being trained by process {file.read()}: stop that first") from None
+            time.sleep(0.1)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def write_status(folder: Path, status: Status) -> None:
+    data = json.dumps(vars(status)).encode()
+    if second := os.environ.get(STATUS_VARIABLE):
+        Path(second).write_bytes(data)
+    storage.write_bytes(str(Path(folder, "status.json")), data)
+
+
+def read_status(path: Path) -> Status | None:
+    try:
+        return Status(**json.loads(path.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone: else a killed launcher leaves workers that go on writing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)

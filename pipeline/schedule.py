@@ -1,0 +1,56 @@
+"""Optimiser settings and their schedules, all in images, so that they survive another batch size."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from model.ema import decay_per_step
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Defaults are the paper's for a global batch of 2,048 (section 3 and appendix C)."""
+
+    g_lr: float = 5e-5
+    """Learning rate of G."""
+    d_lr: float = 2e-4
+    """Learning rate of D."""
+    betas: tuple[float, float] = (0.0, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    eps: float = 1e-8
+    """Added to Adam's denominator."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """sgd (no momentum) exists to compare runs: it does not amplify rounding as Adam does where gradients are near 0."""
+    warmup: int = 0
+    """Images over which both learning rates rise linearly from 0."""
+    decay_from: int | None = None
+    """From this image on both learning rates fall linearly to 0 at total_images. Default: constant."""
+    ema_half_life: float = 14_000_000
+    """Images after which an old generator's weight in the EMA has halved (0.9999 a step at 2,048 is 14 million)."""
+    ema_start: int = 0
+    """Until D has seen this many images the EMA is a copy of G."""
+
+    def __post_init__(self) -> None:
+        for name in ("g_lr", "d_lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+
+
+def make_optimizer(config: OptimConfig, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr)
+    return torch.optim.Adam(network.parameters(), lr, config.betas, config.eps, fused=True)
+
+
+def lr_scale(config: OptimConfig, images: int, total: int) -> float:
+    """Factor on both learning rates for the step that starts after `images`."""
+    scale = min(1.0, (images + 1) / config.warmup) if config.warmup else 1.0
+    if config.decay_from is not None and images > config.decay_from:
+        scale *= max(0.0, (total - images) / (total - config.decay_from))
+    return scale
+
+
+def ema_decay(config: OptimConfig, images: int, images_per_step: int) -> float:
+    """EMA decay of a step that ends at `images`."""
+    return 0.0 if images < config.ema_start else decay_per_step(config.ema_half_life, images_per_step)
