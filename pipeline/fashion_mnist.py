@@ -150,7 +150,12 @@ def _private_apt(folder: Path) -> tuple[str, ...]:
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     status = Path("/var/lib/dpkg/status")
-    options = (f"Dir::State={folder}/state", f"Dir::Cache={folder}/cache", f"Dir::State::status={status}")
+    options = (
+        f"Dir::State={folder}/state",
+        f"Dir::State::lists={folder}/state/lists",
+        f"Dir::State::status={status}",
+        f"Dir::Cache={folder}/cache",
+    )
     return *_APT, *(word for option in options for word in ("-o", option))
 
 

@@ -56,35 +56,38 @@ class Order:
 
     def lanes(self, position: int, size: int) -> Ints:
         """Lane of each of these positions, int64 [size]; `LANES` for an epoch's remainder."""
-        places = np.arange(position, position + size, dtype=np.int64) % self.samples
-        return np.where(places < LANES * self._lane_length, places % LANES, LANES)
+        return self._lane(np.arange(position, position + size, dtype=np.int64) % self.samples)
 
     def run_of(self, samples: Ints) -> Ints:
         """The run that holds each sample."""
         return np.searchsorted(self.starts, samples, side="right") - 1
 
+    def _lane(self, places: Ints) -> Ints:
+        return np.where(places < LANES * self._lane_length, places % LANES, LANES)
+
     def _at(self, epoch: int, places: Ints) -> Ints:
         """Samples at `places` (each in [0, samples)) of one epoch."""
-        virtual = places.copy()  # an epoch's remainder keeps its place
-        in_lane = places < LANES * self._lane_length
-        lane, step = places % LANES, places // LANES
-        # Windows begin at another step in every lane: else all lanes would want their next runs at the same moment.
-        phase = self._window * (lane + 1) // LANES
-        window = (step - phase) // self._window + 1
-        for key in np.unique(np.stack([lane, window])[:, in_lane], axis=1).T:
-            chosen = in_lane & (lane == key[0]) & (window == key[1])
-            first, shuffle = self._shuffles(epoch, int(key[0]), int(key[1]))
-            virtual[chosen] = key[0] * self._lane_length + first + shuffle[step[chosen] - first]
-        ends, starts = self._runs(epoch)
-        run = np.searchsorted(ends, virtual, side="right")
-        return virtual + starts[run]
+        lane = self._lane(places)
+        step = np.where(lane == LANES, places - LANES * self._lane_length, places // LANES)
+        window = (step + self._window - self._phase(lane)) // self._window
+        virtual = np.empty_like(places)  # place in the runs, laid end to end
+        for this_lane, this_window in np.unique(np.stack([lane, window]), axis=1).T.tolist():
+            chosen = (lane == this_lane) & (window == this_window)
+            first, shuffle = self._shuffles(epoch, this_lane, this_window)
+            virtual[chosen] = this_lane * self._lane_length + first + shuffle[step[chosen] - first]
+        ends, shift = self._runs(epoch)
+        return virtual + shift[np.searchsorted(ends, virtual, side="right")]
+
+    def _phase(self, lane: Ints) -> Ints:
+        """Steps in a lane's first window: another number for each, or all lanes would want new runs at once."""
+        return self._window * (lane + 1) // (LANES + 1)
 
     def _window_shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, Ints]:
         """First step of a lane's window, and the permutation of its steps."""
-        phase = self._window * (lane + 1) // LANES
-        first = max(0, phase + (window - 1) * self._window)
-        last = min(self._lane_length, phase + window * self._window)
-        return first, _permutation(last - first, self.seed, (epoch, 1 + lane, window))
+        steps = self._lane_length if lane < LANES else self.samples - LANES * self._lane_length
+        end = int(self._phase(np.array(lane))) + window * self._window
+        first, end = max(0, end - self._window), min(steps, end)
+        return first, _permutation(end - first, self.seed, (epoch, 1 + lane, window))
 
     def _permuted_runs(self, epoch: int) -> tuple[Ints, Ints]:
         """(where each run ends in the epoch's sequence, what to add to a place in it to get the sample)."""

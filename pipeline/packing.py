@@ -1,8 +1,7 @@
 """Images to WebDataset shards with an index: what `biggan shard` does to one split.
 
-The samples are shuffled with a fixed seed (a folder comes sorted by class, and each shard would be one class) and brought
-to the manifest's resolution; equal input gives equal bytes. The manifest is written last: without it the tars are
-nobody's.
+The samples are shuffled with a fixed seed (a folder comes sorted by class, and each shard would hold one class). Equal
+input gives equal bytes. The manifest is written last: without it the tars are nobody's.
 """
 
 import hashlib
