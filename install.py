@@ -153,7 +153,7 @@ class Environment:
         """Run `pip install`; its output goes to the log, its last lines into the error if it fails."""
         # DS_BUILD_OPS: none of DeepSpeed's C++ is compiled, nor used. PIP_USER would defeat the environment.
         settings = {**os.environ, "DS_BUILD_OPS": "0", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        # --no-compile: of 15,000 modules a run imports a third, and Python compiles those itself.
+        # --no-compile: of 15,000 modules a run imports some 3,000, and Python compiles those itself.
         options = ["--no-input", "--no-compile", "--progress-bar=off"]
         command = [str(self.python), "-m", "pip", "install", *options, *map(str, arguments)]
         tail: deque[str] = deque(maxlen=12)
