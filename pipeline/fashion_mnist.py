@@ -27,7 +27,8 @@ _FILES = {
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
 _PACKAGE = "dataset-fashion-mnist"
-_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+_IN_PACKAGE = "usr/share/datasets/fashion-mnist"
+_INSTALLED = Path("/") / _IN_PACKAGE
 _OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _SECONDS = 600  # for one download or one refresh of the package lists
 
@@ -118,7 +119,7 @@ def _unpack(package: Path) -> Files:
         done = _run("dpkg-deb", "-x", str(package), folder)
         if done.returncode:
             raise DataError(f"dpkg-deb cannot unpack {package} ({_last_line(done.stderr)}): get it again")
-        return _read(Path(folder) / _INSTALLED.relative_to("/"))
+        return _read(Path(folder) / _IN_PACKAGE)
 
 
 def _from_debian(say: Callable[[str], None]) -> Files:
@@ -161,9 +162,10 @@ def _private_apt(folder: Path) -> tuple[str, ...]:
 
 def _from_official(say: Callable[[str], None]) -> Files:
     files = {}
+    opener = urllib.request.build_opener()  # `urlopen` would keep the proxy of its first call for good
     for name, expected in _FILES.items():
         say(f"getting {_OFFICIAL}{name}")
-        with urllib.request.urlopen(_OFFICIAL + name, timeout=30) as answer:
+        with opener.open(_OFFICIAL + name, timeout=30) as answer:
             files[name] = _checked(name, answer.read(), expected, _OFFICIAL)
     return files
 

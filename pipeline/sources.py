@@ -87,7 +87,14 @@ def _folder(root: Path, say: Callable[[str], None]) -> list[Source]:
     ]
     folders = [path.relative_to(root).as_posix() for path in files if path.is_dir()]
     entries = [_Entry(path.relative_to(root).as_posix(), version(path)) for path in files if path.is_file()]
-    return _tree(str(root), folders, entries, lambda path: (root / path).read_bytes(), say)
+
+    def read(path: str) -> bytes:
+        try:
+            return (root / path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {root / path} ({error.strerror}): mend it, then run again") from None
+
+    return _tree(str(root), folders, entries, read, say)
 
 
 def _zip(file: Path, say: Callable[[str], None]) -> list[Source]:

@@ -132,6 +132,15 @@ def remove(uri: str) -> None:
             filesystem.rm_file(name)
 
 
+def remove_folder(uri: str) -> None:
+    """Delete what is stored directly below `uri`, and the folder where a store has folders."""
+    for name in names(uri):
+        remove(join(uri, name))
+    with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
+        if path := local_path(uri):
+            path.rmdir()
+
+
 def _write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

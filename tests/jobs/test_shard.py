@@ -1,0 +1,152 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from pipeline.index import load_manifest
+from pipeline.stream import DataConfig, load_all
+from tests.conftest import S3Server, write_tree
+from tests.pipeline.test_sources import write_idx
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "tree", 4, grey=False, size=48)
+
+
+def test_a_folder_is_cropped_to_the_resolution(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 0
+    assert "16 images, RGB 32 x 32, 4 classes" in capsys.readouterr().out
+    assert load_manifest(str(tmp_path / "dst")).resolution == 32
+
+
+def test_idx_files_are_padded_to_a_power_of_two_and_split(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    originals = {part: write_idx(tmp_path / "src", part, n, zipped=True) for part, n in (("train", 20), ("t10k", 10))}
+    assert main(["shard", str(tmp_path / "src"), str(tmp_path / "dst")]) == 0
+    for split, part in (("train", "train"), ("test", "t10k")):
+        uri = str(tmp_path / "dst" / split)
+        images, labels = load_all(DataConfig(uri), load_manifest(uri))
+        stored = sorted((int(y), x[0, 2:-2, 2:-2].tobytes()) for x, y in zip(images.numpy(), labels, strict=True))
+        pixels, targets = originals[part]
+        assert stored == sorted((int(y), x.tobytes()) for x, y in zip(pixels, targets, strict=True))
+        assert images[:, :, :2].sum() == images[..., -2:].sum() == 0
+
+
+def test_one_split_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "src").mkdir()
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / "src", part, 10, zipped=False)
+    assert main(["shard", str(tmp_path / "src"), str(tmp_path / "dst"), "--split", "test"]) == 0
+    assert os.listdir(tmp_path / "dst") == ["test"]
+    assert main(["shard", str(tmp_path / "src"), str(tmp_path / "dst"), "--split", "tset"]) == 78
+    assert "--split tset" in capsys.readouterr().err
+
+
+def test_again_says_so_and_other_flags_need_overwrite(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shard", str(tree), str(tmp_path / "dst"), "--resolution"]
+    assert main([*command, "32"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "dst").iterdir()}
+    assert main([*command, "32"]) == 0
+    assert "already packed, 16 images" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "dst").iterdir()} == before
+    assert main([*command, "16"]) == 78
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "16", "--overwrite"]) == 0
+    assert load_manifest(str(tmp_path / "dst")).resolution == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["TREE", "DST"], "--resolution is missing"),
+        (["TREE", "DST", "--resolution", "33"], "--resolution 33: choose one of"),
+        (["TREE", "DST", "--resolution", "32", "--shard-size", "0"], "--shard-size 0"),
+        (["none", "DST", "--resolution", "32"], "SRC none does not exist"),
+        (["TREE", "TREE", "--resolution", "32"], "is not empty (it holds bars)"),
+        (["TREE", "/sys/biggan-test", "--resolution", "32"], "cannot write /sys/biggan-test"),
+    ],
+)
+def test_bad_input_is_one_line_and_78(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"TREE": str(tree), "DST": str(tmp_path / "dst")}
+    assert main(["shard", *(places.get(argument, argument) for argument in arguments)]) == 78
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_corrupt_image_is_one_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "blob" / "0002.png").write_bytes(b"no image")
+    assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 65
+    error = capsys.readouterr().err
+    assert "blob/0002.png" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_to_s3(tree: Path, tmp_path: Path, s3: S3Server) -> None:
+    uri = f"{s3.uri}/packed"
+    assert main(["shard", str(tree), uri, "--resolution", "32"]) == 0
+    assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 0
+    local = load_manifest(str(tmp_path / "dst"))
+    assert load_manifest(uri) == local
+    for ours, theirs in zip(
+        load_all(DataConfig(uri), local), load_all(DataConfig(str(tmp_path / "dst")), local), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_killed_pack_is_never_taken_for_whole(tmp_path: Path) -> None:
+    """Killed at any moment, the next run packs everything, to the same bytes."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (4_000, 32, 32), np.uint8), np.zeros(4_000, np.uint8)
+    (tmp_path / "src").mkdir()
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (tmp_path / "src" / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "shard",
+        str(tmp_path / "src"),
+        str(tmp_path / "dst"),
+        "--shard-size",
+        "1",
+    ]
+    child = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "dst" / "train" / "000002.tar").exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+    finally:
+        child.wait()
+    assert not (tmp_path / "dst" / "train" / "manifest.json").exists()
+    assert main(command[3:]) == 0
+    assert main([*command[3:4], str(tmp_path / "src"), str(tmp_path / "fresh"), "--shard-size", "1"]) == 0
+    for path in (tmp_path / "fresh" / "train").iterdir():
+        assert (tmp_path / "dst" / "train" / path.name).read_bytes() == path.read_bytes()
+    assert len(os.listdir(tmp_path / "dst" / "train")) == len(os.listdir(tmp_path / "fresh" / "train"))
+
+
+@pytest.mark.slow
+def test_fashion_mnist_in_one_command(tmp_path: Path) -> None:
+    began = time.process_time()
+    assert main(["shard", "fashion-mnist", str(tmp_path)]) == 0
+    assert time.process_time() - began < 60
+    for split, each in (("train", 6000), ("test", 1000)):
+        manifest = load_manifest(str(tmp_path / split))
+        assert manifest.class_counts == (each,) * 10
+        assert (manifest.resolution, manifest.channels, manifest.classes[9]) == (32, 1, "Ankle boot")
