@@ -25,6 +25,9 @@ from obstore.store import S3Store
 from pipeline.errors import ConfigError, StorageError
 
 
+_INSTANCE_METADATA = "http://169.254.169.254/"
+
+
 class NotFoundError(StorageError):
     """Nothing is stored under that name."""
 
@@ -182,7 +185,10 @@ def _s3_store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
         bucket,
         config=config,  # type: ignore[arg-type]
         client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "timeout": "60s"},
-        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=120)},
+        retry_config={
+            "max_retries": 10,
+            "retry_timeout": timedelta(seconds=120),
+        },  # rides over half a minute of trouble
     )
 
 
@@ -207,6 +213,10 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, obstore_errors.NotFoundError) as error:
         raise NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket") from error
     except obstore_errors.BaseError as error:
+        if _INSTANCE_METADATA in str(error):  # obstore's last resort for credentials
+            raise StorageError(
+                f"cannot {verb} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
         raise StorageError(f"cannot {verb} {uri}: {_first_line(error)}") from error
     except OSError as error:
         if local_path(uri) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
