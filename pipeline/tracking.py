@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.errors import ConfigError
+from pipeline.images import png
 from pipeline.journal import Journal, Record, journal_path, read
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ RUN_UID_TAG = "biggan.run_uid"
 CLOSE_SECONDS = 30.0
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the API's limits
 _PARAM_LENGTH = 6000  # MLflow cuts longer values off
+# With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs. Its
+# check of a model's requirements asks a package index for the versions that are installed here.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _NAME = re.compile(r"[\w./: -]+")
 
 
@@ -62,13 +73,15 @@ def store_uri(run_dir: Path, uri: str | None) -> str:
     return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
 
 
+def calm_mlflow() -> None:
+    """Set MLflow's defaults for this process, before it is imported; what the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of the tracking store and registry at `uri`; a new sqlite file gets its tables. Takes seconds."""
-    # With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    calm_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(uri, uri)
@@ -259,13 +272,12 @@ class Tracker:
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
         """Record an image, uint8 [H, W, C] with 1 or 3 channels, at `step` images; it stays in the run's `samples/`."""
         _check_name(key)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise ValueError(f"image must be uint8 [H, W, 1 or 3], got {image.dtype} {list(image.shape)}")
+        data = png(image)
         if not self._journal.is_new(key, step):
             return
         file = Path("samples", f"{key.replace('/', '-')}-{step:010d}.png")
         (self._run_dir / file).parent.mkdir(exist_ok=True)
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(self._run_dir / file)
+        (self._run_dir / file).write_bytes(data)
         self._journal.append(image=key, step=step, file=str(file))
 
     def artifact_text(self, text: str, path: str) -> None:
