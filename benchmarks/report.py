@@ -1,7 +1,7 @@
 """How every benchmark ends: a readable table, then one line of JSON that a program can read.
 
-Rows are mappings from column to value; a row may lack columns. Figures go into the JSON as they are, beside the device, the
-versions and the commit that they were measured on.
+Rows are mappings from column to value; a row may lack columns. Figures go into the JSON as they are, beside the device,
+the versions and the commit that they were measured on.
 """
 
 import json
@@ -32,7 +32,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a figure depends on besides the code: device, versions; and the code's commit, `+dirty` if it was changed."""
+    """What a figure depends on besides the code: device, versions; and the commit, `+dirty` if changed."""
     versions = {"python": platform.python_version()}
     versions |= {package: version(package) for package in ("torch", "deepspeed", "accelerate")}
     return {"device": device(), "versions": versions, "commit": commit()}
