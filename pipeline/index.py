@@ -90,7 +90,7 @@ def load_manifest(uri: str) -> Manifest:
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:
-        splits = [name for name in storage.names(uri) if storage.exists(storage.join(uri, name, MANIFEST))]
+        splits = [name for name in storage.names(uri)[:20] if storage.exists(storage.join(uri, name, MANIFEST))]
         hint = f"pack them with `biggan shard SRC {uri}`"
         if splits:
             hint = f"name one of its splits: {', '.join(storage.join(uri, name) for name in splits)}"

@@ -24,7 +24,6 @@ from obstore.store import S3Store
 
 from pipeline.errors import ConfigError, StorageError
 
-
 _INSTANCE_METADATA = "http://169.254.169.254/"
 
 
@@ -185,10 +184,16 @@ def _s3_store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
         bucket,
         config=config,  # type: ignore[arg-type]
         client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "timeout": "60s"},
+        # Rides over ten seconds to a minute of trouble; with obstore's own backoff the retries end after three seconds.
         retry_config={
             "max_retries": 10,
             "retry_timeout": timedelta(seconds=120),
-        },  # rides over half a minute of trouble
+            "backoff": {
+                "init_backoff": timedelta(seconds=0.2),
+                "max_backoff": timedelta(seconds=10),
+                "base": 4,
+            },
+        },
     )
 
 

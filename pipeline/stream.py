@@ -10,6 +10,7 @@ import itertools
 import queue
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,10 @@ class Stream:
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(config.read_ahead)
         self._failure: BaseException | None = None
         self._stop = threading.Event()
-        # A daemon, so that a consumer that dies without `close` is not kept alive by its reader.
+        # A daemon, so that the interpreter does not wait for it, and ended by the finaliser when the interpreter ends: a
+        # daemon that is still inside torch at that time aborts the process.
         self._thread = threading.Thread(target=self._produce, args=(position,), name="read-ahead", daemon=True)
+        self._end = weakref.finalize(self, _end, self._stop, self._thread)
         self._thread.start()
 
     def __iter__(self) -> Self:
@@ -137,8 +140,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop reading ahead and wait until the threads are gone."""
-        self._stop.set()
-        self._thread.join()
+        self._end()
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +190,11 @@ class Stream:
                     positions=torch.from_numpy(start + chosen.astype(np.int64)),
                     flips=torch.from_numpy(mirrored[chosen]),
                 )
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join()
 
 
 def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
