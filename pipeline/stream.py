@@ -112,8 +112,8 @@ class Stream:
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(config.read_ahead)
         self._failure: BaseException | None = None
         self._stop = threading.Event()
-        # A daemon, so that the interpreter does not wait for it, and ended by the finaliser when the interpreter ends: a
-        # daemon that is still inside torch at that time aborts the process.
+        # A daemon, so that the interpreter does not wait for it, and ended by the finaliser at exit: a daemon that is
+        # still inside torch when the interpreter ends aborts the process.
         self._thread = threading.Thread(target=self._produce, args=(position,), name="read-ahead", daemon=True)
         self._end = weakref.finalize(self, _end, self._stop, self._thread)
         self._thread.start()
