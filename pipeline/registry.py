@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pipeline.export
 from pipeline.errors import ConfigError, StorageError
-from pipeline.tracking import Delivery, connect
+from pipeline.tracking import Delivery, connect, first_line, hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pipeline.generators import TrainedGenerator
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))")
-
-_PASSWORD = re.compile(r"//[^/@]*@")
 
 
 @dataclass(frozen=True)
@@ -136,5 +134,4 @@ def _store_errors(uri: str) -> Iterator[None]:
         modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
         if not modules & {"mlflow", "requests", "sqlalchemy"}:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise StorageError(f"MLflow at {_PASSWORD.sub('//', uri)}: {reason}") from error
+        raise StorageError(f"MLflow at {hide_password(uri)}: {first_line(error)}") from error

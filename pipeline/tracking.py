@@ -73,6 +73,17 @@ def store_uri(run_dir: Path, uri: str | None) -> str:
     return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
 
 
+def first_line(error: Exception) -> str:
+    """What `error` says, as one line without the password that a URI in it may carry."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return hide_password(line)
+
+
+def hide_password(uri: str) -> str:
+    """`//user:password@host` -> `//host`, wherever it stands."""
+    return re.sub(r"//[^/@\s]*@", "//", uri)
+
+
 def calm_mlflow() -> None:
     """Set MLflow's defaults for this process, before it is imported; what the user has set stays."""
     for name, value in _ENVIRONMENT.items():
@@ -304,8 +315,8 @@ class Tracker:
                 self._delivery.deliver()
             except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
                 if not away:
-                    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-                    log.warning("MLflow does not take this run's records, training goes on without it: %s", reason)
+                    what = "MLflow does not take this run's records, training goes on without it: %s"
+                    log.warning(what, first_line(error))
                 away = True
             else:
                 if away:

@@ -1,5 +1,6 @@
 """A run's folder as a training leaves it, with weights that no training has touched: takes a second to make."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,15 @@ from pipeline.tracking import Tracker
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def save_run(folder: Path, shards: Path, *, uri: str | None = None, mode: Literal["auto", "off"] = "auto") -> RunConfig:
-    """Make a run of the shards at `shards`, with a checkpoint at 4096 images, tracked at `uri`."""
+def save_run(
+    folder: Path,
+    shards: Path,
+    *,
+    store: Path | None = None,
+    uri: str | None = None,
+    mode: Literal["auto", "off"] = "auto",
+) -> RunConfig:
+    """Make a run of `shards`, with a checkpoint at 4096 images, tracked at `uri` or in a copy of `store`."""
     manifest = load_manifest(str(shards))
     shape = {"resolution": 32, "num_classes": len(manifest.classes), "channels": manifest.channels}
     tree = {
@@ -33,6 +41,8 @@ def save_run(folder: Path, shards: Path, *, uri: str | None = None, mode: Litera
     }
     config = build(tree)
     prepare(config, manifest)
+    if store:
+        shutil.copy(store, folder / "mlflow.db")
     save_checkpoint(config, 4096)
     tags = {"biggan.git_commit": COMMIT, "biggan.dataset_fingerprint": manifest.fingerprint}
     tracker = Tracker(config.tracking, folder, read_identity(folder)["uid"], flatten(config), tags)

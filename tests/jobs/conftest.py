@@ -1,0 +1,42 @@
+"""A run in MLflow's registry, for every test of the commands that use one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import registry
+from pipeline.generators import load_run_generator
+from pipeline.tracking import Delivery, connect
+from tests.pipeline.saved_run import save_run, short_standing_statistics
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Little standing statistics, and MLflow's process-wide store as it was."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    short_standing_statistics(monkeypatch)
+    yield
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, empty_store: Path) -> Path:
+    """The folder of a finished run of grey images, registered as models:/tiny@first. Read only."""
+    folder = tmp_path_factory.mktemp("registered") / "run"
+    save_run(folder, shards_grey, store=empty_store)
+    with pytest.MonkeyPatch.context() as patch:
+        short_standing_statistics(patch)
+        registry.register(Delivery(folder), load_run_generator(folder), "tiny", "first")
+    return folder

@@ -1,0 +1,108 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from pipeline.run import load_run_config
+from pipeline.tracking import connect, store_uri
+from tests.pipeline.saved_run import COMMIT, save_checkpoint, save_run
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def run_dir(registered_run: Path) -> Path:
+    return registered_run
+
+
+def versions(run_dir: Path, name: str) -> list[Any]:
+    found = connect(store_uri(run_dir, None)).search_model_versions(f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    """Exit code and the only line on stderr of a command that must fail."""
+    code = main(argv)
+    (line,) = capsys.readouterr().err.splitlines()
+    return code, line
+
+
+def test_register_makes_one_version_per_weights(
+    tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = save_run(run_dir, shards, store=empty_store)
+    store = connect(store_uri(run_dir, None))
+    experiment = store.get_experiment_by_name("biggan")
+    assert experiment is not None
+    (before,) = store.search_runs([experiment.experiment_id])
+
+    assert main(["register", str(run_dir), "--name", "tiny", "--alias", "demo"]) == 0
+    said = capsys.readouterr().out
+    assert "registered: tiny version 1, alias demo, 4,096 images" in said
+    assert f"biggan sample models:/tiny@demo samples.png --tracking-uri {run_dir}" in said
+    (version,) = versions(run_dir, "tiny")
+    assert version.tags["images"] == "4096" and version.tags["git_commit"] == COMMIT
+    assert version.tags["dataset_fingerprint"] == before.data.tags["biggan.dataset_fingerprint"]
+    assert version.tags["run_id"] == version.run_id == before.info.run_id
+    assert len(version.tags["weights_sha256"]) == 64
+
+    # The training's run has a model now, and is otherwise as it was.
+    after = store.get_run(before.info.run_id)
+    assert (after.info.status, after.info.end_time) == (before.info.status, before.info.end_time)
+    assert len(store.get_metric_history(before.info.run_id, "loss/d")) == 1
+    assert after.outputs is not None and [output.step for output in after.outputs.model_outputs] == [4096]
+
+    assert main(["register", str(run_dir), "--name", "tiny", "--alias", "again"]) == 0
+    assert "already registered: tiny version 1, alias again" in capsys.readouterr().out
+    save_checkpoint(config, 8192)
+    assert main(["register", str(run_dir), "--name", "tiny", "--alias", "demo"]) == 0
+    assert "registered: tiny version 2, alias demo, 8,192 images" in capsys.readouterr().out
+    assert [int(v.version) for v in versions(run_dir, "tiny")] == [1, 2]
+    assert int(store.get_model_version_by_alias("tiny", "demo").version) == 2
+    assert int(store.get_model_version_by_alias("tiny", "again").version) == 1
+
+
+def test_a_run_that_was_never_delivered_is_delivered_first(
+    tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    save_run(run_dir, shards, store=empty_store, mode="off")
+    assert main(["register", str(run_dir)]) == 0
+    assert "registered: biggan version 1, alias challenger" in capsys.readouterr().out
+    (version,) = versions(run_dir, "biggan")
+    run = connect(store_uri(run_dir, None)).get_run(version.run_id)
+    assert run.data.metrics == {"loss/d": 0.5} and run.info.status == "FINISHED"
+
+
+def test_a_dead_server_is_one_line_and_a_storage_failure(
+    tmp_path: Path, shards_grey: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "run"
+    save_run(other, shards_grey, uri="http://user:secret@127.0.0.1:9", mode="off")
+    code, line = refusal(capsys, "register", str(other))
+    assert code == 74 and "http://127.0.0.1:9" in line and "secret" not in line
+
+
+@pytest.mark.parametrize("option", [("--alias", "latest"), ("--alias", "v1"), ("--alias", "a b"), ("--name", "a/b")])
+def test_a_name_that_the_registry_would_refuse_is_named(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    code, line = refusal(capsys, "register", str(run_dir), *option)
+    assert code == 78 and f"{option[0]} '{option[1]}'" in line
+
+
+def test_a_folder_without_a_run_or_without_a_checkpoint_is_named(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = refusal(capsys, "register", str(tmp_path))
+    assert code == 78 and str(tmp_path) in line
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace(str(run_dir), str(copy)))
+    assert load_run_config(copy).run == str(copy)
+    shutil.rmtree(copy / "checkpoints")
+    code, line = refusal(capsys, "register", str(copy))
+    assert code == 78 and "no checkpoint" in line
