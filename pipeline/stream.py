@@ -31,7 +31,7 @@ from pipeline.index import Index, Manifest, load_index
 from pipeline.order import LANES, WINDOW, Ints, Order, flips
 
 _REQUESTS = 8  # range requests in flight: enough to hide a store's latency at runs of about 1 MiB
-_THREAD_BYTES = 1 << 18  # below this much to decode, threads lose more to the interpreter lock than they gain
+_THREAD_BYTES = 8 << 10  # where a sample is smaller, threads lose more to the interpreter lock than they gain
 _MEND = "restore the file, or pack again with `biggan shard SRC DST --overwrite`"
 
 
@@ -205,9 +205,9 @@ def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
     images = torch.empty(shape, dtype=torch.uint8)
     labels = torch.empty(manifest.samples, dtype=torch.int64)
     with ThreadPoolExecutor(config.decode_threads, "decode") as pool:
-        for first, end in itertools.pairwise(order.starts.tolist()):
-            pixels, classes = _decoded(runs, np.arange(first, end), pool, config.decode_threads)
-            images[first:end], labels[first:end] = pixels, torch.from_numpy(classes)
+        for chunk in torch.arange(manifest.samples).split(1024):
+            pixels, classes = _decoded(runs, chunk.numpy(), pool, config.decode_threads)
+            images[chunk], labels[chunk] = pixels, torch.from_numpy(classes)
     runs.close()
     return images, labels
 
@@ -300,8 +300,8 @@ def _decoded(runs: _Runs, samples: Ints, pool: ThreadPoolExecutor, threads: int)
             labels[i], data, name = runs.members(int(samples[i]))
             pixels[i] = _pixels(data, size, channels, name)
 
-    encoded = len(samples) * sum(shard.bytes for shard in runs.manifest.shards) // runs.manifest.samples
-    parts = max(1, min(threads, encoded // _THREAD_BYTES))
+    each = sum(shard.bytes for shard in runs.manifest.shards) // runs.manifest.samples
+    parts = threads if each >= _THREAD_BYTES else 1
     for done in [pool.submit(decode, part) for part in np.array_split(np.arange(len(samples)), parts)]:
         done.result()
     return images, labels
