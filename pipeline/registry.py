@@ -102,11 +102,12 @@ def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", na
     import mlflow
     from mlflow.models import Model
 
-    run_tags = client.get_run(run_id).data.tags
+    run = client.get_run(run_id)
+    # Else the model would belong to MLflow's default experiment, which keeps its files below the working directory.
+    mlflow.set_experiment(experiment_id=run.info.experiment_id)
     tags = {"weights_sha256": trained.weights_sha256, "images": str(trained.images), "run_id": run_id}
-    tags |= {
-        key: run_tags[f"biggan.{key}"] for key in ("git_commit", "dataset_fingerprint") if f"biggan.{key}" in run_tags
-    }
+    for key in ("git_commit", "dataset_fingerprint"):
+        tags[key] = run.data.tags[f"biggan.{key}"]
     # Model.log and not pyfunc.log_model, which would take the run up as its own and set another status at the end.
     logged = Model.log(
         None, pipeline.export, name="generator_ema", run_id=run_id, step=trained.images, tags=tags, trained=trained

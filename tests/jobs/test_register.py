@@ -30,8 +30,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
 
 
 def test_register_makes_one_version_per_weights(
-    tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "run"
     config = save_run(run_dir, shards, store=empty_store)
     store = connect(store_uri(run_dir, None))
@@ -48,6 +49,11 @@ def test_register_makes_one_version_per_weights(
     assert version.tags["dataset_fingerprint"] == before.data.tags["biggan.dataset_fingerprint"]
     assert version.tags["run_id"] == version.run_id == before.info.run_id
     assert len(version.tags["weights_sha256"]) == 64
+
+    # All of it is in the run's own folder.
+    model_id = version.source.removeprefix("models:/")
+    assert Path(store.get_logged_model(model_id).artifact_location.removeprefix("file://")).is_relative_to(run_dir)
+    assert not (tmp_path / "mlruns").exists()
 
     # The training's run has a model now, and is otherwise as it was.
     after = store.get_run(before.info.run_id)

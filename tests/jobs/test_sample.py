@@ -13,7 +13,6 @@ from pipeline.errors import ConfigError
 from pipeline.tracking import store_uri
 from tests.jobs.test_register import refusal
 
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 REPOSITORY = Path(__file__).parents[2]

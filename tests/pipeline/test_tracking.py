@@ -70,8 +70,9 @@ def store(run_dir: Path, empty_store: Path) -> str:
     return tracking.store_uri(run_dir, None)
 
 
-def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path) -> None:
+def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir.mkdir()
+    monkeypatch.chdir(run_dir.parent)
     store = tracking.store_uri(run_dir, None)  # not there yet
     params = {"optim.g_lr": 1e-4, "optim.betas": (0.0, 0.999), "note": "x" * 7000}
     tracker = Tracker(TrackingConfig(), run_dir, "one", params, {"biggan.git_commit": "abc"})
