@@ -15,7 +15,7 @@ def pack_patterns(folder: Path, classes: int, images: int, resolution: int = 32)
         (folder / "images" / f"class{label}").mkdir(parents=True)
         for i in range(images):
             pixels = rng.integers(0, 80, (resolution, resolution, 3), np.uint8)
-            pixels[label :: classes, :, i % 3] += 150
+            pixels[label::classes, :, i % 3] += 150
             Image.fromarray(pixels).save(folder / "images" / f"class{label}" / f"{i:04d}.png")
     if cli.main(["shard", str(folder / "images"), str(folder / "shards"), "--resolution", str(resolution)]):
         raise SystemExit("benchmarks: `biggan shard` failed")

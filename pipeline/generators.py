@@ -72,7 +72,9 @@ def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> Tr
         found = next((c for c in checkpoints.committed(uri) if c.images == int(checkpoint)), None)
     if found is None:
         have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
-        raise ConfigError(f"{run_dir} has no checkpoint{f' at {checkpoint} images' if checkpoint else ''}; it has: {have}")
+        raise ConfigError(
+            f"{run_dir} has no checkpoint{f' at {checkpoint} images' if checkpoint else ''}; it has: {have}"
+        )
     generator = ema_generator(config.model, found.tensors("generator"), found.tensors("ema"))
     digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
     classes = load_manifest(config.data.uri).classes

@@ -27,7 +27,9 @@ from pipeline.tracking import Tracker
 class Recorder:
     """Sums up what the steps return and, on rank 0, prints and tracks it. Every rank calls every method."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress):
+    def __init__(
+        self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress
+    ):
         self.config, self.ranks, self.stream, self.manifest = config, ranks, stream, manifest
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -86,8 +88,14 @@ class Recorder:
             f"G {values['loss/g']:6.3f}  D(real) {values['d/real']:6.2f}  D(fake) {values['d/fake']:6.2f}  "
             f"|grad D| {values['grad_norm/d']:7.3f}  |grad G| {values['grad_norm/g']:7.3f}  left {left / 60:.1f} min"
         )
-        values |= {"images_per_second": speed, "lr/g": lr_scale * self.config.optim.g_lr, "lr/d": lr_scale * self.config.optim.d_lr}
-        self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
+        values |= {
+            "images_per_second": speed,
+            "lr/g": lr_scale * self.config.optim.g_lr,
+            "lr/d": lr_scale * self.config.optim.d_lr,
+        }
+        self.tracker.metrics(
+            values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images
+        )
 
     def samples(self, progress: Progress, generator: nn.Module, ema: EMA) -> None:
         """A grid of EMA samples, classes (at most 10) as columns, always of the same latents."""
@@ -110,7 +118,9 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.tracker:
             return
         self.bar.close()

@@ -1,7 +1,7 @@
 """A run's folder: what a start finds there, what it may continue, and how workers tell their launcher how they ended.
 
-    RUN/config.yaml   resolved configuration         RUN/status.json  how far, how it ended
-    RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
+RUN/config.yaml   resolved configuration         RUN/status.json  how far, how it ended
+RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
 """
 
 import ctypes
@@ -54,7 +54,9 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
     if Path(folder, "run.json").exists():
         known = read_identity(folder)
         if known["dataset"] != manifest.fingerprint:
-            raise ConfigError(f"data.uri={config.data.uri} holds other shards than run={config.run} began with: name another run")
+            raise ConfigError(
+                f"data.uri={config.data.uri} holds other shards than run={config.run} began with: name another run"
+            )
     else:
         storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
     storage.write_bytes(str(saved), to_yaml(config).encode())
@@ -77,7 +79,9 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     for key in changed:
         if key.startswith(_FIXED):
-            raise ConfigError(f"{key}={new.get(key)} but this run began with {old.get(key)}: change it back or name another run=")
+            raise ConfigError(
+                f"{key}={new.get(key)} but this run began with {old.get(key)}: change it back or name another run="
+            )
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key != "run"]
 
 

@@ -41,7 +41,14 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, plan: Batch
         on_real, on_fake = d(torch.cat((x, fake)), torch.cat((y, y_fake))).chunk(2)
         loss = hinge_d(on_real, on_fake) / plan.accumulation
         d.backward(loss)
-        _add(sums, {"loss/d": loss, "d/real": on_real.mean() / plan.accumulation, "d/fake": on_fake.mean() / plan.accumulation})
+        _add(
+            sums,
+            {
+                "loss/d": loss,
+                "d/real": on_real.mean() / plan.accumulation,
+                "d/fake": on_fake.mean() / plan.accumulation,
+            },
+        )
     return sums | {"grad_norm/d": d.step()}
 
 

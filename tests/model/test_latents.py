@@ -1,0 +1,45 @@
+"""Keyed random numbers: the same for the same place, independent otherwise, with the right distribution."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.latents import Stream, latents, random_labels
+
+
+@settings(max_examples=50, deadline=None)
+@given(start=st.integers(0, 2**40), n=st.integers(1, 40), cut=st.integers(0, 40), dim=st.integers(1, 9))
+def test_any_cut_of_the_batch_gives_the_same(start: int, n: int, cut: int, dim: int) -> None:
+    cut = min(cut, n)
+    whole = latents(7, Stream.G_STEP, start, n, dim)
+    parts = [latents(7, Stream.G_STEP, start, cut, dim), latents(7, Stream.G_STEP, start + cut, n - cut, dim)]
+    assert torch.equal(whole, torch.cat(parts))
+    labels = random_labels(7, Stream.G_STEP, start, n, 10)
+    assert torch.equal(labels[cut:], random_labels(7, Stream.G_STEP, start + cut, n - cut, 10))
+
+
+def test_seeds_and_streams_differ() -> None:
+    draws = [latents(seed, stream, 0, 4, 8) for seed in (0, 1) for stream in Stream]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
+
+
+def test_distributions() -> None:
+    z = latents(0, Stream.SAMPLES, 0, 50_000, 4).flatten()
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.1
+    counts = torch.bincount(random_labels(0, Stream.SAMPLES, 0, 50_000, 10), minlength=10)
+    assert counts.min() > 4_700 and counts.max() < 5_300
+
+
+def test_truncation_is_a_truncated_normal() -> None:
+    """Against rejection, the definition in BigGAN's section 3.1: values outside are drawn again."""
+    z = latents(0, Stream.SAMPLES, 0, 50_000, 4, truncation=0.5).flatten()
+    reference = latents(1, Stream.SAMPLES, 0, 200_000, 4).flatten()
+    reference = reference[reference.abs() <= 0.5]
+    assert z.abs().max() <= 0.5
+    quantiles = torch.linspace(0.05, 0.95, 7)
+    torch.testing.assert_close(
+        z[:90_000].quantile(quantiles), reference[:70_000].quantile(quantiles), atol=0.01, rtol=0
+    )
+    with pytest.raises(ValueError, match="truncation must be above 0"):
+        latents(0, Stream.SAMPLES, 0, 1, 4, truncation=0.0)
