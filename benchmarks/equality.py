@@ -62,9 +62,7 @@ def networks() -> tuple[Generator, Discriminator]:
 
 def fingerprint(batch: MicroBatch) -> dict[int, str]:
     """Position -> what stood there."""
-    rows = zip(
-        batch.positions.tolist(), batch.samples.tolist(), batch.labels.tolist(), batch.flips.tolist(), strict=True
-    )
+    rows = zip(batch.positions.tolist(), batch.samples.tolist(), batch.labels.tolist(), batch.flips.tolist(), strict=True)
     return {position: f"{sample}/{label}/{flip}" for position, sample, label, flip in rows}
 
 
@@ -148,9 +146,7 @@ def worker(case: Case, out: Path) -> None:
     reals.close()
     out.with_suffix(f".{ranks.rank}.json").write_text(json.dumps(seen))
     if ranks.main:
-        named = {
-            f"{n}.{k}": p.detach().clone() for n, e in (("G", g), ("D", d)) for k, p in e.module.named_parameters()
-        }
+        named = {f"{n}.{k}": p.detach().clone() for n, e in (("G", g), ("D", d)) for k, p in e.module.named_parameters()}
         safetensors.torch.save_file(named, out)
     torch.distributed.destroy_process_group()
 
@@ -199,9 +195,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = Case("", pack_patterns(folder, classes=4, images=64))
-        start = {
-            f"{n}.{k}": p.detach() for n, net in zip("GD", networks(), strict=True) for k, p in net.named_parameters()
-        }
+        start = {f"{n}.{k}": p.detach() for n, net in zip("GD", networks(), strict=True) for k, p in net.named_parameters()}
         reference = plain(base)
 
         def row(case: str, against: str, a: dict[str, Tensor], b: dict[str, Tensor], limit: float | None) -> None:
@@ -219,9 +213,7 @@ def main() -> int:
             two, seen_two = run_case(replace(both, name=f"two-{optimizer}"), folder)
             row(f"1 rank, {optimizer}", "2 ranks", one, two, RANKS_LIMIT if optimizer == "sgd" else None)
         same = seen_one == seen_two and len(seen_one) == ROUNDS * (2 * D_STEPS + 1) * 32
-        rows.append(
-            {"case": "samples, labels, flips, latents", "against": "2 ranks", "ok": same, "compared": len(seen_one)}
-        )
+        rows.append({"case": "samples, labels, flips, latents", "against": "2 ranks", "ok": same, "compared": len(seen_one)})
     ok = all(bool(r["ok"]) for r in rows)
     report("equality", rows, {"rows": rows}, ok)
     return 0 if ok else 1

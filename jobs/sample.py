@@ -23,13 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION")
     parser.add_argument("out", metavar="OUT.png", help="where the grid goes: a path or URI")
     parser.add_argument("--seed", type=int, default=0, help="which latents (default: %(default)s)")
-    parser.add_argument(
-        "--truncation", type=float, metavar="T", help="draw latents within -T..T: better images, less variety"
-    )
+    parser.add_argument("--truncation", type=float, metavar="T", help="draw latents within -T..T: better images, less variety")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="rows (default: %(default)s)")
-    parser.add_argument(
-        "--classes", metavar="A,B", help=f"names or numbers of the columns (default: the first {_COLUMNS})"
-    )
+    parser.add_argument("--classes", metavar="A,B", help=f"names or numbers of the columns (default: the first {_COLUMNS})")
     parser.add_argument(
         "--tracking-uri",
         metavar="URI|RUN",

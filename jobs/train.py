@@ -19,9 +19,7 @@ HELP = "train a GAN; the same command again resumes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.d_steps=2"
-    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.d_steps=2")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 

@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.mean, self.var, None, None, False, 0.0, self.eps)
         if self.process_group is not None:
-            return _NormaliseAcrossRanks.apply(x, self.eps, self.process_group)  # type: ignore[no-any-return]
+            return _NormaliseAcrossRanks.apply(x, self.eps, self.process_group)  # type: ignore[no-untyped-call]
         if self.moments is not None:
             var, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
             self.moments += [mean, var + mean.square()]

@@ -5,6 +5,7 @@ models are tests (tests/model/test_biggan.py).
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +70,7 @@ class ModelConfig:
         for name, length in (("g_widths", blocks + 1), ("d_widths", blocks + 1)):
             widths = getattr(self, name)
             if widths is not None and (len(widths) != length or min(widths) < 1):
-                raise ValueError(
-                    f"{name}={list(widths)}: must be {length} numbers of at least 1 at {self.resolution} px"
-                )
+                raise ValueError(f"{name}={list(widths)}: must be {length} numbers of at least 1 at {self.resolution} px")
         sizes = [8 << i for i in range(blocks)]
         if wrong := [r for r in self.attention or () if r not in sizes]:
             raise ValueError(f"attention={wrong}: must be among G's block resolutions {sizes}")
@@ -112,7 +111,7 @@ class Generator(nn.Module):
         self.shared = nn.Embedding(config.num_classes, config.shared_dim)
         nn.init.orthogonal_(self.shared.weight)
         self.seed = SNLinear(config.chunk, widths[0] * 16, sn)
-        self.blocks = nn.ModuleList(GBlock(i, o, condition, bn, sn) for i, o in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(GBlock(i, o, condition, bn, sn) for i, o in pairwise(widths))
         self.attention = nn.ModuleDict(
             {str(i): SelfAttention(w, sn) for i, w in enumerate(widths[1:]) if 8 << i in config.attention_at}
         )
@@ -139,8 +138,7 @@ class Discriminator(nn.Module):
         arch, sn = config.architecture, config.sn_eps
         widths = [config.channels] + [config.ch * m for m in arch.d_widths]
         self.blocks = nn.ModuleList(
-            DBlock(a, b, sn, preactivation=i > 0, downsample=i < arch.d_keep)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            DBlock(a, b, sn, preactivation=i > 0, downsample=i < arch.d_keep) for i, (a, b) in enumerate(pairwise(widths))
         )
         sizes = [config.resolution >> min(i + 1, arch.d_keep) for i in range(len(arch.d_widths))]
         self.attention = nn.ModuleDict(

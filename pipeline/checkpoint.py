@@ -79,7 +79,7 @@ class Checkpoint:
         return safetensors.torch.load(self.read(f"{name}.safetensors"))
 
     def state(self) -> dict[str, Any]:
-        return json.loads(self.read("state.json"))  # type: ignore[no-any-return]
+        return json.loads(self.read("state.json"))
 
     def progress(self) -> Progress:
         return Progress(**self.state()["progress"])

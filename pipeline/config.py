@@ -60,9 +60,7 @@ class RunConfig:
 
 
 def preset_names() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("jobs.presets").iterdir() if p.name.endswith(".yaml")
-    )
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("jobs.presets").iterdir() if p.name.endswith(".yaml"))
 
 
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -179,9 +177,7 @@ def _unknown(key: str) -> typing.NoReturn:
     # The last part may be right under the wrong parent: compare both the whole key and its end.
     ends = [name for name in known if name.rsplit(".")[-1] == key.rsplit(".")[-1]]
     near = ends or difflib.get_close_matches(key, known, 1, 0.5)
-    raise ConfigError(
-        f"unknown config key {key}: " + (f"did you mean {near[0]}?" if near else f"keys are {', '.join(known)}")
-    )
+    raise ConfigError(f"unknown config key {key}: " + (f"did you mean {near[0]}?" if near else f"keys are {', '.join(known)}"))
 
 
 def _plain(node: Any) -> Any:

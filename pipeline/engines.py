@@ -45,7 +45,7 @@ class Ranks:
         """Add scalars up over all ranks, in one reduction."""
         total = torch.stack([v.detach().double() for v in values])
         dist.all_reduce(total)
-        return total.tolist()  # type: ignore[no-any-return]
+        return total.tolist()
 
 
 def start_workers() -> Ranks:
@@ -79,9 +79,7 @@ def _quiet_deepspeed() -> None:
 class Engine:
     """One network under ZeRO. `forward` and `backward` accumulate; `step` reduces, updates and clears."""
 
-    def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool
-    ):
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool):
         import deepspeed
 
         self.optimizer, self.bf16 = optimizer, bf16
@@ -94,7 +92,7 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        return self._engine.module  # type: ignore[no-any-return]
+        return self._engine.module
 
     @property
     def zero(self) -> Any:
@@ -103,12 +101,12 @@ class Engine:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """A forward whose parameters learn."""
-        return self._engine(*inputs)  # type: ignore[no-any-return]
+        return self._engine(*inputs)
 
     def apply(self, *inputs: Tensor) -> Tensor:
         """A forward of the plain module: its own parameters do not learn, gradients still reach the inputs."""
         with self._autocast():
-            return self.module(*inputs)  # type: ignore[no-any-return]
+            return self.module(*inputs)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -132,9 +130,7 @@ class Engine:
             group["lr"] = lr
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return (
-            torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16) if self.bf16 else nullcontext()
-        )
+        return torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
 
 def _deepspeed_config(config: ZeroConfig, micro_batch: int, bf16: bool) -> dict[str, Any]:

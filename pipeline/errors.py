@@ -31,9 +31,7 @@ def as_user_error(error: OSError) -> UserError | None:
     """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"the disk is full{where}: free some space or name another folder, then run the same command again"
-        )
+        return StorageError(f"the disk is full{where}: free some space or name another folder, then run the same command again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ConfigError(f"no permission to write or read there{where}: {error.strerror}; name another folder")
     return None

@@ -133,9 +133,7 @@ def _from_debian(say: Callable[[str], None]) -> Files:
             # Lists of our own: nothing of the system's is touched, and nobody has to be root.
             say("refreshing the package lists first, in a temporary folder")
             lists = _private_apt(folder)
-            _run(
-                "apt-get", *lists, "update"
-            )  # a third party's broken list is not our concern, so judge by the download
+            _run("apt-get", *lists, "update")  # a third party's broken list is not our concern, so judge by the download
             done = _run("apt-get", *lists, "download", _PACKAGE, cwd=folder)
         packages = list(folder.glob("*.deb"))
         if done.returncode or not packages:
@@ -175,9 +173,7 @@ _SOURCES = {_from_debian: f"Debian's package {_PACKAGE}", _from_official: _OFFIC
 
 def _run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
 
 
 def _reason(error: Exception) -> str:

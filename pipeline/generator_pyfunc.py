@@ -88,9 +88,7 @@ def _import_privately(folder: Path, *modules: str) -> list[ModuleType]:
     try:
         if name not in sys.modules:
             where = [str(folder)]
-            spec = importlib.util.spec_from_file_location(
-                name, folder / "__init__.py", submodule_search_locations=where
-            )
+            spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=where)
             if spec is None or spec.loader is None:
                 raise MlflowException(f"{folder} holds no Python package")
             sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -72,9 +72,7 @@ def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> Tr
         found = next((c for c in checkpoints.committed(uri) if c.images == int(checkpoint)), None)
     if found is None:
         have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
-        raise ConfigError(
-            f"{run_dir} has no checkpoint{f' at {checkpoint} images' if checkpoint else ''}; it has: {have}"
-        )
+        raise ConfigError(f"{run_dir} has no checkpoint{f' at {checkpoint} images' if checkpoint else ''}; it has: {have}")
     generator = ema_generator(config.model, found.tensors("generator"), found.tensors("ema"))
     digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
     classes = load_manifest(config.data.uri).classes
@@ -82,9 +80,7 @@ def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> Tr
 
 
 @torch.no_grad()
-def generate(
-    generator: Generator, labels: Tensor, *, seed: int, truncation: float | None = None, batch: int = 256
-) -> Tensor:
+def generate(generator: Generator, labels: Tensor, *, seed: int, truncation: float | None = None, batch: int = 256) -> Tensor:
     """Images uint8 [n, C, r, r] of `labels` [n] int64; sample i depends on seed, i and its label only, not on `batch`."""
     device = next(generator.parameters()).device
     parts = []

@@ -27,9 +27,7 @@ from pipeline.tracking import Tracker
 class Recorder:
     """Sums up what the steps return and, on rank 0, prints and tracks it. Every rank calls every method."""
 
-    def __init__(
-        self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress
-    ):
+    def __init__(self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress):
         self.config, self.ranks, self.stream, self.manifest = config, ranks, stream, manifest
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -46,7 +44,8 @@ class Recorder:
         self.say(
             f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
             f"global batch {plan.global_batch} = {plan.world_size} ranks x {plan.accumulation} micro-batches of "
-            f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, {config.precision}, {ranks.device.type}"
+            f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, "
+            f"{config.precision}, {ranks.device.type}"
         )
 
     def say(self, line: str) -> None:
@@ -93,9 +92,7 @@ class Recorder:
             "lr/g": lr_scale * self.config.optim.g_lr,
             "lr/d": lr_scale * self.config.optim.d_lr,
         }
-        self.tracker.metrics(
-            values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images
-        )
+        self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
 
     def samples(self, progress: Progress, generator: nn.Module, ema: EMA) -> None:
         """A grid of EMA samples, classes (at most 10) as columns, always of the same latents."""
@@ -118,9 +115,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self.tracker:
             return
         self.bar.close()

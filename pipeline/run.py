@@ -64,7 +64,7 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    return json.loads(Path(folder, "run.json").read_text())  # type: ignore[no-any-return]
+    return json.loads(Path(folder, "run.json").read_text())
 
 
 def load_run_config(run: str | Path) -> RunConfig:

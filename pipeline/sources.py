@@ -82,9 +82,7 @@ def _folder(root: Path, say: Callable[[str], None]) -> list[Source]:
     def version(file: Path) -> tuple[int, ...]:
         return file.stat().st_size, file.stat().st_mtime_ns
 
-    files = [
-        path for path in sorted(root.rglob("*")) if not any(p.startswith(".") for p in path.relative_to(root).parts)
-    ]
+    files = [path for path in sorted(root.rglob("*")) if not any(p.startswith(".") for p in path.relative_to(root).parts)]
     folders = [path.relative_to(root).as_posix() for path in files if path.is_dir()]
     entries = [_Entry(path.relative_to(root).as_posix(), version(path)) for path in files if path.is_file()]
 
@@ -100,9 +98,7 @@ def _folder(root: Path, say: Callable[[str], None]) -> list[Source]:
 def _zip(file: Path, say: Callable[[str], None]) -> list[Source]:
     archive, lock = zipfile.ZipFile(file), threading.Lock()
     infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    hidden = [
-        info for info in infos if any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(info.filename).parts)
-    ]
+    hidden = [info for info in infos if any(p.startswith((".", "__MACOSX")) for p in PurePosixPath(info.filename).parts)]
     infos = [info for info in infos if info not in hidden]
     tops = {PurePosixPath(info.filename).parts[0] for info in infos}
     # `zip -r x.zip folder` puts the whole tree below one name, which is then no class.

@@ -225,9 +225,7 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
         raise StorageError(f"cannot {verb} {uri}: {_first_line(error)}") from error
     except OSError as error:
         if local_path(uri) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ConfigError(
-                f"cannot {verb} {uri}: {error.strerror}; name another place or mend its permissions"
-            ) from error
+            raise ConfigError(f"cannot {verb} {uri}: {error.strerror}; name another place or mend its permissions") from error
         raise StorageError(f"cannot {verb} {uri}: {_reason(error)}") from error
 
 

@@ -105,9 +105,7 @@ class Delivery:
         """To where the last process that took the run up has said. Raises ConfigError for a folder without a run."""
         openings = [record["open"] for record, _ in read(run_dir) if "open" in record]
         if not openings:
-            raise ConfigError(
-                f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)"
-            )
+            raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
         self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
         self.embedded, self.uri = openings[-1]["uri"] is None, store_uri(run_dir, openings[-1]["uri"])
         self.client: MlflowClient | None = None
@@ -222,17 +220,13 @@ def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) 
         log.warning("%s has been removed before MLflow had it; the run goes on without this image", path)
         return
     with Image.open(path) as image:
-        client.log_image(
-            run_id, image, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True
-        )
+        client.log_image(run_id, image, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True)
 
 
 def _check_name(name: str) -> None:
     # One row that MLflow refuses would hold up all that come after it.
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} cannot name a metric, parameter or image: use letters, digits, _ - . / : and spaces"
-        )
+        raise ValueError(f"{name!r} cannot name a metric, parameter or image: use letters, digits, _ - . / : and spaces")
 
 
 class Tracker:
@@ -242,9 +236,7 @@ class Tracker:
     `params` is flat (`pipeline.config.flatten`).
     """
 
-    def __init__(
-        self, config: TrackingConfig, run_dir: Path, run_uid: str, params: Mapping[str, Any], tags: Mapping[str, str]
-    ):
+    def __init__(self, config: TrackingConfig, run_dir: Path, run_uid: str, params: Mapping[str, Any], tags: Mapping[str, str]):
         self._run_dir = Path(run_dir)
         self._journal = Journal(self._run_dir)
         flat = {key: str(value)[:_PARAM_LENGTH] for key, value in params.items()}

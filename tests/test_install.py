@@ -21,9 +21,7 @@ def _wheel(folder: Path, name: str, version: str, *requires: str) -> None:
     metadata = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {text}" for text in requires)]
     with zipfile.ZipFile(folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\n" + "\n".join(metadata) + "\n")
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
 
@@ -77,9 +75,7 @@ def test_a_failing_pip_shows_its_last_words_and_what_to_do(here: install.Environ
     with pytest.raises(install.InstallError) as caught:
         here.pip(_step(), "--dry-run", "no-such-package-anywhere")
     text = str(caught.value)
-    assert (
-        "No matching distribution" in text and "No version fits this Python" in text and "run the same command" in text
-    )
+    assert "No matching distribution" in text and "No version fits this Python" in text and "run the same command" in text
     assert len(text.splitlines()) < 16 and "no-such-package-anywhere" in here.log.read_text()
 
 
@@ -108,9 +104,7 @@ def test_only_half_installed_packages_are_forgotten(tmp_path: Path) -> None:
     assert [path.name for path in site.iterdir()] == ["numpy-2.4.6.dist-info"]
 
 
-@pytest.mark.parametrize(
-    ("prints", "code", "gpu"), [("GPU 0: NVIDIA H100", 0, True), ("No devices", 0, False), ("", 9, False)]
-)
+@pytest.mark.parametrize(("prints", "code", "gpu"), [("GPU 0: NVIDIA H100", 0, True), ("No devices", 0, False), ("", 9, False)])
 def test_a_gpu_is_what_the_driver_lists(
     prints: str, code: int, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

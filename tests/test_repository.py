@@ -48,9 +48,7 @@ def test_an_arrow_the_wrong_way_is_caught(module: str, line: str, tmp_path: Path
     with (tmp_path / module).open("a") as file:
         file.write(f"\n{line}\n")
     done = _lint_imports(tmp_path)
-    assert (
-        done.returncode == 1 and "BROKEN" in done.stdout and module.removesuffix(".py").replace("/", ".") in done.stdout
-    )
+    assert done.returncode == 1 and "BROKEN" in done.stdout and module.removesuffix(".py").replace("/", ".") in done.stdout
 
 
 def test_model_imports_itself_relatively() -> None:
@@ -64,9 +62,7 @@ def test_model_imports_itself_relatively() -> None:
 
 
 def test_no_file_names_an_index_or_a_machine() -> None:
-    hosts = re.compile(
-        rb"\bpypi\.|pythonhosted\.|download\.pytorch\.|\bdeb\.debian\.|archive\.ubuntu\.|/root/|/opt/wheels"
-    )
+    hosts = re.compile(rb"\bpypi\.|pythonhosted\.|download\.pytorch\.|\bdeb\.debian\.|archive\.ubuntu\.|/root/|/opt/wheels")
     for path in _tracked():
         found = hosts.search(path.read_bytes()) if path != Path(__file__) else None
         assert not found, f"{path} names {found[0]!r}"
@@ -90,9 +86,7 @@ def test_every_benchmark_can_be_run() -> None:
     texts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
     assert texts
     for name, text in texts.items():
-        shared = any(
-            re.search(rf"from benchmarks(\.{name} import| import .*\b{name}\b)", other) for other in texts.values()
-        )
+        shared = any(re.search(rf"from benchmarks(\.{name} import| import .*\b{name}\b)", other) for other in texts.values())
         assert shared or ("def main(" in text and '__name__ == "__main__"' in text), f"benchmarks/{name}.py"
 
 

@@ -13,9 +13,7 @@ def test_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split() for line in lines] == [["case", "limit", "ok"], ["a", "1e-06", "yes"], ["b", "NO"]]
     result = json.loads(last)
     assert (result["benchmark"], result["ok"], result["seconds"]) == ("trial", False, 1.5)
-    assert set(result["versions"]) == {"python", "torch", "deepspeed", "accelerate"} and all(
-        result["versions"].values()
-    )
+    assert set(result["versions"]) == {"python", "torch", "deepspeed", "accelerate"} and all(result["versions"].values())
     assert result["device"] and result["commit"]
 
 

@@ -87,9 +87,7 @@ def test_a_bug_keeps_its_traceback(biggan: list[str]) -> None:
 
 
 def test_interrupt_is_130_without_traceback(biggan: list[str]) -> None:
-    with subprocess.Popen(
-        [*biggan, "end", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([*biggan, "end", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)

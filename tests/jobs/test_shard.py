@@ -49,9 +49,7 @@ def test_one_split_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--split tset" in capsys.readouterr().err
 
 
-def test_again_says_so_and_other_flags_need_overwrite(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_again_says_so_and_other_flags_need_overwrite(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["shard", str(tree), str(tmp_path / "dst"), "--resolution"]
     assert main([*command, "32"]) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "dst").iterdir()}
@@ -100,9 +98,7 @@ def test_to_s3(tree: Path, tmp_path: Path, s3: S3Server) -> None:
     assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 0
     local = load_manifest(str(tmp_path / "dst"))
     assert load_manifest(uri) == local
-    for ours, theirs in zip(
-        load_all(DataConfig(uri), local), load_all(DataConfig(str(tmp_path / "dst")), local), strict=True
-    ):
+    for ours, theirs in zip(load_all(DataConfig(uri), local), load_all(DataConfig(str(tmp_path / "dst")), local), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -34,8 +34,7 @@ def test_standing_statistics_are_those_of_the_pooled_batches() -> None:
     torch.manual_seed(0)
     g = Generator(ModelConfig(32, 4, channels=1, ch=8, shared_dim=8, z_chunk=4))
     batches = [
-        (latents(0, Stream.STANDING, i * 16, 16, g.z_dim), random_labels(0, Stream.STANDING, i * 16, 16, 4))
-        for i in range(3)
+        (latents(0, Stream.STANDING, i * 16, 16, g.z_dim), random_labels(0, Stream.STANDING, i * 16, 16, 4)) for i in range(3)
     ]
     seen: list[torch.Tensor] = []
     first = g.blocks[0].bn1.norm

@@ -18,12 +18,8 @@ SMALL = ModelConfig(resolution=32, num_classes=5, channels=1, ch=8, shared_dim=1
         (ModelConfig(64, 1000, ch=64), 31_908_100, 20_566_721),
     ],
 )
-def test_parameter_counts_are_the_published_ones(
-    config: ModelConfig, g: int, d: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        torch.nn.init, "orthogonal_", lambda weight: weight
-    )  # minutes of QR that counting does not need
+def test_parameter_counts_are_the_published_ones(config: ModelConfig, g: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda weight: weight)  # minutes of QR that counting does not need
     assert sum(p.numel() for p in Generator(config).parameters()) == g
     assert sum(p.numel() for p in Discriminator(config).parameters()) == d
 

@@ -38,8 +38,6 @@ def test_truncation_is_a_truncated_normal() -> None:
     reference = reference[reference.abs() <= 0.5]
     assert z.abs().max() <= 0.5
     quantiles = torch.linspace(0.05, 0.95, 7)
-    torch.testing.assert_close(
-        z[:90_000].quantile(quantiles), reference[:70_000].quantile(quantiles), atol=0.01, rtol=0
-    )
+    torch.testing.assert_close(z[:90_000].quantile(quantiles), reference[:70_000].quantile(quantiles), atol=0.01, rtol=0)
     with pytest.raises(ValueError, match="truncation must be above 0"):
         latents(0, Stream.SAMPLES, 0, 1, 4, truncation=0.0)

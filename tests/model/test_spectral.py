@@ -31,12 +31,10 @@ def test_forwards_and_backwards_leave_u_and_v_alone() -> None:
     for _ in range(3):
         d(torch.randn(2, 1, 32, 32), torch.tensor([0, 1])).sum().backward()
     assert all(
-        torch.equal(u, l.u) and torch.equal(v, l.v) for (u, v), l in zip(before, spectral_layers(d), strict=True)
+        torch.equal(u, layer.u) and torch.equal(v, layer.v) for (u, v), layer in zip(before, spectral_layers(d), strict=True)
     )
     power_iteration(d)
-    assert not any(
-        torch.equal(u, layer.u) for (u, _), layer in zip(before, spectral_layers(d), strict=True) if len(u) > 1
-    )
+    assert not any(torch.equal(u, layer.u) for (u, _), layer in zip(before, spectral_layers(d), strict=True) if len(u) > 1)
 
 
 def test_gradient_goes_through_sigma() -> None:

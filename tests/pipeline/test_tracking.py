@@ -210,9 +210,7 @@ def test_an_unreachable_server_costs_neither_time_nor_rows(run_dir: Path, caplog
     assert slowest < 0.25 and time.perf_counter() - start < 10
     assert tracker.run_id is None
     assert sum("metrics" in record for record, _ in read(run_dir)) == 100
-    warnings = [
-        r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracking"
-    ]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracking"]
     assert len(warnings) == 2 and "training goes on" in warnings[0] and "journal.jsonl" in warnings[1]
 
 
@@ -325,9 +323,7 @@ def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path
         tracker.metrics({"loss": 1.0}, step)
     tracker.image(GRID, "samples", 1)
     tracker.close("FINISHED")
-    script = (
-        f"from pathlib import Path; from pipeline.tracking import Delivery; Delivery(Path({str(run_dir)!r})).deliver()"
-    )
+    script = f"from pathlib import Path; from pipeline.tracking import Delivery; Delivery(Path({str(run_dir)!r})).deliver()"
     processes = [subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
     assert steps(store, "loss") == list(range(100)) and image_steps(store) == {"1": 1}
