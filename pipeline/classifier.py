@@ -1,0 +1,172 @@
+"""The judge of samples: a small CNN that learns the classes from the real training shards, apart from the GAN.
+
+It says of a picture which class it shows (class accuracy), and gives 64 features of it (Fréchet distance).
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import ConfigError, DataError
+from pipeline.index import Manifest
+from pipeline.stream import DataConfig, Stream
+
+FEATURES = 64
+"""Width of the penultimate layer."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the weights besides the shards. Reaches 91 % on Fashion-MNIST's test images."""
+
+    version: int = 1
+    """Of this file's architecture and training; another one makes another judge."""
+    epochs: float = 2.0
+    min_steps: int = 200
+    """Small sets are seen more often than `epochs` times."""
+    batch: int = 128
+    peak_lr: float = 6e-3
+    """Of AdamW, in one cycle."""
+    weight_decay: float = 0.01
+    smoothing: float = 0.05
+    """Label smoothing."""
+    seed: int = 0
+
+
+class Classifier(nn.Module):
+    """CNN for uint8 images [n, channels, r, r] with r a power of two, 16 at least."""
+
+    def __init__(self, resolution: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        if resolution < 16 or resolution & (resolution - 1):
+            raise ValueError(f"resolution={resolution}: must be a power of two, 16 at least")
+        layers: list[nn.Module] = []
+        inputs, width, size = channels, 24, resolution
+        while size > 4:
+            layers += [*_convolution(inputs, width), nn.MaxPool2d(2)]
+            inputs, width, size = width, min(2 * width, FEATURES), size // 2
+        self.body = nn.Sequential(*layers, *_convolution(inputs, FEATURES))
+        self.head = nn.Linear(FEATURES, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [n, C, r, r] -> float32 [n, 64]."""
+        x = images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        return self.body(x).float().mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [n, C, r, r] -> logits float32 [n, classes]."""
+        return self.head(self.features(images))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained classifier and where it came from."""
+
+    classifier: Classifier
+    """In eval mode."""
+    key: str
+    """Hash of recipe and training shards: judges with one key were trained alike."""
+    place: str
+    """Its file."""
+    seconds: float
+    """That its training took, now or when it was made."""
+
+
+def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, recipe: Recipe = Recipe()) -> Judge:
+    """The judge for these shards: from the folder `cache` (any URI), else trained now and kept there.
+
+    Raises ConfigError for shards that no class can be learnt from, DataError if what `cache` holds is damaged.
+    """
+    _check(manifest, train.uri)
+    identity = {"recipe": dataclasses.asdict(recipe), "fingerprint": manifest.fingerprint}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    place = storage.join(cache, f"classifier-{key}.safetensors")
+    notes = storage.join(cache, f"classifier-{key}.json")  # written last: without it the weights do not count
+    if storage.exists(notes):
+        classifier = _empty(manifest)
+        known = json.loads(storage.read_bytes(notes))
+        data = storage.read_bytes(place)
+        if hashlib.sha256(data).hexdigest() != known["sha256"]:
+            raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
+        classifier.load_state_dict(safetensors.torch.load(data))
+        return Judge(classifier.to(_device()).eval(), key, place, known["seconds"])
+    say(f"training the judge on {manifest.samples:,} images of {train.uri}")
+    began = time.perf_counter()
+    classifier = train_classifier(train, manifest, recipe, say)
+    seconds = round(time.perf_counter() - began, 1)
+    data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in classifier.state_dict().items()})
+    storage.write_bytes(place, data)
+    made = {**identity, "train": train.uri, "seconds": seconds, "sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_bytes(notes, json.dumps(made, indent=1).encode())
+    return Judge(classifier, key, place, seconds)
+
+
+def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say: Say) -> Classifier:
+    """Cross-entropy, one cycle of AdamW, no augmentation; returns it in eval mode. The same on every call."""
+    device = _device()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        classifier = _empty(manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = max(recipe.min_steps, round(recipe.epochs * manifest.samples / recipe.batch))
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=recipe.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps)
+    last_said = time.monotonic()
+    batches = real_batches(train, manifest, steps * recipe.batch, recipe.batch, recipe.seed)
+    for step, (images, labels) in enumerate(batches):
+        # Half the time of fp32 where the CPU has bf16 units; the layers' statistics and the loss stay in fp32.
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = classifier(images.to(device))
+        loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if time.monotonic() - last_said > 10:
+            last_said = time.monotonic()
+            say(f"  step {step + 1:,} of {steps:,}, loss {loss.item():.3f}")
+    return classifier.eval()
+
+
+def real_batches(
+    config: DataConfig, manifest: Manifest, count: int, batch: int, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `count` images of the order under `seed`, as (uint8 [n, C, r, r], labels [n]), n = `batch` or the rest.
+
+    The first `manifest.samples` hold each image once.
+    """
+    stream = Stream(config, manifest, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1)
+    with stream:
+        for _, read in zip(range(0, count, batch), stream, strict=False):
+            # A batch is sorted by lane, not by position.
+            kept = read.positions < count
+            yield read.images[kept], read.labels[kept]
+
+
+def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def _empty(manifest: Manifest) -> Classifier:
+    return Classifier(manifest.resolution, manifest.channels, len(manifest.classes))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check(manifest: Manifest, uri: str) -> None:
+    if len(manifest.classes) < 2:
+        raise ConfigError(f"--train {uri} has {len(manifest.classes)} class: class accuracy needs 2 at least")
+    if manifest.resolution < 16:
+        raise ConfigError(f"--train {uri} has images of {manifest.resolution} pixels: evaluation needs 16 at least")

@@ -1,0 +1,116 @@
+"""The judge learns, is the same every time, and is trained once."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.classifier import FEATURES, Classifier, Recipe, obtain_judge, real_batches, train_classifier
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation import frechet_distance, judge
+from pipeline.index import load_manifest
+from pipeline.stream import DataConfig, load_all
+
+QUICK = Recipe(epochs=1, min_steps=24, batch=32)
+INSTANT = Recipe(epochs=0, min_steps=2, batch=32)
+
+
+def silent(line: str) -> None:
+    """Where messages go."""
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (32, 3), (128, 3)])
+def test_shapes(resolution: int, channels: int) -> None:
+    classifier = Classifier(resolution, channels, 7)
+    images = torch.randint(0, 256, (2, channels, resolution, resolution), dtype=torch.uint8)
+    assert classifier(images).shape == (2, 7)
+    assert classifier.features(images).shape == (2, FEATURES) and classifier.features(images).dtype == torch.float32
+
+
+@pytest.mark.parametrize("resolution", [8, 48])
+def test_a_resolution_that_cannot_be_halved(resolution: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        Classifier(resolution, 1, 2)
+
+
+@pytest.mark.parametrize("split", ["shards", "shards_grey"])
+def test_it_learns_and_real_images_are_near_real_images(split: str, request: pytest.FixtureRequest) -> None:
+    config = DataConfig(str(request.getfixturevalue(split)))
+    manifest = load_manifest(config.uri)
+    classifier = train_classifier(config, manifest, QUICK, silent)
+    images, labels = load_all(config, manifest)
+    judged = judge(classifier, [(images, labels)])
+    assert judged.accuracy > 0.95
+    halves = judged.features[::2], judged.features[1::2]
+    wrong = judge(classifier, [(255 - images, labels)]).features
+    assert frechet_distance(*halves) < 0.2 * frechet_distance(judged.features, wrong)
+
+
+def test_training_is_the_same_every_time_and_leaves_the_global_generator_alone(shards_grey: Path) -> None:
+    config, manifest = DataConfig(str(shards_grey)), load_manifest(str(shards_grey))
+    recipe = dataclasses.replace(INSTANT, min_steps=5)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = train_classifier(config, manifest, recipe, silent).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    again = train_classifier(config, manifest, recipe, silent).state_dict()
+    other = train_classifier(config, manifest, dataclasses.replace(recipe, seed=1), silent).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_a_pass_holds_each_image_once(shards: Path) -> None:
+    config, manifest = DataConfig(str(shards)), load_manifest(str(shards))
+    images, labels = load_all(config, manifest)
+    batches = list(real_batches(config, manifest, manifest.samples, 100))
+    assert [len(part) for part, _ in batches] == [100, 100, 56]
+    seen = torch.cat([part for part, _ in batches])
+    assert sorted(map(bytes, seen.flatten(1).numpy())) == sorted(map(bytes, images.flatten(1).numpy()))
+    assert torch.cat([part for _, part in batches]).bincount().tolist() == labels.bincount().tolist()
+
+
+def test_it_is_trained_once_per_recipe(shards_grey: Path, tmp_path: Path) -> None:
+    config, manifest, said = DataConfig(str(shards_grey)), load_manifest(str(shards_grey)), []
+    recipe, cache = INSTANT, str(tmp_path / "cache")
+    made = obtain_judge(config, manifest, cache, said.append, recipe)
+    assert len(said) == 1 and "training the judge on 256 images" in said[0]
+    known = obtain_judge(config, manifest, cache, said.append, recipe)
+    assert len(said) == 1 and (known.key, known.seconds) == (made.key, made.seconds)
+    a, b = made.classifier.state_dict(), known.classifier.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a) and not known.classifier.training
+    other = obtain_judge(config, manifest, cache, said.append, dataclasses.replace(recipe, seed=1))
+    assert len(said) == 2 and other.key != made.key
+    notes = json.loads(Path(made.place).with_suffix(".json").read_text())
+    assert notes["fingerprint"] == manifest.fingerprint and notes["recipe"]["min_steps"] == 2
+
+
+def test_a_damaged_judge_is_named_and_half_a_one_is_made_anew(shards_grey: Path, tmp_path: Path) -> None:
+    config, manifest, said = DataConfig(str(shards_grey)), load_manifest(str(shards_grey)), []
+    recipe = INSTANT
+    place = Path(obtain_judge(config, manifest, str(tmp_path), said.append, recipe).place)
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="damaged: delete it"):
+        obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
+    place.with_suffix(".json").unlink()  # what a kill between the two writes leaves
+    obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
+    assert len(said) == 2 and place.read_bytes() == whole
+
+
+def test_shards_without_anything_to_tell_apart(shards_grey: Path, tmp_path: Path) -> None:
+    manifest = dataclasses.replace(load_manifest(str(shards_grey)), classes=("one",), class_counts=(256,))
+    with pytest.raises(ConfigError, match=r"--train .* has 1 class"):
+        obtain_judge(DataConfig(str(shards_grey)), manifest, str(tmp_path), silent)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_shards_end_the_training(shards_grey: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(shards_grey, cut)
+    tar = next(cut.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    with pytest.raises(DataError):
+        train_classifier(DataConfig(str(cut)), load_manifest(str(cut)), QUICK, silent)
