@@ -107,7 +107,7 @@ class Delivery:
         if not openings:
             raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
         self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
-        self.embedded, self.uri = openings[-1]["uri"] is None, store_uri(run_dir, openings[-1]["uri"])
+        self.uri = store_uri(run_dir, openings[-1]["uri"])
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
         self._state = run_dir / "journal.offset"
@@ -133,8 +133,7 @@ class Delivery:
         if experiment := client.get_experiment_by_name(self.experiment):
             experiment_id = experiment.experiment_id
         else:
-            artifacts = (self.run_dir.resolve() / "artifacts").as_uri() if self.embedded else None
-            experiment_id = client.create_experiment(self.experiment, artifacts)
+            experiment_id = client.create_experiment(self.experiment, _artifacts_beside(self.uri))
         found = client.search_runs([experiment_id], f"tags.`{RUN_UID_TAG}` = '{self.uid}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
@@ -184,6 +183,13 @@ class Delivery:
         new = self._state.with_suffix(".offset.new")
         new.write_text(json.dumps({"run_id": run_id, "offset": offset}))
         new.replace(self._state)
+
+
+def _artifacts_beside(uri: str) -> str | None:
+    """`artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
 
 
 def _rows(record: Record) -> "list[Metric]":

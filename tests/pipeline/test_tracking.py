@@ -165,9 +165,11 @@ def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: s
     tracker.metrics({"loss": 1.0}, 3)
     tracker.image(GRID, "samples", 3)
     tracker.close("KILLED")
-    other = f"sqlite:///{shutil.copy(empty_store, run_dir / 'other.db')}"
+    (run_dir / "elsewhere").mkdir()
+    other = f"sqlite:///{shutil.copy(empty_store, run_dir / 'elsewhere')}"
     moved = track(run_dir, uri=other)
     moved.close("FINISHED")
+    assert (run_dir / "elsewhere" / "artifacts").is_dir()
     assert moved.run_id != tracker.run_id and steps(other, "loss") == [3] and image_steps(other) == {"3": 1}
 
 
