@@ -158,6 +158,7 @@ def test_a_replay_with_lost_offset_and_torn_tail_adds_nothing(run_dir: Path, sto
     tracker.metrics({"loss": 0.5}, 1200)
     tracker.close("FINISHED")
     assert steps(store, "loss") == list(range(1201))
+    assert sum("open" in record for record, _ in read(run_dir)) == 2  # the torn line took no whole one with it
 
 
 def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: str, empty_store: Path) -> None:
