@@ -64,19 +64,20 @@ def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
             f"batch.global_batch={total} cannot be shared by {world_size} ranks in micro-batches of {micro}: "
             f"{_nearest_multiples(total, together)}, or another batch.micro_batch"
         )
-    if group > together:
-        raise ConfigError(
-            f"batch.norm_group={group} is larger than the {together} samples that {world_size} ranks hold at once in "
-            f"micro-batches of {micro}: use at most {together}, or at least {-(-group // micro)} ranks"
-        )
-    if together % group or (group % micro and micro % group):
-        working = [g for g in range(1, together + 1) if not together % g and not (g % micro and micro % g)]
+    if not _fits(group, world_size, micro):
+        working = [g for g in range(1, together + 1) if _fits(g, world_size, micro)]
         nearest = min(working, key=lambda g: abs(g - group))
         raise ConfigError(
-            f"batch.norm_group={group} does not fit {world_size} ranks with micro-batches of {micro}: "
-            f"the nearest that does is {nearest}"
+            f"batch.norm_group={group} does not fit the {together} samples that {world_size} ranks hold at once in "
+            f"micro-batches of {micro}: the nearest that does is {nearest}"
+            + ("; a larger one needs more ranks or a larger batch.micro_batch" if together < group <= total else "")
         )
     return BatchPlan(total, micro, total // together, world_size, group)
+
+
+def _fits(group: int, ranks: int, micro: int) -> bool:
+    """Whether every group lies inside one micro-batch, or is a whole number of them in one micro-step."""
+    return ranks * micro % group == 0 and (group % micro == 0 or micro % group == 0)
 
 
 def _nearest_multiples(total: int, unit: int) -> str:

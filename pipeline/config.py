@@ -6,6 +6,7 @@ A file or preset, then `key=value` arguments, in this order of precedence. A YAM
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -54,9 +55,26 @@ class RunConfig:
     """Images between two sample grids in MLflow; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("total_images", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("total_images", 1), ("log_every", 1), ("processes", 1), ("sample_every", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain words as in YAML 1.2: `1e-3` is a number, `off` and `2024-10-01` are text."""
+
+
+_OLD = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _OLD] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
 
 
 def preset_names() -> list[str]:
@@ -74,6 +92,8 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
 def build(tree: Mapping[str, Any]) -> RunConfig:
     """Check a plain tree against the dataclasses. Raises ConfigError naming the first key at fault."""
     _refuse_unknown(tree, RunConfig, "")
+    # Of a section that is left out, the first key that it must have is named.
+    tree = {name: {} for name, inner in _keys(RunConfig) if inner} | dict(tree)
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(tree)
     except pydantic.ValidationError as error:
@@ -108,13 +128,13 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 def _read(source: str) -> dict[str, Any]:
     if source in preset_names():
-        text = resources.files("jobs.presets").joinpath(f"{source}.yaml").read_text()
+        data = resources.files("jobs.presets").joinpath(f"{source}.yaml").read_bytes()
     elif Path(source).is_file():
-        text = Path(source).read_text()
+        data = Path(source).read_bytes()
     else:
         raise ConfigError(f"no config file or preset {source!r}: presets are {', '.join(preset_names())}")
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(data, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -141,7 +161,7 @@ def _override(tree: dict[str, Any], argument: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"config key {key}: {parent} is a value and has no keys below it")
     try:
-        tree[last] = yaml.safe_load(text)
+        tree[last] = yaml.load(text, _Loader)
     except yaml.YAMLError:
         tree[last] = text
 
@@ -166,6 +186,9 @@ def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
     hints = typing.get_type_hints(node)
     for key, value in tree.items():
         if key not in hints:
+            while isinstance(value, Mapping) and value:  # of a whole section, its first key
+                below, value = next(iter(value.items()))
+                key = f"{key}.{below}"
             _unknown(f"{prefix}{key}")
         inner = _dataclass_in(hints[key])
         if inner and isinstance(value, Mapping):
@@ -174,9 +197,11 @@ def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
 
 def _unknown(key: str) -> typing.NoReturn:
     known = [name for name, inner in _keys(RunConfig) if not inner]
-    # The last part may be right under the wrong parent: compare both the whole key and its end.
-    ends = [name for name in known if name.rsplit(".")[-1] == key.rsplit(".")[-1]]
-    near = ends or difflib.get_close_matches(key, known, 1, 0.5)
+    # The last part may be right, or nearly so, under the wrong parent: compare both the whole key and its end.
+    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
+    end = key.rpartition(".")[2]
+    near = [ends[end]] if end in ends else difflib.get_close_matches(key, known, 1, 0.5)
+    near = near or [ends[name] for name in difflib.get_close_matches(end, ends, 1, 0.5)]
     raise ConfigError(f"unknown config key {key}: " + (f"did you mean {near[0]}?" if near else f"keys are {', '.join(known)}"))
 
 

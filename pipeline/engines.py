@@ -28,6 +28,10 @@ class ZeroConfig:
     gradient_clipping: float = 0.0
     """Largest norm of each network's gradient; 0 for none."""
 
+    def __post_init__(self) -> None:
+        if self.gradient_clipping < 0:
+            raise ValueError(f"gradient_clipping={self.gradient_clipping}: must not be negative")
+
 
 @dataclass(frozen=True)
 class Ranks:

@@ -35,6 +35,11 @@ class OptimConfig:
         for name in ("g_lr", "d_lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        for name in ("warmup", "ema_half_life", "ema_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
 
 
 def make_optimizer(config: OptimConfig, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

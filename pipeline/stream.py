@@ -48,6 +48,11 @@ class DataConfig:
     read_ahead: int = 4
     """Micro-batches that are kept ready, per process."""
 
+    def __post_init__(self) -> None:
+        for name in ("decode_threads", "read_ahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
 
 @dataclass(frozen=True)
 class MicroBatch:
