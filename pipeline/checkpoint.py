@@ -12,6 +12,7 @@ state.json are the whole state of every random generator and of the data stream.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -96,9 +97,13 @@ def committed(uri: str) -> Iterator[Checkpoint]:
         folder = storage.join(uri, name)
         if name.isdigit() and storage.exists(storage.join(folder, COMMIT)):
             try:
-                yield Checkpoint(folder, json.loads(storage.read_bytes(storage.join(folder, COMMIT)))["files"])
-            except (ValueError, KeyError):
+                listed = json.loads(storage.read_bytes(storage.join(folder, COMMIT)))["files"]
+                files = {file: {"bytes": row["bytes"], "sha256": row["sha256"]} for file, row in listed.items()}
+                files["state.json"]  # every checkpoint has one
+            except (ValueError, KeyError, TypeError, AttributeError):
                 log.warning("%s has a damaged %s and is passed over", folder, COMMIT)
+            else:
+                yield Checkpoint(folder, files)
 
 
 def newest(uri: str) -> Checkpoint | None:
@@ -114,7 +119,7 @@ def newest(uri: str) -> Checkpoint | None:
 
 
 def save(uri: str, progress: Progress, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Checkpoint:
-    """Write and commit one checkpoint, then remove all but the newest `keep` and what kills have left. Rank 0 only."""
+    """Write and commit one checkpoint, then remove all but it and the `keep` - 1 before it. Rank 0 only."""
     folder = storage.join(uri, f"{progress.images:010d}")
     _remove(folder)
     data = {f"{name}.safetensors": safetensors.torch.save(_whole(part)) for name, part in tensors.items()}
@@ -123,7 +128,9 @@ def save(uri: str, progress: Progress, tensors: dict[str, Tensors], state: dict[
     for name, part in data.items():
         storage.write_bytes(storage.join(folder, name), part)
     storage.write_bytes(storage.join(folder, COMMIT), json.dumps({"files": files}, indent=1).encode())
-    kept = {checkpoint.uri for checkpoint, _ in zip(committed(uri), range(keep), strict=False)}
+    # Newer ones were damaged, or training would have gone on from there: they must not push the good ones out.
+    older = (checkpoint for checkpoint in committed(uri) if checkpoint.images <= progress.images)
+    kept = {checkpoint.uri for checkpoint in itertools.islice(older, keep)}
     for name in storage.names(uri):
         old = storage.join(uri, name)
         if name.isdigit() and old not in kept:
