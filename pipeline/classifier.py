@@ -6,6 +6,7 @@ It says of a picture which class it shows (class accuracy), and gives 64 feature
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from pipeline.stream import DataConfig, Stream
 FEATURES = 64
 """Width of the penultimate layer."""
 
+VARIANCE = 1000.0
+"""Sum of the features' variances over real training images. How large features come out of training is an accident (it
+differed by a factor of 60 between two judges of 91 %), and a Fréchet distance grows with its square. With this sum,
+Fashion-MNIST's judge puts real images at 0.4 from real images, images blurred by 2 pixels at 110, class means at 500."""
+
 Say = Callable[[str], None]
 
 
@@ -36,11 +42,8 @@ class Recipe:
     min_steps: int = 200
     """Small sets are seen more often than `epochs` times."""
     batch: int = 128
-    peak_lr: float = 6e-3
-    """Of AdamW, in one cycle."""
-    weight_decay: float = 0.01
-    smoothing: float = 0.05
-    """Label smoothing."""
+    peak_lr: float = 4e-3
+    """Of Adam, in one cycle."""
     seed: int = 0
 
 
@@ -56,13 +59,13 @@ class Classifier(nn.Module):
         while size > 4:
             layers += [*_convolution(inputs, width), nn.MaxPool2d(2)]
             inputs, width, size = width, min(2 * width, FEATURES), size // 2
-        self.body = nn.Sequential(*layers, *_convolution(inputs, FEATURES))
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * size**2, FEATURES), nn.ReLU())
         self.head = nn.Linear(FEATURES, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [n, C, r, r] -> float32 [n, 64]."""
         x = images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-        return self.body(x).float().mean((2, 3))
+        return self.body(x).float()
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [n, C, r, r] -> logits float32 [n, classes]."""
@@ -93,33 +96,32 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     place = storage.join(cache, f"classifier-{key}.safetensors")
     notes = storage.join(cache, f"classifier-{key}.json")  # written last: without it the weights do not count
-    if storage.exists(notes):
-        classifier = _empty(manifest)
-        known = json.loads(storage.read_bytes(notes))
-        data = storage.read_bytes(place)
-        if hashlib.sha256(data).hexdigest() != known["sha256"]:
-            raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
-        classifier.load_state_dict(safetensors.torch.load(data))
-        return Judge(classifier.to(_device()).eval(), key, place, known["seconds"])
-    say(f"training the judge on {manifest.samples:,} images of {train.uri}")
-    began = time.perf_counter()
-    classifier = train_classifier(train, manifest, recipe, say)
-    seconds = round(time.perf_counter() - began, 1)
-    data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in classifier.state_dict().items()})
-    storage.write_bytes(place, data)
-    made = {**identity, "train": train.uri, "seconds": seconds, "sha256": hashlib.sha256(data).hexdigest()}
-    storage.write_bytes(notes, json.dumps(made, indent=1).encode())
-    return Judge(classifier, key, place, seconds)
+    if not storage.exists(notes):
+        say(f"training the judge on {manifest.samples:,} images of {train.uri}")
+        began = time.perf_counter()
+        trained = train_classifier(train, manifest, recipe, say)
+        seconds = round(time.perf_counter() - began, 1)
+        data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in trained.state_dict().items()})
+        storage.write_bytes(place, data)
+        made = {**identity, "train": train.uri, "seconds": seconds, "sha256": hashlib.sha256(data).hexdigest()}
+        storage.write_bytes(notes, json.dumps(made, indent=1).encode())
+    # Read back even when it is new: the same figures then come out the second time, to the last digit.
+    known, data = json.loads(storage.read_bytes(notes)), storage.read_bytes(place)
+    if hashlib.sha256(data).hexdigest() != known["sha256"]:
+        raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
+    classifier = _empty(manifest)
+    classifier.load_state_dict(safetensors.torch.load(data))
+    return Judge(classifier.to(_device()).eval(), key, place, known["seconds"])
 
 
 def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say: Say) -> Classifier:
-    """Cross-entropy, one cycle of AdamW, no augmentation; returns it in eval mode. The same on every call."""
+    """Cross-entropy, one cycle of Adam, no augmentation; returns it in eval mode. The same on every call."""
     device = _device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         classifier = _empty(manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(recipe.min_steps, round(recipe.epochs * manifest.samples / recipe.batch))
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps)
     last_said = time.monotonic()
     batches = real_batches(train, manifest, steps * recipe.batch, recipe.batch, recipe.seed)
@@ -127,7 +129,7 @@ def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say:
         # Half the time of fp32 where the CPU has bf16 units; the layers' statistics and the loss stay in fp32.
         with torch.autocast(device.type, torch.bfloat16):
             logits = classifier(images.to(device))
-        loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.smoothing)
+        loss = F.cross_entropy(logits.float(), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -135,7 +137,22 @@ def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say:
         if time.monotonic() - last_said > 10:
             last_said = time.monotonic()
             say(f"  step {step + 1:,} of {steps:,}, loss {loss.item():.3f}")
-    return classifier.eval()
+    _scale_features(classifier.eval(), train, manifest, recipe.batch)
+    return classifier
+
+
+@torch.no_grad()
+def _scale_features(classifier: Classifier, train: DataConfig, manifest: Manifest, batch: int) -> None:
+    """Give the features their `VARIANCE`, and the head the inverse: behind a ReLU a factor changes no answer."""
+    device = next(classifier.parameters()).device
+    batches = real_batches(train, manifest, min(10_000, manifest.samples), batch)
+    features = torch.cat([classifier.features(images.to(device)).double() for images, _ in batches])
+    factor = math.sqrt(VARIANCE / features.var(0).sum().item())
+    penultimate = classifier.body[-2]
+    assert isinstance(penultimate, nn.Linear)
+    penultimate.weight.mul_(factor)
+    penultimate.bias.mul_(factor)
+    classifier.head.weight.div_(factor)
 
 
 def real_batches(

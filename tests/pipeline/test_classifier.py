@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.classifier import FEATURES, Classifier, Recipe, obtain_judge, real_batches, train_classifier
+from pipeline.classifier import FEATURES, VARIANCE, Classifier, Recipe, obtain_judge, real_batches, train_classifier
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import frechet_distance, judge
 from pipeline.index import load_manifest
@@ -20,6 +21,15 @@ INSTANT = Recipe(epochs=0, min_steps=2, batch=32)
 
 def silent(line: str) -> None:
     """Where messages go."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches this small only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (32, 3), (128, 3)])
@@ -114,3 +124,15 @@ def test_cut_shards_end_the_training(shards_grey: Path, tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     with pytest.raises(DataError):
         train_classifier(DataConfig(str(cut)), load_manifest(str(cut)), QUICK, silent)
+
+
+def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path) -> None:
+    config, manifest = DataConfig(str(shards_grey)), load_manifest(str(shards_grey))
+    images, labels = load_all(config, manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.classifier._scale_features", lambda *_: None)
+        plain = train_classifier(config, manifest, INSTANT, silent)
+    scaled = train_classifier(config, manifest, INSTANT, silent)
+    assert judge(scaled, [(images, labels)]).features.var(0, ddof=1).sum() == pytest.approx(VARIANCE, rel=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(images), plain(images), rtol=1e-3, atol=1e-4)
