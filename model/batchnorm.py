@@ -20,11 +20,10 @@ class _NormaliseAcrossRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, group: dist.ProcessGroup) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x.float(), dims, correction=0)
+        # float64, all of it: the sum of squares minus the squared mean loses most digits where the mean is large.
+        var, mean = (moment.double() for moment in torch.var_mean(x.float(), dims, correction=0))
         count = x.numel() / x.shape[1]
-        # float64: the sum of squares minus the squared mean would lose most digits where the mean is large.
-        moments = torch.stack((torch.full_like(mean, count), mean * count, (var + mean * mean) * count)).double()
-        moments[2] = (var.double() + mean.double().square()) * count
+        moments = torch.stack((torch.full_like(mean, count), mean * count, (var + mean.square()) * count))
         dist.all_reduce(moments, group=group)
         total, mean64 = moments[0], moments[1] / moments[0]
         var64 = (moments[2] / total - mean64.square()).clamp_min(0)
@@ -71,8 +70,9 @@ class BatchNorm(nn.Module):
         if self.process_group is not None:
             return _NormaliseAcrossRanks.apply(x, self.eps, self.process_group)  # type: ignore[no-untyped-call]
         if self.moments is not None:
-            var, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
-            self.moments += [mean, var + mean.square()]
+            var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
+            self.moments += [mean.double(), var.double() + mean.double().square()]
+            return F.batch_norm(x, mean, var, None, None, False, 0.0, self.eps)
         group = self.group_samples or len(x)
         parts = [F.batch_norm(part, None, None, None, None, True, 0.0, self.eps) for part in x.split(group)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

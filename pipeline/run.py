@@ -45,7 +45,7 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
     Raises ConfigError if the folder cannot be written, holds something else, or a change would make the result wrong.
     """
     folder, saved = Path(config.run), Path(config.run, "config.yaml")
-    if folder.exists() and not saved.exists() and not Path(folder, "run.json").exists() and any(folder.iterdir()):
+    if not (saved.exists() or Path(folder, "run.json").exists()) and _foreign(folder):
         raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
     changes = []
     if saved.exists():
@@ -61,6 +61,11 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
         storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
     storage.write_bytes(str(saved), to_yaml(config).encode())
     return changes
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether something of somebody else's is there; a kill can have left a temporary file of ours."""
+    return folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".tmp") for path in folder.iterdir()))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.biggan import ModelConfig
+from pipeline.batch import BatchConfig
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.index import Manifest, load_manifest
+from pipeline.run import (
+    STATUS_VARIABLE,
+    Status,
+    check_model,
+    load_run_config,
+    lock,
+    prepare,
+    read_identity,
+    read_status,
+    write_status,
+)
+from pipeline.stream import DataConfig
+
+
+@pytest.fixture
+def manifest(shards: Path) -> Manifest:
+    return load_manifest(str(shards))
+
+
+@pytest.fixture
+def config(tmp_path: Path, shards: Path) -> RunConfig:
+    return RunConfig(str(tmp_path / "run"), 1000, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_second_start_finds_the_same_run(config: RunConfig, manifest: Manifest) -> None:
+    folder = Path(config.run)
+    assert prepare(config, manifest) == []
+    before = content(folder)
+    assert prepare(config, manifest) == []
+    assert content(folder) == before
+    assert load_run_config(folder) == config
+    assert read_identity(folder)["dataset"] == manifest.fingerprint
+
+
+def test_two_runs_are_two(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
+    other = replace(config, run=str(tmp_path / "other"))
+    prepare(config, manifest)
+    prepare(other, manifest)
+    assert read_identity(Path(config.run))["uid"] != read_identity(Path(other.run))["uid"]
+
+
+def test_changes_are_told_and_kept(config: RunConfig, manifest: Manifest) -> None:
+    prepare(config, manifest)
+    changed = replace(config, total_images=2000, batch=replace(config.batch, micro_batch=4))
+    assert prepare(changed, manifest) == ["batch.micro_batch: None -> 4", "total_images: 1000 -> 2000"]
+    assert prepare(changed, manifest) == []
+    assert load_run_config(config.run) == changed
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("model", {"ch": 8}), ("", {"seed": 1}), ("optim", {"optimizer": "sgd"})],
+)
+def test_what_weights_or_order_hang_on_cannot_change(
+    config: RunConfig, manifest: Manifest, part: str, change: dict[str, Any]
+) -> None:
+    prepare(config, manifest)
+    before = content(Path(config.run))
+    changed = replace(config, **({part: replace(getattr(config, part), **change)} if part else change))
+    ((name, value),) = change.items()
+    with pytest.raises(ConfigError, match=f"{name}={value} but this run began with .*name another run="):
+        prepare(changed, manifest)
+    assert content(Path(config.run)) == before
+
+
+def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_grey: Path) -> None:
+    prepare(config, manifest)
+    before = content(Path(config.run))
+    other = replace(config, data=DataConfig(str(shards_grey)))
+    with pytest.raises(ConfigError, match="holds other shards than"):
+        prepare(other, load_manifest(str(shards_grey)))
+    assert content(Path(config.run)) == before
+
+
+def test_the_same_images_may_move(config: RunConfig, manifest: Manifest) -> None:
+    prepare(config, manifest)
+    assert prepare(replace(config, data=DataConfig("s3://bucket/shards")), manifest) == [
+        f"data.uri: {config.data.uri} -> s3://bucket/shards"
+    ]
+
+
+def test_a_run_may_move(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
+    prepare(config, manifest)
+    uid = read_identity(Path(config.run))["uid"]
+    Path(config.run).rename(tmp_path / "moved")
+    assert prepare(replace(config, run=str(tmp_path / "moved")), manifest) == []
+    assert read_identity(tmp_path / "moved")["uid"] == uid
+
+
+def test_somebody_elses_files_are_not_taken_for_a_run(config: RunConfig, manifest: Manifest) -> None:
+    folder = Path(config.run)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="not a run's: name a new or empty folder"):
+        prepare(config, manifest)
+    assert content(folder) == {"thesis.tex": b"mine"}
+
+
+def test_a_file_is_no_folder(config: RunConfig, manifest: Manifest) -> None:
+    Path(config.run).write_text("mine")
+    with pytest.raises(ConfigError, match="name a new or empty folder"):
+        prepare(config, manifest)
+    assert Path(config.run).read_text() == "mine"
+
+
+def test_a_kill_inside_the_first_write_does_not_block_the_run(config: RunConfig, manifest: Manifest) -> None:
+    Path(config.run).mkdir()
+    Path(config.run, ".run.json.0123abcd.tmp").write_text('{"ui')
+    assert prepare(config, manifest) == []
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path} is not the folder of a run"):
+        load_run_config(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_classes", 10), ("resolution", 64), ("channels", 1)])
+def test_networks_for_other_images_are_refused(config: RunConfig, manifest: Manifest, key: str, value: int) -> None:
+    check_model(config, manifest)
+    right = getattr(config.model, key)
+    with pytest.raises(ConfigError, match=f"model.{key}={value} but the shards at .* have {right}: type model.{key}={right}"):
+        check_model(replace(config, model=replace(config.model, **{key: value})), manifest)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.run import lock
+held = lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_training_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"is being trained by process {holder.pid}: stop that first"):
+            lock(tmp_path, patience=0.2)
+        assert (tmp_path / "lock").read_text() == str(holder.pid)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    held = lock(tmp_path, patience=5)
+    assert (tmp_path / "lock").read_text() == str(os.getpid())
+    held.close()
+
+
+def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = tmp_path / "second"
+    monkeypatch.setenv(STATUS_VARIABLE, str(second))
+    status = Status("failed", 64, 74, "the disk is full")
+    write_status(tmp_path, status)
+    assert read_status(tmp_path / "status.json") == read_status(second) == status
+    assert json.loads(second.read_text())["exit_code"] == 74
+
+
+@pytest.mark.parametrize("text", [None, "", '{"state": "runn'])
+def test_a_status_that_was_never_written_whole_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "status.json").write_text(text)
+    assert read_status(tmp_path / "status.json") is None
