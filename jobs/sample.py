@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     classes, columns, images = (_from_registry if args.model.startswith("models:/") else _from_run)(args)
 
     from pipeline import storage
-    from pipeline.generators import grid
+    from model.sampling import grid
     from pipeline.images import png
 
     storage.write_bytes(args.out, png(grid(images, len(columns)).numpy()))
@@ -57,7 +57,8 @@ def _from_run(args: argparse.Namespace) -> "tuple[Sequence[str], list[int], Tens
     """Class names, columns and images uint8 [per_class * columns, C, r, r], row by row."""
     if not Path(args.model).is_dir():
         raise ConfigError(f"no model {args.model}: type a run's folder, models:/NAME@ALIAS or models:/NAME/VERSION")
-    from pipeline.generators import generate, load_run_generator
+    from model.sampling import generate
+    from pipeline.generators import load_run_generator
 
     trained = load_run_generator(args.model)
     columns = choose(args.classes, trained.classes)

@@ -115,8 +115,10 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
 def _work(config: "RunConfig") -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
+    from pipeline.tracking import calm_mlflow
 
     run.die_with_parent()
+    calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
     try:
         _train(config, folder)

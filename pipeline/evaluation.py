@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.biggan import Generator
+from model.sampling import generate
 from pipeline.classifier import Classifier
-from pipeline.generators import generate
 
 BATCH = 500
 """Images per forward pass of the classifier; decides speed only."""

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 
 import model
-from pipeline.generators import TrainedGenerator, generate, grid
+from model.sampling import generate, grid
+from pipeline.generators import TrainedGenerator
 from pipeline.images import png
 from pipeline.tracking import calm_mlflow
 

@@ -34,7 +34,7 @@ class GeneratorModel(PythonModel):
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         if digest != settings["weights_sha256"]:
             raise MlflowException(f"{weights} is damaged: sha256 {digest}, expected {settings['weights_sha256']}")
-        biggan, self.latents = _import_privately(Path(context.artifacts["model"]), "biggan", "latents")
+        biggan, self.sampling = _import_privately(Path(context.artifacts["model"]), "biggan", "sampling")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = biggan.Generator(biggan.ModelConfig(**settings["model"]))
         self.generator.load_state_dict(load_file(weights))
@@ -48,20 +48,14 @@ class GeneratorModel(PythonModel):
         params = {"truncation": None, "seed": 0, "format": "png_base64", "max_batch": 64} | (params or {})
         ids = model_input["class_id"].to_numpy(np.int64, copy=True)
         self._check(ids, params)
-        pictures: list[str] = []
-        for start in range(0, len(ids), params["max_batch"]):
-            y = torch.from_numpy(ids[start : start + params["max_batch"]])
-            z = self.latents.latents(
-                params["seed"],
-                self.latents.Stream.SAMPLES,
-                start,
-                len(y),
-                self.generator.z_dim,
-                params["truncation"],
-            )
-            x = self.generator(z.to(self.device), y.to(self.device))
-            pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-            pictures += [_png_base64(image) for image in pixels.cpu().numpy()]
+        images = self.sampling.generate(
+            self.generator,
+            torch.from_numpy(ids),
+            seed=params["seed"],
+            truncation=params["truncation"],
+            batch=params["max_batch"],
+        )
+        pictures = [_png_base64(image) for image in images.permute(0, 2, 3, 1).numpy()]
         return pd.DataFrame({"class_id": ids, "png": pictures})
 
     def _check(self, ids: np.ndarray[Any, Any], params: dict[str, Any]) -> None:

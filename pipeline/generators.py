@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from model.batchnorm import standing_statistics
@@ -17,8 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
 from pipeline.run import checkpoint_uri, load_run_config
 
-STANDING_BATCHES, STANDING_SAMPLES = 16, 256
-"""BigGAN's appendix E pools standing statistics over many batches; these 4,096 samples are as in BigGAN-PyTorch."""
+STANDING_BATCHES, STANDING_SAMPLES = 16, 128
+"""Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +76,3 @@ def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> Tr
     digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
     classes = load_manifest(config.data.uri).classes
     return TrainedGenerator(generator, config.model, found.images, Path(run_dir), classes, digest)
-
-
-@torch.no_grad()
-def generate(generator: Generator, labels: Tensor, *, seed: int, truncation: float | None = None, batch: int = 256) -> Tensor:
-    """Images uint8 [n, C, r, r] of `labels` [n] int64; sample i depends on seed, i and its label only, not on `batch`."""
-    device = next(generator.parameters()).device
-    parts = []
-    for start in range(0, len(labels), batch):
-        y = labels[start : start + batch]
-        z = latents(seed, Stream.SAMPLES, start, len(y), generator.z_dim, truncation)
-        parts.append(to_pixels(generator(z.to(device), y.to(device))).cpu())
-    return torch.cat(parts)
-
-
-def to_pixels(x: Tensor) -> Tensor:
-    """-1..1 -> uint8 0..255."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def grid(images: Tensor, columns: int) -> Tensor:
-    """Tile uint8 [n, C, r, r] row by row into [H, W, C]; n must be a multiple of `columns`."""
-    n, c, r, _ = images.shape
-    tiled = images.reshape(n // columns, columns, c, r, r).permute(0, 3, 1, 4, 2)
-    return tiled.reshape(n // columns * r, columns * r, c)

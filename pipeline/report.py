@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.ema import EMA
+from model.sampling import generate, grid
 from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.engines import Ranks
-from pipeline.generators import ema_generator, generate, grid
+from pipeline.generators import ema_generator
 from pipeline.index import Manifest
 from pipeline.run import read_identity
 from pipeline.stream import Stream

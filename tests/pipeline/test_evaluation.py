@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.biggan import Generator, ModelConfig
+from model.sampling import generate
 from pipeline.classifier import Classifier
 from pipeline.evaluation import Floats, Judged, frechet_distance, judge, sample_batches
-from pipeline.generators import ema_generator, generate
+from pipeline.generators import ema_generator
 
 
 def gaussian(seed: int, n: int, d: int) -> Floats:

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from model.sampling import generate
 from pipeline import export
-from pipeline.generators import TrainedGenerator, generate, load_run_generator
+from pipeline.generators import TrainedGenerator, load_run_generator
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
 # Loads the model where our packages cannot be imported, and answers requests as a service would.
