@@ -1,0 +1,320 @@
+"""`biggan train` as a user types it: whole runs on two processes, and every mistake as one line."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.cli import main
+from pipeline import checkpoint, storage
+from pipeline.config import load_config, to_yaml
+from pipeline.run import Status, read_identity, read_status
+from pipeline.tracking import connect, store_uri
+from tests.conftest import S3Server
+
+# 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
+TINY: dict[str, Any] = {
+    "total_images": 256,
+    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_chunk": 4},
+    "batch": {"global_batch": 32, "micro_batch": 8, "norm_group": 16, "d_steps": 2},
+    "data": {"flip": True},
+    "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 100, "ema_start": 64, "warmup": 128},
+    "checkpoint": {"every": 64},
+    "log_every": 64,
+    "sample_every": 128,
+    "processes": 2,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards), "flip": True}}))
+    return str(file)
+
+
+def train(tiny: str, run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={run}", *overrides]
+    return subprocess.run(command, cwd=run.parent, capture_output=True, text=True, timeout=280, check=False)
+
+
+def log(run: Path) -> str:
+    return (run / "logs" / "stderr.log").read_text()
+
+
+def tensors_of(run: Path) -> dict[str, str]:
+    """sha256 of both networks, both optimisers and the EMA in the newest checkpoint."""
+    found = checkpoint.newest(str(run / "checkpoints"))
+    assert found and found.images == 256
+    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
+    assert len(hashes) == 5
+    return hashes
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that ended at 128 images, whose newest checkpoint was then damaged, and that went on to 256."""
+
+    run: Path
+    first: subprocess.CompletedProcess[str]
+    second: subprocess.CompletedProcess[str]
+    uid: str
+    mlflow_id: str
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
+    run = tmp_path_factory.mktemp("resumed") / "run"
+    first = train(tiny, run, "total_images=128")
+    assert first.returncode == 0, first.stderr + log(run)
+    assert read_status(run / "status.json") == Status("finished", 128, 0)
+    assert sorted(os.listdir(run / "checkpoints")) == ["0000000064", "0000000128"]
+    uid, mlflow_id = read_identity(run)["uid"], mlflow_runs(run)[0].info.run_id
+    damaged = run / "checkpoints" / "0000000128" / "ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\1")
+    second = train(tiny, run)
+    assert second.returncode == 0, second.stderr + log(run)
+    return Resumed(run, first, second, uid, mlflow_id)
+
+
+def mlflow_runs(run: Path) -> list[Any]:
+    client = connect(store_uri(run, None))
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+LINE = re.compile(
+    r"^ +(?P<images>[\d,]+) img +[\d.]+ img/s +data +\d+% +D +[\d.]+ +G +-?[\d.]+ +D\(real\) +-?[\d.]+ +D\(fake\) +-?[\d.]+"
+    r" +\|grad D\| +[\d.]+ +\|grad G\| +[\d.]+ +left [\d.]+ min$",
+    re.M,
+)
+
+
+def test_progress_is_told(resumed: Resumed) -> None:
+    assert [match["images"] for match in LINE.finditer(resumed.first.stdout)] == ["64", "128"]
+    assert [match["images"] for match in LINE.finditer(resumed.second.stdout)] == ["128", "192", "256"]
+    assert "training from image 0 of 128: global batch 32 = 2 ranks x 2 micro-batches of 8" in resumed.first.stdout
+    assert "changed since the last start: total_images: 128 -> 256" in resumed.second.stdout
+    assert resumed.first.stderr == resumed.second.stderr == ""
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed) -> None:
+    assert "resuming at image 64 of 256" in resumed.second.stdout
+    assert log(resumed.run).count("passing over a damaged checkpoint") == 1
+    assert "0000000128/ema.safetensors" in log(resumed.run)
+
+
+def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
+    assert read_status(resumed.run / "status.json") == Status("finished", 256, 0)
+    assert sorted(os.listdir(resumed.run / "checkpoints")) == ["0000000192", "0000000256"]
+    assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
+    newest = checkpoint.newest(str(resumed.run / "checkpoints"))
+    assert newest and newest.progress() == checkpoint.Progress(256, 4)
+    assert not list(resumed.run.rglob("*.tmp"))
+
+
+def test_the_same_mlflow_run_goes_on_with_one_row_per_step(resumed: Resumed) -> None:
+    (found,) = mlflow_runs(resumed.run)
+    assert found.info.run_id == resumed.mlflow_id
+    assert found.info.status == "FINISHED"
+    assert read_identity(resumed.run)["uid"] == resumed.uid == found.data.tags["biggan.run_uid"]
+    client = connect(store_uri(resumed.run, None))
+    keys = {"loss/d", "loss/g", "d/real", "d/fake", "grad_norm/d", "grad_norm/g", "images_per_second", "time/data", "lr/g"}
+    assert keys <= set(found.data.metrics)
+    for key in found.data.metrics:
+        rows = client.get_metric_history(found.info.run_id, key)
+        assert [row.step for row in sorted(rows, key=lambda row: row.step)] == [64, 128, 192, 256], key
+
+
+def test_mlflow_has_parameters_configuration_and_samples(resumed: Resumed) -> None:
+    (found,) = mlflow_runs(resumed.run)
+    client = connect(store_uri(resumed.run, None))
+    assert found.data.params["batch.global_batch"] == "32"
+    assert found.data.params["total_images"] == "128"
+    assert found.data.tags["biggan.changed.total_images"] == "256"
+    text = Path(client.download_artifacts(found.info.run_id, "config.yaml")).read_text()
+    assert text == (resumed.run / "config.yaml").read_text()
+    images = [file.path for file in client.list_artifacts(found.info.run_id, "images") if file.path.endswith(".png")]
+    assert sorted(int(re.findall(r"step\+(\d+)", path)[0]) for path in images) == [128, 256]
+
+
+def test_a_finished_run_says_so(resumed: Resumed, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tensors_of(resumed.run)
+    assert main(["train", tiny, f"run={resumed.run}"]) == 0
+    assert "has finished: 256 images" in capsys.readouterr().out
+    assert tensors_of(resumed.run) == before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """The same run in one go."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = train(tiny, run, "tracking.mode=off")
+    assert done.returncode == 0, done.stderr + log(run)
+    return run
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole: Path, resumed: Resumed) -> None:
+    assert tensors_of(resumed.run) == tensors_of(whole)
+
+
+@pytest.mark.slow
+def test_from_s3_as_from_disk(whole: Path, tiny: str, shards: Path, s3: S3Server, tmp_path: Path) -> None:
+    for path in shards.iterdir():
+        storage.write_bytes(f"{s3.uri}/train/{path.name}", path.read_bytes())
+    done = train(tiny, tmp_path / "run", f"data.uri={s3.uri}/train", "tracking.mode=off")
+    assert done.returncode == 0, done.stderr + log(tmp_path / "run")
+    assert tensors_of(tmp_path / "run") == tensors_of(whole)
+
+
+def assert_one_line(stderr: str, code: int, expected_code: int, *parts: str) -> None:
+    assert code == expected_code, stderr
+    assert stderr.startswith("biggan: error: ") and stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in stderr
+
+
+@pytest.mark.slow
+def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    shard = sorted(copy.glob("*.tar"))[0]
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    command = (tiny, tmp_path / "run", f"data.uri={copy}", "tracking.mode=off")
+    done = train(*command)
+    assert_one_line(done.stderr, done.returncode, 65, shard.name, f"{len(data):,}", "--overwrite")
+    status = read_status(tmp_path / "run" / "status.json")
+    assert status and (status.state, status.exit_code) == ("failed", 65) and status.message in done.stderr
+    shard.write_bytes(data)
+    again = train(*command)
+    assert again.returncode == 0, again.stderr + log(tmp_path / "run")
+    assert tensors_of(tmp_path / "run") == tensors_of(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["optim.g_lrr=1"], ["optim.g_lrr", "optim.g_lr?"]),
+        (["batch.global_batch=33", "batch.micro_batch=null"], ["batch.global_batch=33", "2 ranks", "32 or 34"]),
+        (["batch.global_batch=40"], ["batch.global_batch=40", "2 ranks", "32 or 48"]),
+        (["batch.norm_group=12"], ["batch.norm_group=12", "nearest", "16"]),
+        (["model.num_classes=10"], ["model.num_classes=10", "have 4", "type model.num_classes=4"]),
+        (["model.channels=1"], ["model.channels=1", "have 3"]),
+        (["model.resolution=64", "model.ch=8"], ["model.resolution=64", "have 32"]),
+        (["data.uri=nowhere"], ["no shards at nowhere", "biggan shard"]),
+        (["optim.g_lr=fast"], ["optim.g_lr"]),
+        (["total_images"], ["key=value"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
+) -> None:
+    code = main(["train", tiny, f"run={tmp_path / 'run'}", *arguments])
+    assert_one_line(capsys.readouterr().err, code, 78, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", str(tmp_path / "nowhere.yaml")])
+    assert_one_line(capsys.readouterr().err, code, 78, "nowhere.yaml", "fashion-mnist")
+
+
+def test_a_damaged_manifest(tiny: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = (shards / "manifest.json").read_bytes()
+    (tmp_path / "manifest.json").write_bytes(data[: len(data) // 2])
+    code = main(["train", tiny, f"run={tmp_path / 'run'}", f"data.uri={tmp_path}"])
+    assert_one_line(capsys.readouterr().err, code, 65, "manifest.json is damaged", "--overwrite")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_change_that_cannot_be_resumed(resumed: Resumed, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (resumed.run / "config.yaml").read_bytes()
+    code = main(["train", tiny, f"run={resumed.run}", "seed=1"])
+    assert_one_line(capsys.readouterr().err, code, 78, "seed=1", "began with 0", "run=")
+    assert (resumed.run / "config.yaml").read_bytes() == before
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, that can be full or read-only. Skips where this user may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def test_a_run_folder_that_cannot_be_written(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid():
+        place = tmp_path / "closed"
+        place.mkdir(mode=0o555)
+    else:
+        place = Path("/sys")  # where not even root can make a folder
+    code = main(["train", tiny, f"run={place / 'run'}"])
+    assert_one_line(capsys.readouterr().err, code, 78, f"{place}/run", "name another place")
+
+
+def test_a_disk_that_is_read_only_or_full(
+    resumed: Resumed, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with disk(tmp_path / "disk", "64k") as folder:
+        fill(folder)
+        code = main(["train", tiny, f"run={folder / 'run'}"])
+        assert_one_line(capsys.readouterr().err, code, 74, str(folder), "the disk is full", "free some space")
+        assert not [path for path in folder.rglob("*") if path.is_file() and path.name != "filler"]
+
+        (folder / "filler").unlink()
+        for name in ("run.json", "config.yaml"):
+            (folder / "run").mkdir(exist_ok=True)
+            shutil.copy(resumed.run / name, folder / "run" / name)
+        remount(folder, "ro")
+        code = main(["train", tiny, f"run={folder / 'run'}", "total_images=512"])
+        assert_one_line(capsys.readouterr().err, code, 78, str(folder), "Read-only file system")
+        remount(folder, "rw")
+        assert (folder / "run" / "config.yaml").read_bytes() == (resumed.run / "config.yaml").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_training(whole: Path, tiny: str, tmp_path: Path) -> None:
+    size = sum(path.stat().st_size for path in (whole / "checkpoints" / "0000000256").iterdir())
+    with disk(tmp_path / "disk", f"{size * 3 // 2 // 1024 + 200}k") as folder:
+        command = (tiny, folder / "run", "tracking.mode=off", "sample_every=0")
+        done = train(*command)
+        assert_one_line(done.stderr, done.returncode, 74, str(folder), "the disk is full", "run the same command again")
+        found = checkpoint.newest(str(folder / "run" / "checkpoints"))
+        assert found and found.images == 64
+        remount(folder, f"size={size * 4 // 1024 + 1024}k")
+        again = train(*command)
+        assert again.returncode == 0, again.stderr + log(folder / "run")
+        assert "resuming at image 64 of 256" in again.stdout
+        assert tensors_of(folder / "run") == tensors_of(whole)
+        assert json.loads((folder / "run" / "status.json").read_text())["state"] == "finished"
