@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
 
     classes, columns, images = (_from_registry if args.model.startswith("models:/") else _from_run)(args)
 
-    from pipeline import storage
     from model.sampling import grid
+    from pipeline import storage
     from pipeline.images import png
 
     storage.write_bytes(args.out, png(grid(images, len(columns)).numpy()))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from model.batchnorm import standing_statistics
@@ -38,19 +39,20 @@ def ema_generator(
     config: ModelConfig,
     tensors: dict[str, Tensor],
     averages: dict[str, Tensor],
+    device: torch.device,
     batches: int = STANDING_BATCHES,
     samples: int = STANDING_SAMPLES,
 ) -> Generator:
     """G with averaged parameters, sigma converged on them, and standing statistics: always the same for the same weights."""
-    generator = Generator(config)
+    generator = Generator(config).to(device)
     generator.load_state_dict(tensors | averages)
     power_iteration(generator, 10)
     standing_statistics(
         generator,
         (
             (
-                latents(0, Stream.STANDING, i * samples, samples, config.z_dim),
-                random_labels(0, Stream.STANDING, i * samples, samples, config.num_classes),
+                latents(0, Stream.STANDING, i * samples, samples, config.z_dim).to(device),
+                random_labels(0, Stream.STANDING, i * samples, samples, config.num_classes).to(device),
             )
             for i in range(batches)
         ),
@@ -72,7 +74,8 @@ def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> Tr
     if found is None:
         have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
         raise ConfigError(f"{run_dir} has no checkpoint{f' at {checkpoint} images' if checkpoint else ''}; it has: {have}")
-    generator = ema_generator(config.model, found.tensors("generator"), found.tensors("ema"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = ema_generator(config.model, found.tensors("generator"), found.tensors("ema"), device)
     digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
     classes = load_manifest(config.data.uri).classes
     return TrainedGenerator(generator, config.model, found.images, Path(run_dir), classes, digest)

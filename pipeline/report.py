@@ -104,11 +104,7 @@ class Recorder:
             labels = torch.arange(columns).repeat(8)
             # Fewer standing batches than the finished generator gets: this is a look, on the training's time.
             copy = ema_generator(
-                self.config.model,
-                {name: tensor.cpu() for name, tensor in generator.state_dict().items()},
-                {name: tensor.cpu() for name, tensor in ema.averages.items()},
-                batches=4,
-                samples=128,
+                self.config.model, dict(generator.state_dict()), ema.averages, self.ranks.device, batches=4, samples=128
             )
             picture = grid(generate(copy, labels, seed=self.config.seed), columns)
             self.tracker.image(picture.numpy(), "samples/ema", progress.images)
