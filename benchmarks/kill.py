@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,7 @@ class Attempt:
             if reached():
                 return True
             if time.monotonic() - self.began > HANGS:
-                everything = processes_of(self.process.pid)
-                _kill(everything)
+                _kill(processes_of(self.process.pid))
                 raise SystemExit(f"benchmarks.kill: no end after {HANGS:.0f} s; see {self.log}")
             time.sleep(0.002)
         return False
@@ -155,8 +154,7 @@ def plan(kills: int, rng: random.Random, start_seconds: float, update_seconds: f
         if rng.random() < 0.25:
             planned.append(Kill(target, None, rng.uniform(0, start_seconds)))
             continue
-        low, high = TOTAL * i // kills, TOTAL * (i + 1) // kills - 3 * BATCH
-        images = rng.randint(low, max(low, high))
+        images = min(rng.randint(TOTAL * i // kills, TOTAL * (i + 1) // kills), TOTAL - 3 * BATCH)
         if rng.random() < 0.5:  # where a checkpoint is written right after the line of progress
             images = max(CHECKPOINT_EVERY, images // CHECKPOINT_EVERY * CHECKPOINT_EVERY)
         planned.append(Kill(target, images, rng.uniform(0, 2 * update_seconds)))
@@ -281,7 +279,7 @@ def main() -> int:
     return 0 if ok else 1
 
 
-def _kill(pids: Any) -> None:
+def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

@@ -104,7 +104,10 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_small_demo_from_images_to_samples_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_small_demo_from_images_to_samples_and_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # batches this small only wait for a second thread
     for split, images in (("train", 64), ("test", 16)):
         write_tree(tmp_path / "images" / split, images, grey=True)
     config = {
