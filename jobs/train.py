@@ -1,7 +1,9 @@
 """`biggan train`: outside `accelerate launch` it starts it; inside, it is one worker."""
 
 import argparse
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,13 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, else the exit code of what went wrong."""
+    if worker := "LOCAL_RANK" in os.environ:
+        _die_with_parent()  # before the imports, which take seconds
+
     from pipeline.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    if "LOCAL_RANK" in os.environ:
+    if worker:
         return _work(config)
     return _launch(config, args)
 
@@ -51,7 +56,9 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
-    if last and last.images >= config.total_images:
+    ended = run.read_status(Path(config.run, "status.json"))
+    # Killed after its last checkpoint, a run still has to tell MLflow of its end: workers do, with nothing to train.
+    if last and last.images >= config.total_images and ended and ended.state == "finished":
         print(f"{config.run} has finished: {last.images:,} images, {last.uri}")
         return 0
 
@@ -64,7 +71,7 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
             _accelerate_command(processes, args),
             env=_environment(processes, torch.cuda.is_available()) | {run.STATUS_VARIABLE: status.name},
             stderr=errors,
-            preexec_fn=run.die_with_parent,
+            preexec_fn=_die_with_parent,
             check=False,
         ).returncode
         end = run.read_status(Path(status.name))
@@ -80,6 +87,14 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone: else a killed launcher leaves workers that go on writing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _first_traceback(log: Path, began: int) -> str:
@@ -117,7 +132,6 @@ def _work(config: "RunConfig") -> int:
     from pipeline import run
     from pipeline.tracking import calm_mlflow
 
-    run.die_with_parent()
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
     try:

@@ -18,9 +18,10 @@ from pipeline.batch import BatchPlan, plan_batch
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Ranks, share_batch_norm
+from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
 from pipeline.report import Recorder
-from pipeline.run import Status, check_model, checkpoint_uri, write_status
+from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import Pair, d_step, fakes, g_step
 from pipeline.stream import MicroBatch, Stream
@@ -34,6 +35,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     saved = _agree_on_checkpoint(config, ranks)
     g, d, ema = _build(config, plan, ranks, saved)
     progress = saved.progress() if saved else Progress()
+    if ranks.main:
+        write_status(Path(config.run), Status("running", progress.images))
     stream = Stream(
         config.data,
         manifest,
@@ -79,9 +82,20 @@ def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool
     return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
 
 
+def find_checkpoint(config: RunConfig) -> Checkpoint | None:
+    """The newest intact checkpoint of this run. Raises ConfigError if another run saves itself at the same place."""
+    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
+    found = checkpoints.newest(uri)
+    if found and found.state().get("run", uid) != uid:
+        raise ConfigError(
+            f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
+        )
+    return found
+
+
 def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
     """Rank 0 looks for the newest intact checkpoint; all take the same."""
-    choice: list[Checkpoint | None] = [checkpoints.newest(checkpoint_uri(config)) if ranks.main else None]
+    choice = [find_checkpoint(config) if ranks.main else None]
     dist.broadcast_object_list(choice)
     return choice[0]
 
@@ -132,7 +146,8 @@ def _save(config: RunConfig, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progr
         "ema": ema.averages,
     }
     if ranks.main:
-        state: dict[str, Any] = {"time": time.time(), "world_size": ranks.world_size, "zero_stage": config.zero.stage}
+        state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
+        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage}
         checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
         write_status(Path(config.run), Status("running", progress.images))
     # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.

@@ -4,11 +4,9 @@ RUN/config.yaml   resolved configuration         RUN/status.json  how far, how i
 RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
 """
 
-import ctypes
 import fcntl
 import json
 import os
-import signal
 import time
 import uuid
 from dataclasses import dataclass
@@ -139,11 +137,3 @@ def read_status(path: Path) -> Status | None:
         return Status(**json.loads(path.read_text()))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent is gone: else a killed launcher leaves workers that go on writing."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        pr_set_pdeathsig = 1
-        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -18,7 +18,7 @@ import yaml
 from jobs.cli import main
 from pipeline import checkpoint, storage
 from pipeline.config import load_config, to_yaml
-from pipeline.run import Status, read_identity, read_status
+from pipeline.run import Status, read_identity, read_status, write_status
 from pipeline.tracking import connect, store_uri
 from tests.conftest import S3Server
 
@@ -167,6 +167,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole: Path, resumed: Resumed) -> None:
     assert tensors_of(resumed.run) == tensors_of(whole)
+
+
+@pytest.mark.slow
+def test_killed_after_its_last_checkpoint_a_run_still_ends(whole: Path, tiny: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    write_status(run, Status("running", 256))
+    done = train(tiny, run, "tracking.mode=off")
+    assert done.returncode == 0, done.stderr + log(run)
+    assert "resuming at image 256 of 256" in done.stdout
+    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert json.loads((run / "journal.jsonl").read_text().splitlines()[-1])["close"] == "FINISHED"
+    assert tensors_of(run) == tensors_of(whole)
 
 
 @pytest.mark.slow

@@ -1,0 +1,60 @@
+"""What the loop decides by itself; whole trainings are in tests/jobs/test_train.py."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.biggan import ModelConfig
+from pipeline import checkpoint
+from pipeline.batch import BatchConfig
+from pipeline.checkpoint import CheckpointConfig, Progress
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.index import load_manifest
+from pipeline.loop import _due, find_checkpoint, on_device
+from pipeline.run import checkpoint_uri, prepare, read_identity
+from pipeline.stream import DataConfig, MicroBatch
+
+
+def config_of(run: Path, shards: Path, images: int = 1000) -> RunConfig:
+    config = RunConfig(str(run), images, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+    return replace(config, checkpoint=CheckpointConfig(uri=str(run.parent / "checkpoints")))
+
+
+def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Path) -> None:
+    mine, other = config_of(tmp_path / "mine", shards), config_of(tmp_path / "other", shards)
+    for config in (mine, other):
+        prepare(config, load_manifest(str(shards)))
+    assert find_checkpoint(mine) is None
+    weights = {"generator": {"w": torch.ones(2)}}
+    checkpoint.save(checkpoint_uri(mine), Progress(8), weights, {"run": read_identity(tmp_path / "mine")["uid"]}, 2)
+    found = find_checkpoint(mine)
+    assert found and found.images == 8
+    with pytest.raises(ConfigError, match=r"holds the checkpoints of another run than run=.*other: name another place"):
+        find_checkpoint(other)
+
+
+@given(every=st.integers(1, 300), batch=st.integers(1, 100))
+def test_each_multiple_and_the_end_are_due_once_at_any_batch(every: int, batch: int) -> None:
+    config, due, images = config_of(Path("run"), Path("shards")), [], 0
+    while images < 1000:
+        before, images = images, images + batch
+        if _due(every, Progress(before), Progress(images), config):
+            due.append(images)
+        assert not _due(0, Progress(before), Progress(images), config)
+    first_at_or_after = {-(-multiple // batch) * batch for multiple in range(every, 1000, every)}
+    assert due == sorted(first_at_or_after | {images})
+
+
+def test_pixels_become_minus_one_to_one_and_mirrored_ones_are_mirrored() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 1, 1, 3)
+    numbers = torch.arange(2)
+    x, y = on_device(
+        MicroBatch(pixels, numbers + 5, numbers, numbers, numbers, torch.tensor([False, True])), torch.device("cpu")
+    )
+    torch.testing.assert_close(x[:, 0, 0], torch.tensor([[-1.0, -0.6, 1.0], [1.0, -0.6, -1.0]]))
+    assert y.tolist() == [5, 6]
