@@ -141,7 +141,9 @@ def _work(config: "RunConfig") -> int:
         if known is None:
             raise
         try:
-            run.write_status(folder, run.Status("failed", exit_code=known.exit_code, message=str(known)))
+            before = run.read_status(folder / "status.json")
+            images = before.images if before else 0
+            run.write_status(folder, run.Status("failed", images, known.exit_code, str(known)))
         except (StorageError, OSError):
             print(f"biggan: error: {known}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
