@@ -16,6 +16,9 @@ from pipeline.errors import StorageError, UserError, as_user_error
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
+_PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
+"""Environment variable: the process that started `accelerate launch`."""
+
 HELP = "train a GAN; the same command again resumes"
 
 
@@ -29,6 +32,8 @@ def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, else the exit code of what went wrong."""
     if worker := "LOCAL_RANK" in os.environ:
         _die_with_parent()  # before the imports, which take seconds
+        if _outlived_launcher():
+            return 1
 
     from pipeline.config import load_config, to_yaml
 
@@ -69,7 +74,8 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
         began = errors.tell()
         code = subprocess.run(
             _accelerate_command(processes, args),
-            env=_environment(processes, torch.cuda.is_available()) | {run.STATUS_VARIABLE: status.name},
+            env=_environment(processes, torch.cuda.is_available())
+            | {run.STATUS_VARIABLE: status.name, _PARENT_VARIABLE: str(os.getpid())},
             stderr=errors,
             preexec_fn=_die_with_parent,
             check=False,
@@ -95,6 +101,16 @@ def _die_with_parent() -> None:
     if hasattr(libc, "prctl"):
         pr_set_pdeathsig = 1
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _outlived_launcher() -> bool:
+    """Whether the launcher died before this worker could ask to die with it: its parent is then no child of `_launch`."""
+    try:
+        status = Path(f"/proc/{os.getppid()}/stat").read_text()
+    except FileNotFoundError:
+        return Path("/proc/self").exists()
+    grandparent = status.rpartition(")")[2].split()[1]
+    return os.environ.get(_PARENT_VARIABLE, grandparent) != grandparent
 
 
 def _first_traceback(log: Path, began: int) -> str:

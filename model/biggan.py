@@ -67,10 +67,10 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         blocks = self.resolution.bit_length() - 3  # each doubles the size, from 4
-        for name, length in (("g_widths", blocks + 1), ("d_widths", blocks + 1)):
+        for name in ("g_widths", "d_widths"):
             widths = getattr(self, name)
-            if widths is not None and (len(widths) != length or min(widths) < 1):
-                raise ValueError(f"{name}={list(widths)}: must be {length} numbers of at least 1 at {self.resolution} px")
+            if widths is not None and (len(widths) != blocks + 1 or min(widths) < 1):
+                raise ValueError(f"{name}={list(widths)}: must be {blocks + 1} numbers of at least 1 at {self.resolution} px")
         sizes = [8 << i for i in range(blocks)]
         if wrong := [r for r in self.attention or () if r not in sizes]:
             raise ValueError(f"attention={wrong}: must be among G's block resolutions {sizes}")

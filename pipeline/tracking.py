@@ -95,7 +95,24 @@ def connect(uri: str) -> "MlflowClient":
     calm_mlflow()
     from mlflow import MlflowClient
 
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        _make_store(path)
     return MlflowClient(uri, uri)
+
+
+def _make_store(path: Path) -> None:
+    """A sqlite store with its tables, under its name only when it is whole: a kill half-way would spoil it for good."""
+    from mlflow.store.db import utils
+
+    half = path.with_name(f"{path.name}.{os.getpid()}.new")
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{half}")  # type: ignore[no-untyped-call]
+    try:
+        utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
+        engine.dispose()
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 class Delivery:
