@@ -333,3 +333,12 @@ def test_a_disk_that_fills_up_while_training(whole: Path, tiny: str, tmp_path: P
         assert "resuming at image 64 of 256" in again.stdout
         assert tensors_of(folder / "run") == tensors_of(whole)
         assert json.loads((folder / "run" / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_worker_whose_launcher_is_already_gone_leaves(tiny: str, tmp_path: Path) -> None:
+    """Between its start and its request to die with the launcher, a worker can lose it: it is then another's child."""
+    environment = os.environ | {"LOCAL_RANK": "0", "BIGGAN_TRAIN_PID": "1000000000"}
+    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={tmp_path / 'run'}"]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert not (tmp_path / "run").exists()

@@ -330,3 +330,17 @@ def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path
     processes = [subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
     assert steps(store, "loss") == list(range(100)) and image_steps(store) == {"1": 1}
+
+
+def test_a_kill_while_the_tables_are_made_leaves_no_store(tmp_path: Path) -> None:
+    store = tmp_path / "mlflow.db"
+    code = f"from pipeline.tracking import connect; connect('sqlite:///{store}')"
+    making = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert making.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    making.kill()
+    making.wait()
+    assert not store.exists()
+    assert tracking.connect(f"sqlite:///{store}").search_experiments()
