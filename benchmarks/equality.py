@@ -23,7 +23,8 @@ from torch import Tensor
 from benchmarks.data import pack_patterns
 from benchmarks.report import report
 from model.batchnorm import set_group
-from model.biggan import Discriminator, Generator, ModelConfig
+from model.biggan import Discriminator, Generator
+from model.config import ModelConfig
 from model.latents import Stream as Numbers
 from model.latents import latents, random_labels
 from model.losses import hinge_d, hinge_g
@@ -39,7 +40,7 @@ ROUNDS, D_STEPS, SEED = 5, 2, 3
 # plain run on 1 and on 2 threads differs by that. Steps are small enough to keep this below the limits, and `moved`
 # (how far training has carried the parameters) shows that a wrong gradient would stand out.
 G_LR, D_LR = 2e-4, 1e-5
-MODEL = ModelConfig(resolution=32, num_classes=4, channels=3, ch=8, shared_dim=8, z_chunk=8)
+MODEL = ModelConfig(resolution=32, num_classes=4, channels=3, ch=8, shared_dim=8, z_dim=32)
 PLAIN_LIMIT, RANKS_LIMIT = 1e-6, 1e-5
 
 
@@ -88,7 +89,7 @@ def plain(case: Case) -> dict[str, Tensor]:
     for step in range(ROUNDS * D_STEPS):
         x, y = on_device(next(reals), torch.device("cpu"))
         z, y_fake = (
-            latents(SEED, Numbers.D_STEP, step * 32, 32, g.z_dim),
+            latents(SEED, Numbers.D_STEP, step * 32, 32, MODEL.latent_dim),
             random_labels(SEED, Numbers.D_STEP, step * 32, 32, 4),
         )
         power_iteration(d)
@@ -97,7 +98,7 @@ def plain(case: Case) -> dict[str, Tensor]:
         opt_d.step()
         if step % D_STEPS == D_STEPS - 1:
             start = step // D_STEPS * 32
-            z, y = latents(SEED, Numbers.G_STEP, start, 32, g.z_dim), random_labels(SEED, Numbers.G_STEP, start, 32, 4)
+            z, y = latents(SEED, Numbers.G_STEP, start, 32, MODEL.latent_dim), random_labels(SEED, Numbers.G_STEP, start, 32, 4)
             power_iteration(g)
             opt_g.zero_grad()
             hinge_g(d(g(z, y), y)).backward()
@@ -109,6 +110,7 @@ def plain(case: Case) -> dict[str, Tensor]:
 def worker(case: Case, out: Path) -> None:
     """One rank of a case: what the training loop does, with a record of what it saw."""
     from pipeline.engines import Engine, ZeroConfig, share_batch_norm, start_workers
+    from pipeline.objective import Objective, ObjectiveConfig
     from pipeline.steps import d_step, fakes, g_step
 
     ranks = start_workers()
@@ -118,6 +120,7 @@ def worker(case: Case, out: Path) -> None:
     pairs = zip(networks(), (G_LR, D_LR), strict=True)
     g, d = (Engine(net, make_optimizer(config, net, lr), zero, case.micro_batch, bf16=False) for net, lr in pairs)
     share_batch_norm(g.module, plan, ranks.rank)
+    objective = Objective(ObjectiveConfig(), plan, ranks, SEED)
     seen: dict[int, str] = {}
     reals = stream(case, case.micro_batch, ranks.rank, ranks.world_size)
 
@@ -141,8 +144,9 @@ def worker(case: Case, out: Path) -> None:
 
     for i in range(ROUNDS):
         for step in range(D_STEPS):
-            d_step(g, d, real_batches(), drawn(Numbers.D_STEP, (i * D_STEPS + step) * 32), plan)
-        g_step(g, d, drawn(Numbers.G_STEP, i * 32), plan)
+            position = (i * D_STEPS + step) * 32
+            d_step(g, d, real_batches(), drawn(Numbers.D_STEP, position), objective, position)
+        g_step(g, d, drawn(Numbers.G_STEP, i * 32), objective, i * 32)
     reals.close()
     out.with_suffix(f".{ranks.rank}.json").write_text(json.dumps(seen))
     if ranks.main:

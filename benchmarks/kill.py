@@ -36,7 +36,7 @@ HANGS = 300.0
 
 CONFIG: dict[str, Any] = {
     "total_images": TOTAL,
-    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_chunk": 4},
+    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
     # Two micro-steps, and batch-norm groups that span both ranks: what a kill may interrupt.
     "batch": {"global_batch": BATCH, "micro_batch": 16, "norm_group": 32},
     "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 1000},

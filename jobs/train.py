@@ -50,7 +50,7 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     """Find every mistake that can be found without workers, start them, and tell how they ended."""
     import torch
 
-    from pipeline import checkpoint, run
+    from pipeline import checkpoint, initial, run
     from pipeline.batch import plan_batch
     from pipeline.index import load_manifest
 
@@ -58,9 +58,12 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     plan_batch(config.batch, processes)
     manifest = load_manifest(config.data.uri)
     run.check_model(config, manifest)
+    last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
+    if last is None and (start := initial.initial_checkpoint(config)):
+        parts = ", ".join(sorted(name.removesuffix(".safetensors") for name in start.files if name.endswith(".safetensors")))
+        print(f"starting from {start.uri}: {parts}", flush=True)
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
-    last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     ended = run.read_status(Path(config.run, "status.json"))
     # Killed after its last checkpoint, a run still has to tell MLflow of its end: workers do, with nothing to train.
     if last and last.images >= config.total_images and ended and ended.state == "finished":

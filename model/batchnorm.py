@@ -11,7 +11,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+def _full(x: Tensor) -> Tensor:
+    """x in a precision that statistics can be taken in."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Count [1], mean [C] and variance [C] of x [n, C, ...] over all but C, and over the ranks of `group`; float64."""
+    # float64, all of it: the sum of squares minus the squared mean loses most digits where the mean is large.
+    var, mean = (m.double() for m in torch.var_mean(_full(x), [d for d in range(x.dim()) if d != 1], correction=0))
+    count = mean.new_full((1,), x.numel() // x.shape[1])
+    if group is None:
+        return count, mean, var
+    sums = torch.cat((count, mean * count, (var + mean.square()) * count))
+    dist.all_reduce(sums, group=group)
+    count, mean, square = sums[:1], *(sums[1:] / sums[:1]).chunk(2)
+    return count, mean, (square - mean.square()).clamp_min(0)
 
 
 class _NormaliseAcrossRanks(torch.autograd.Function):
@@ -19,29 +38,23 @@ class _NormaliseAcrossRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, group: dist.ProcessGroup) -> Tensor:
-        dims = [d for d in range(x.dim()) if d != 1]
-        # float64, all of it: the sum of squares minus the squared mean loses most digits where the mean is large.
-        var, mean = (moment.double() for moment in torch.var_mean(x.float(), dims, correction=0))
-        count = x.numel() / x.shape[1]
-        moments = torch.stack((torch.full_like(mean, count), mean * count, (var + mean.square()) * count))
-        dist.all_reduce(moments, group=group)
-        total, mean64 = moments[0], moments[1] / moments[0]
-        var64 = (moments[2] / total - mean64.square()).clamp_min(0)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        inverse = (var64 + eps).rsqrt().float().view(shape)
-        y = (x.float() - mean64.float().view(shape)) * inverse
+        total, mean, var = _moments(x, group)
+        full, shape = _full(x), [1, -1] + [1] * (x.dim() - 2)
+        inverse = (var + eps).rsqrt().to(full.dtype).view(shape)
+        y = (full - mean.to(full.dtype).view(shape)) * inverse
         ctx.save_for_backward(y, inverse, total)
-        ctx.group, ctx.dims, ctx.shape = group, dims, shape
+        ctx.group, ctx.dims, ctx.shape = group, [d for d in range(x.dim()) if d != 1], shape
         return y.to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         y, inverse, total = ctx.saved_tensors
-        g = grad.float()
+        g = _full(grad)
         sums = torch.stack((g.sum(ctx.dims), (g * y).sum(ctx.dims)))
         dist.all_reduce(sums, group=ctx.group)
-        mean_g, mean_gy = (sums / total.float()).unbind()
+        mean_g, mean_gy = (sums / total.to(sums.dtype)).unbind()
         return ((g - mean_g.view(ctx.shape) - y * mean_gy.view(ctx.shape)) * inverse).to(grad.dtype), None, None
 
 
@@ -60,22 +73,24 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.group_samples: int | None = None
         self.process_group: dist.ProcessGroup | None = None
-        self.moments: list[Tensor] | None = None
+        self.recorded: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("mean", torch.full((features,), float("nan")))
         self.register_buffer("var", torch.full((features,), float("nan")))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.mean, self.var, None, None, False, 0.0, self.eps)
+        if self.recorded is not None:
+            self.recorded.append(_moments(x, self.process_group))
+            _, mean, var = (m.to(_full(x).dtype) for m in self.recorded[-1])
+            return F.batch_norm(x, mean, var, None, None, False, 0.0, self.eps)
+        parts = [self._normalise(part) for part in x.split(self.group_samples or len(x))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _normalise(self, x: Tensor) -> Tensor:
         if self.process_group is not None:
             return _NormaliseAcrossRanks.apply(x, self.eps, self.process_group)  # type: ignore[no-untyped-call]
-        if self.moments is not None:
-            var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1], correction=0)
-            self.moments += [mean.double(), var.double() + mean.double().square()]
-            return F.batch_norm(x, mean, var, None, None, False, 0.0, self.eps)
-        group = self.group_samples or len(x)
-        parts = [F.batch_norm(part, None, None, None, None, True, 0.0, self.eps) for part in x.split(group)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)
 
 
 def batch_norms(network: nn.Module) -> list[BatchNorm]:
@@ -83,30 +98,38 @@ def batch_norms(network: nn.Module) -> list[BatchNorm]:
 
 
 def set_group(network: nn.Module, samples: int | None, process_group: dist.ProcessGroup | None = None) -> None:
-    """Normalise over `samples` consecutive samples of each forward (None: all), or over all ranks of `process_group`."""
+    """Normalise each run of `samples` samples of a forward (None: all) by itself, or with its like on `process_group`'s ranks.
+
+    A forward of several micro-batches, as D's of real and fake images, so keeps their statistics apart.
+    """
     for layer in batch_norms(network):
         layer.group_samples, layer.process_group = samples, process_group
 
 
 @torch.no_grad()
-def standing_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def standing_statistics(
+    generator: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], process_group: dist.ProcessGroup | None = None
+) -> None:
     """Fill the eval-mode statistics from the pooled moments of several training-mode forwards, and switch to eval mode.
 
-    `batches` yields (z [n, z_dim], y [n]). The statistics belong to the distribution of these latents: sampling at another
-    truncation needs its own.
+    `batches` yields (z [n, latent_dim], y [n]); with `process_group`, each rank's part of a batch. The statistics belong to
+    the distribution of these latents: sampling at another truncation needs its own. Raises ValueError without any batch.
     """
     layers = batch_norms(generator)
-    set_group(generator, None)
+    set_group(generator, None, process_group)
     generator.train()
     for layer in layers:
-        layer.moments = []
+        layer.recorded = []
     for z, y in batches:
         generator(z, y)
     for layer in layers:
-        if not layer.moments:
+        if not layer.recorded:
             raise ValueError("standing_statistics needs at least one batch of (z, y)")
-        mean = torch.stack(layer.moments[0::2]).mean(0)
-        layer.var.copy_(torch.stack(layer.moments[1::2]).mean(0) - mean.square())
-        layer.mean.copy_(mean)
-        layer.moments = None
+        count, mean, var = (torch.stack(moment) for moment in zip(*layer.recorded, strict=True))
+        share = count / count.sum(0)
+        pooled = (share * mean).sum(0)
+        layer.var.copy_((share * (var + (mean - pooled).square())).sum(0))
+        layer.mean.copy_(pooled)
+        layer.recorded = None
+    set_group(generator, None)
     generator.eval()

@@ -1,163 +1,146 @@
-"""BigGAN: class-conditional generator and projection discriminator (arXiv 1809.11096, appendix B).
+"""BigGAN and BigGAN-deep: class-conditional generator and discriminator (arXiv 1809.11096, appendix B).
 
-One row of `ARCHITECTURES` per resolution holds all that differs between them. The parameter counts of the published
-models are tests (tests/model/test_biggan.py).
+`model.config` holds all sizes. The parameter counts of the published models are tests (tests/model/test_biggan.py).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import AffineBatchNorm, DBlock, GBlock, SelfAttention
+from .config import ModelConfig
+from .layers import AffineBatchNorm, DBlock, DeepDBlock, DeepGBlock, GBlock, SelfAttention
 from .spectral import SNConv2d, SNEmbedding, SNLinear
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Widths are multiples of `ch`. G's first width is that of the 4 x 4 seed; D's blocks from `d_keep` on keep their size."""
-
-    g_widths: tuple[int, ...]
-    d_widths: tuple[int, ...]
-    d_keep: int
-    z_chunk: int
-    attention: tuple[int, ...]
+def class_weights(y: Tensor, num_classes: int) -> Tensor:
+    """Labels [n] int64 -> one-hot [n, num_classes] float32; class weights [n, num_classes] stay as they are."""
+    return y if y.is_floating_point() else F.one_hot(y, num_classes).float()
 
 
-ARCHITECTURES = {
-    32: Architecture((4, 4, 4, 4), (4, 4, 4, 4), d_keep=2, z_chunk=20, attention=()),
-    64: Architecture((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), d_keep=4, z_chunk=24, attention=(64,)),
-    128: Architecture((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), d_keep=5, z_chunk=20, attention=(64,)),
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a generator and its discriminator are made of; enough to rebuild them around saved weights."""
-
-    resolution: int
-    """Height and width of the images in pixels: 32, 64 or 128."""
-    num_classes: int
-    """Number of classes; must be that of the shards."""
-    channels: int = 3
-    """Image channels: 3 for colour, 1 for greyscale; must be that of the shards."""
-    ch: int = 96
-    """Width multiplier of both networks (paper: 96)."""
-    shared_dim: int = 128
-    """Size of the class embedding that all conditional batch norms share."""
-    z_chunk: int | None = None
-    """Latent values per slot; there is one slot for the seed and one for each block. Default: the resolution's row."""
-    attention: tuple[int, ...] | None = None
-    """Resolutions that are followed by self-attention. Default: the resolution's row."""
-    g_widths: tuple[int, ...] | None = None
-    """G's widths from the 4 x 4 seed to the last block, in multiples of ch. Default: the resolution's row."""
-    d_widths: tuple[int, ...] | None = None
-    """Widths of D's blocks in multiples of ch; all but the last halve the size. Default: the resolution's row."""
-    bn_eps: float = 1e-4
-    """Added to the variance in batch norm (the paper's value)."""
-    sn_eps: float = 1e-4
-    """Floor of the norms in power iteration (the paper's value)."""
-
-    def __post_init__(self) -> None:
-        if self.resolution not in ARCHITECTURES:
-            raise ValueError(f"resolution={self.resolution}: must be one of {', '.join(map(str, ARCHITECTURES))}")
-        for name in ("num_classes", "channels", "ch", "shared_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        blocks = self.resolution.bit_length() - 3  # each doubles the size, from 4
-        for name in ("g_widths", "d_widths"):
-            widths = getattr(self, name)
-            if widths is not None and (len(widths) != blocks + 1 or min(widths) < 1):
-                raise ValueError(f"{name}={list(widths)}: must be {blocks + 1} numbers of at least 1 at {self.resolution} px")
-        sizes = [8 << i for i in range(blocks)]
-        if wrong := [r for r in self.attention or () if r not in sizes]:
-            raise ValueError(f"attention={wrong}: must be among G's block resolutions {sizes}")
-        if self.attention_at and self.ch % 8:
-            raise ValueError(f"ch={self.ch}: must be a multiple of 8 where attention is used")
-
-    @property
-    def architecture(self) -> Architecture:
-        row = ARCHITECTURES[self.resolution]
-        if self.g_widths is not None:
-            row = replace(row, g_widths=self.g_widths)
-        if self.d_widths is not None:
-            row = replace(row, d_widths=self.d_widths, d_keep=len(self.d_widths) - 1)
-        return row
-
-    @property
-    def attention_at(self) -> tuple[int, ...]:
-        return self.architecture.attention if self.attention is None else self.attention
-
-    @property
-    def chunk(self) -> int:
-        return self.architecture.z_chunk if self.z_chunk is None else self.z_chunk
-
-    @property
-    def z_dim(self) -> int:
-        return self.chunk * len(self.architecture.g_widths)
+def attention_layers(places: Iterable[tuple[int, int]], config: ModelConfig, sn: float | None) -> nn.ModuleDict:
+    """(index of the block that it follows, channels) -> SelfAttention, by index."""
+    return nn.ModuleDict({str(i): SelfAttention(width, sn, config.attention == "scaled") for i, width in places})
 
 
 class Generator(nn.Module):
-    """z [n, z_dim] float32, y [n] int64 -> images [n, channels, r, r] float32 in -1..1."""
+    """z [n, latent_dim] float32, y [n] int64 -> images [n, channels, r, r] float32 in -1..1.
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config, self.z_dim = config, config.z_dim
-        widths = [config.ch * m for m in config.architecture.g_widths]
-        condition = config.shared_dim + config.chunk
-        bn, sn = config.bn_eps, config.sn_eps
-        self.shared = nn.Embedding(config.num_classes, config.shared_dim)
-        nn.init.orthogonal_(self.shared.weight)
-        self.seed = SNLinear(config.chunk, widths[0] * 16, sn)
-        self.blocks = nn.ModuleList(GBlock(i, o, condition, bn, sn) for i, o in pairwise(widths))
-        self.attention = nn.ModuleDict(
-            {str(i): SelfAttention(w, sn) for i, w in enumerate(widths[1:]) if 8 << i in config.attention_at}
-        )
-        self.output_bn = AffineBatchNorm(widths[-1], bn)
-        self.output = SNConv2d(widths[-1], config.channels, 3, sn)
-
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        chunks = z.split(self.config.chunk, 1)
-        embedded = self.shared(y)
-        h = self.seed(chunks[0]).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
-        for i, block in enumerate(self.blocks):
-            h = block(h, torch.cat((embedded, chunks[i + 1]), 1))
-            if str(i) in self.attention:
-                h = self.attention[str(i)](h)
-        return self.output(F.relu(self.output_bn(h))).float().tanh()
-
-
-class Discriminator(nn.Module):
-    """Images x [n, channels, r, r] in -1..1, y [n] int64 -> logits [n] float32, with class projection (arXiv 1802.05637)."""
+    y may also be class weights [n, num_classes] float32: what a mixture of classes embeds is the mixture of their embeddings.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        arch, sn = config.architecture, config.sn_eps
-        widths = [config.channels] + [config.ch * m for m in arch.d_widths]
-        self.blocks = nn.ModuleList(
-            DBlock(a, b, sn, preactivation=i > 0, downsample=i < arch.d_keep) for i, (a, b) in enumerate(pairwise(widths))
-        )
-        sizes = [config.resolution >> min(i + 1, arch.d_keep) for i in range(len(arch.d_widths))]
-        self.attention = nn.ModuleDict(
-            {
-                str(i): SelfAttention(widths[i + 1], sn)
-                for i, size in enumerate(sizes)
-                if size in config.attention_at and i < arch.d_keep
-            }
-        )
+        self.deep = config.generator == "biggan-deep"
+        widths, eps = config.g_channels, config.bn_eps
+        sn = config.sn_eps if config.g_spectral else None
+        embedded = (config.shared_dim or config.num_classes) if config.conditional else 0
+        chunk = config.latent_dim // config.latent_slots
+        condition = embedded + (chunk if config.latent_slots > 1 or self.deep else 0)
+        # Gains and biases by class are a table, as BigGAN-PyTorch and SAGAN have it: only shared ones are normalised.
+        norm_sn = sn if config.shared_dim else None
+        if config.conditional and config.shared_dim:
+            self.shared = nn.Embedding(config.num_classes, config.shared_dim)
+            nn.init.orthogonal_(self.shared.weight)
+        self.seed = SNLinear(condition if self.deep else chunk, widths[0] * 16, sn)
+        self.blocks = nn.ModuleList()
+        for inputs, outputs in pairwise(widths):
+            if self.deep:
+                self.blocks.append(DeepGBlock(inputs, inputs, condition, eps, sn, norm_sn, upsample=False))
+                self.blocks.append(DeepGBlock(inputs, outputs, condition, eps, sn, norm_sn, upsample=True))
+            else:
+                self.blocks.append(GBlock(inputs, outputs, condition, eps, sn, norm_sn))
+        last = [2 * i + 1 if self.deep else i for i in range(len(widths) - 1)]
+        places = zip(last, widths[1:], config.g_sizes, strict=True)
+        self.attention = attention_layers(((i, w) for i, w, size in places if size in config.g_attention_at), config, sn)
+        self.output_bn = AffineBatchNorm(widths[-1], eps if config.output_bn_eps is None else config.output_bn_eps)
+        self.output = SNConv2d(widths[-1], config.output_width or config.channels, 3, sn)
+
+    def embed(self, y: Tensor) -> Tensor:
+        """What batch norm is conditioned on besides z: [n, shared_dim], unshared [n, num_classes], without classes [n, 0]."""
+        if not self.config.conditional:
+            return self.seed.weight.new_empty(len(y), 0)
+        if not self.config.shared_dim:
+            return class_weights(y, self.config.num_classes).to(self.seed.weight.dtype)
+        return y @ self.shared.weight if y.is_floating_point() else self.shared(y)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        embedded, chunks = self.embed(y), z.chunk(self.config.latent_slots, 1)
+        if self.deep:
+            whole = torch.cat((embedded, z), 1)
+            first, conditions = whole, [whole] * len(self.blocks)
+        elif len(chunks) > 1:
+            first, conditions = chunks[0], [torch.cat((embedded, chunk), 1) for chunk in chunks[1:]]
+        else:
+            first, conditions = z, [embedded] * len(self.blocks)
+        h = self.seed(first).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
+        for i, block in enumerate(self.blocks):
+            h = block(h, conditions[i])
+            if str(i) in self.attention:
+                h = self.attention[str(i)](h)
+        image = self.output(F.relu(self.output_bn(h)))[:, : self.config.channels]
+        return (image if image.dtype == torch.float64 else image.float()).tanh()
+
+
+class Discriminator(nn.Module):
+    """Images x [n, channels, r, r] in -1..1, y [n] int64 -> logits [n] float32."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.deep = config.discriminator == "biggan-deep"
+        sn = config.sn_eps if config.d_spectral else None
+        widths = [d_inputs(config), *config.d_channels]
+        if self.deep:
+            self.input = SNConv2d(widths[0], widths[1], 3, sn)
+            widths = widths[1:]
+        self.blocks = nn.ModuleList()
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
+            halve = i < config.d_keep
+            if self.deep:
+                self.blocks.append(DeepDBlock(inputs, outputs, sn, halve, config.d_relu_shortcut))
+                self.blocks.append(DeepDBlock(outputs, outputs, sn, False, config.d_relu_shortcut))
+            else:
+                self.blocks.append(DBlock(inputs, outputs, sn, i > 0, halve, config.d_relu_shortcut))
+        last = [2 * i + 1 if self.deep else i for i in range(config.d_keep)]
+        places = zip(last, widths[1 : config.d_keep + 1], config.d_sizes, strict=True)
+        self.attention = attention_layers(((i, w) for i, w, size in places if size in config.d_attention_at), config, sn)
         self.linear = SNLinear(widths[-1], 1, sn)
-        self.embed = SNEmbedding(config.num_classes, widths[-1], sn)
+        if projects(config):
+            self.embed = SNEmbedding(config.num_classes, widths[-1], sn)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = x.contiguous(memory_format=torch.channels_last)
+        h = with_maps(x, y, self.config).contiguous(memory_format=torch.channels_last)
+        if self.deep:
+            h = self.input(h)
         for i, block in enumerate(self.blocks):
             h = block(h)
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
         # bf16 holds 8 bits of a logit: the head stays in fp32.
         with torch.autocast(x.device.type, enabled=False):
-            features = F.relu(h).float().sum((2, 3))
-            return self.linear(features)[:, 0] + (self.embed(y) * features).sum(1)
+            features = F.relu(h).to(x.dtype).sum((2, 3))
+            logits = self.linear(features)[:, 0]
+            return logits + (self.embed(y) * features).sum(1) if projects(self.config) else logits
+
+
+def projects(config: ModelConfig) -> bool:
+    """Whether D multiplies its features with an embedding of the class (arXiv 1802.05637)."""
+    return config.conditional and config.d_condition == "projection"
+
+
+def d_inputs(config: ModelConfig) -> int:
+    """Channels that D's first layer sees."""
+    concatenated = config.conditional and config.d_condition == "concat"
+    return config.channels + (config.num_classes if concatenated else 0)
+
+
+def with_maps(x: Tensor, y: Tensor, config: ModelConfig) -> Tensor:
+    """x [n, C, h, w], with one map for each class behind it if D is conditioned by concatenation."""
+    if d_inputs(config) == config.channels:
+        return x
+    maps = class_weights(y, config.num_classes).to(x.dtype)[:, :, None, None]
+    return torch.cat((x, maps.expand(-1, -1, *x.shape[2:])), 1)

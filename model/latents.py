@@ -23,6 +23,8 @@ class Stream(enum.IntEnum):
     SAMPLES = 2
     STANDING = 3
     SHEET = 4
+    AUGMENT_D = 5
+    AUGMENT_G = 6
 
 
 def _uniform(seed: int, stream: int, start: int, n: int, width: int) -> Tensor:
@@ -31,6 +33,11 @@ def _uniform(seed: int, stream: int, start: int, n: int, width: int) -> Tensor:
     bits = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=start * steps)
     words = bits.random_raw(n * steps * _WORDS).reshape(n, steps * _WORDS)[:, :width]
     return torch.from_numpy(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def uniforms(seed: int, stream: Stream, start: int, n: int, width: int) -> Tensor:
+    """[n, width] float64, uniform in (0, 1), for samples start .. start + n."""
+    return _uniform(seed, 2 * stream, start, n, width)
 
 
 def latents(seed: int, stream: Stream, start: int, n: int, z_dim: int, truncation: float | None = None) -> Tensor:

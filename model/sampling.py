@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .biggan import Generator
 from .latents import Stream, latents
+from .networks import Generator
 
 
 @torch.no_grad()
@@ -15,7 +15,7 @@ def generate(generator: Generator, labels: Tensor, *, seed: int, truncation: flo
     images = torch.empty(len(labels), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
     for start in range(0, len(labels), batch):
         y = labels[start : start + batch]
-        z = latents(seed, Stream.SAMPLES, start, len(y), generator.z_dim, truncation)
+        z = latents(seed, Stream.SAMPLES, start, len(y), config.latent_dim, truncation)
         images[start : start + batch] = to_pixels(generator(z.to(device), y.to(device)))
     return images
 

@@ -13,39 +13,58 @@ from torch.nn import functional as F
 
 
 class SpectralNorm(nn.Module):
-    """Mixin for a layer with a `weight` parameter: adds the buffers `u` [out] and `v` [rest], and W / sigma."""
+    """Mixin for a layer with a `weight` parameter: adds the buffers `u` [out] and `v` [rest], and W / sigma.
+
+    Without an eps the layer is a plain one: no buffers, and the weight as it is.
+    """
 
     weight: Tensor
     u: Tensor
     v: Tensor
-    sn_eps: float
+    sn_eps: float | None
 
-    def init_spectral(self, eps: float) -> None:
+    def init_spectral(self, eps: float | None) -> None:
         """Orthogonal initialisation (BigGAN, section 3), then vectors that have already converged on it."""
         self.sn_eps = eps
-        nn.init.orthogonal_(self.weight)
-        matrix = self.weight.detach().flatten(1)
+        with torch.no_grad():
+            weight = self.outputs_first()
+            weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape)))
+        if eps is None:
+            return
+        matrix = self.matrix().detach()
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=eps))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=eps))
         self.iterate(15)
 
+    def outputs_first(self) -> Tensor:
+        """The weight as [out, ...]."""
+        return self.weight
+
+    def matrix(self) -> Tensor:
+        """The weight as [out, rest]."""
+        return self.outputs_first().flatten(1)
+
     @torch.no_grad()
     def iterate(self, times: int = 1) -> None:
-        """Move u and v by `times` rounds of power iteration, in fp32."""
-        matrix = self.weight.detach().flatten(1).float()
+        """Move u and v by `times` rounds of power iteration, in the parameters' precision (fp32)."""
+        if self.sn_eps is None:
+            return
+        matrix = self.matrix().detach()
         for _ in range(times):
             self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.sn_eps))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.sn_eps))
 
     def normalised_weight(self) -> Tensor:
         """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient."""
+        if self.sn_eps is None:
+            return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):
-            sigma = torch.dot(self.u, self.weight.flatten(1) @ self.v)
+            sigma = torch.dot(self.u, self.matrix() @ self.v)
             return self.weight / sigma
 
 
 def spectral_layers(network: nn.Module) -> Iterator[SpectralNorm]:
-    return (layer for layer in network.modules() if isinstance(layer, SpectralNorm))
+    return (layer for layer in network.modules() if isinstance(layer, SpectralNorm) and layer.sn_eps is not None)
 
 
 def power_iteration(network: nn.Module, times: int = 1) -> None:
@@ -55,22 +74,38 @@ def power_iteration(network: nn.Module, times: int = 1) -> None:
 
 
 class SNConv2d(nn.Conv2d, SpectralNorm):
-    """[n, in, h, w] -> [n, out, h, w], padded to keep the size."""
+    """[n, in, h, w] -> [n, out, h, w], or [n, out, h / 2, w / 2] by kernel 4 and stride 2."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, eps: float, bias: bool = True):
-        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+    def __init__(self, inputs: int, outputs: int, kernel: int, eps: float | None, bias: bool = True, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=bias)
         self.init_spectral(eps)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+        return F.conv2d(x, self.normalised_weight(), self.bias, self.stride, self.padding)
+
+
+class SNConvTranspose2d(nn.ConvTranspose2d, SpectralNorm):
+    """[n, in, h, w] -> [n, out, 2h, 2w]: kernel 4, stride 2."""
+
+    def __init__(self, inputs: int, outputs: int, eps: float | None):
+        super().__init__(inputs, outputs, 4, stride=2, padding=1)
+        self.init_spectral(eps)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def outputs_first(self) -> Tensor:
+        """Its weight is [in, out, 4, 4]."""
+        return self.weight.transpose(0, 1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.conv_transpose2d(x, self.normalised_weight(), self.bias, stride=2, padding=1)
 
 
 class SNLinear(nn.Linear, SpectralNorm):
     """[n, in] -> [n, out]."""
 
-    def __init__(self, inputs: int, outputs: int, eps: float, bias: bool = True):
+    def __init__(self, inputs: int, outputs: int, eps: float | None, bias: bool = True):
         super().__init__(inputs, outputs, bias)
         self.init_spectral(eps)
         if self.bias is not None:
@@ -83,7 +118,7 @@ class SNLinear(nn.Linear, SpectralNorm):
 class SNEmbedding(nn.Embedding, SpectralNorm):
     """[n] int64 -> [n, dim]."""
 
-    def __init__(self, classes: int, dim: int, eps: float):
+    def __init__(self, classes: int, dim: int, eps: float | None):
         super().__init__(classes, dim)
         self.init_spectral(eps)
 

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from model.biggan import ModelConfig
+from model.config import ModelConfig
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.engines import ZeroConfig
 from pipeline.errors import ConfigError
+from pipeline.objective import ObjectiveConfig
 from pipeline.schedule import OptimConfig
 from pipeline.stream import DataConfig
 from pipeline.tracking import TrackingConfig
@@ -39,10 +40,13 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     batch: BatchConfig
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init: str | None = None
+    """A run, or checkpoints anywhere, as `biggan import` makes them: the weights to start from, instead of random ones."""
     seed: int = 0
     """Decides the weights at the start, the order of the images, flips and latents."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -59,6 +63,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
+        if self.objective.r1 and self.model.discriminator == "strided":
+            raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
 
 
 class _Loader(yaml.SafeLoader):

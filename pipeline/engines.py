@@ -151,14 +151,14 @@ def _deepspeed_config(config: ZeroConfig, micro_batch: int, bf16: bool) -> dict[
     }
 
 
-def share_batch_norm(generator: nn.Module, plan: BatchPlan, rank: int) -> None:
+def share_batch_norm(network: nn.Module, plan: BatchPlan, rank: int) -> None:
     """Form the batch-norm groups of `plan`: parts of a micro-batch, or process groups of neighbouring ranks. Collective."""
     width = plan.ranks_per_group
     if width == 1:
-        set_group(generator, plan.norm_group)
+        set_group(network, plan.norm_group)
         return
     for first in range(0, plan.world_size, width):
         members = list(range(first, first + width))
         group = dist.new_group(members)
         if rank in members:
-            set_group(generator, plan.norm_group, group)
+            set_group(network, plan.micro_batch, group)

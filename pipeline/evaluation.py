@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.biggan import Generator
+from model.networks import Generator
 from model.sampling import generate
 from pipeline.classifier import Classifier
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from model.batchnorm import standing_statistics
-from model.biggan import Generator, ModelConfig
+from model.config import ModelConfig
 from model.latents import Stream, latents, random_labels
+from model.networks import Generator, build_generator
 from model.spectral import power_iteration
 from pipeline import checkpoint as checkpoints
 from pipeline.errors import ConfigError
@@ -44,14 +45,14 @@ def ema_generator(
     samples: int = STANDING_SAMPLES,
 ) -> Generator:
     """G with averaged parameters, sigma converged on them, and standing statistics: always the same for the same weights."""
-    generator = Generator(config).to(device)
+    generator = build_generator(config).to(device)
     generator.load_state_dict(tensors | averages)
     power_iteration(generator, 10)
     standing_statistics(
         generator,
         (
             (
-                latents(0, Stream.STANDING, i * samples, samples, config.z_dim).to(device),
+                latents(0, Stream.STANDING, i * samples, samples, config.latent_dim).to(device),
                 random_labels(0, Stream.STANDING, i * samples, samples, config.num_classes).to(device),
             )
             for i in range(batches)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.biggan import Discriminator, Generator
 from model.ema import EMA
 from model.latents import Stream as Numbers
+from model.networks import build_discriminator, build_generator
 from pipeline import checkpoint as checkpoints
 from pipeline.batch import BatchPlan, plan_batch
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import ConfigError
-from pipeline.index import load_manifest
+from pipeline.index import Manifest, load_manifest
+from pipeline.initial import initial_checkpoint
+from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
-from pipeline.steps import Pair, d_step, fakes, g_step
+from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import MicroBatch, Stream
 
 
@@ -33,8 +35,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     check_model(config, manifest)
     plan = plan_batch(config.batch, ranks.world_size)
     saved = _agree_on_checkpoint(config, ranks)
-    g, d, ema = _build(config, plan, ranks, saved)
+    g, d, ema = _build(config, plan, ranks, saved or initial_checkpoint(config))
     progress = saved.progress() if saved else Progress()
+    state = State(**saved.state()["objective"]) if saved else State()
+    objective = Objective(config.objective, plan, ranks, config.seed, state)
     if ranks.main:
         write_status(Path(config.run), Status("running", progress.images))
     stream = Stream(
@@ -56,11 +60,12 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             before = progress
             for _ in range(config.batch.d_steps):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
-                recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, plan))
+                recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, objective, progress.images))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
-            draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, progress.g_steps * plan.global_batch)
-            recorder.add(g_step(g, d, draw, plan))
+            position = progress.g_steps * plan.global_batch
+            draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
+            recorder.add(g_step(g, d, draw, objective, position))
             progress = replace(progress, g_steps=progress.g_steps + 1)
             ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
 
@@ -70,7 +75,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 recorder.samples(progress, g.module, ema)
             if _due(config.checkpoint.every, before, progress, config):
                 with recorder.timed("checkpoint"):
-                    _save(config, ranks, g, d, ema, progress)
+                    _save(config, manifest, ranks, g, d, ema, progress, objective.state)
     stream.close()
     if ranks.main:
         write_status(Path(config.run), Status("finished", progress.images, 0))
@@ -100,27 +105,30 @@ def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
     return choice[0]
 
 
-def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, saved: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
+def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
+    """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments."""
     torch.manual_seed(config.seed)
+    have = {file.removesuffix(".safetensors") for file in weights.files} if weights else set()
     engines = []
     for name, network, lr in (
-        ("generator", Generator(config.model), config.optim.g_lr),
-        ("discriminator", Discriminator(config.model), config.optim.d_lr),
+        ("generator", build_generator(config.model), config.optim.g_lr),
+        ("discriminator", build_discriminator(config.model), config.optim.d_lr),
     ):
         network.to(ranks.device)
-        if saved:
+        if weights and name in have:
             # Before DeepSpeed takes its own copies of the parameters.
-            network.load_state_dict(saved.tensors(name))
+            network.load_state_dict(weights.tensors(name))
         optimizer = make_optimizer(config.optim, network, lr)
         engine = Engine(network, optimizer, config.zero, plan.micro_batch, config.precision == "bf16")
-        if saved:
-            checkpoints.load_optimizer(engine, saved.tensors(f"{name}_optimizer"))
+        if weights and f"{name}_optimizer" in have:
+            checkpoints.load_optimizer(engine, weights.tensors(f"{name}_optimizer"))
         engines.append(engine)
     g, d = engines
-    share_batch_norm(g.module, plan, ranks.rank)
+    for engine in engines:
+        share_batch_norm(engine.module, plan, ranks.rank)
     ema = EMA(g.module)
-    if saved:
-        ema.load(saved.tensors("ema"))
+    if weights:
+        ema.load(weights.tensors("ema"))
     return g, d, ema
 
 
@@ -136,7 +144,9 @@ def on_device(batch: MicroBatch, device: torch.device) -> Pair:
     return torch.where(flips, x.flip(3), x), batch.labels.to(device, non_blocking=True)
 
 
-def _save(config: RunConfig, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress) -> None:
+def _save(
+    config: RunConfig, manifest: Manifest, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress, objective: State
+) -> None:
     """Gather on all ranks, write on rank 0."""
     tensors: dict[str, dict[str, Tensor]] = {
         "generator": checkpoints.network_tensors(g.module),
@@ -147,7 +157,9 @@ def _save(config: RunConfig, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progr
     }
     if ranks.main:
         state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
-        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage}
+        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
+        # What it takes to sample from a checkpoint that has left its run.
+        state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
         checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
         write_status(Path(config.run), Status("running", progress.images))
     # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.

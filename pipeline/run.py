@@ -15,7 +15,9 @@ from typing import IO, Any
 
 import yaml
 
+from pipeline import checkpoint as checkpoints
 from pipeline import storage
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
@@ -23,7 +25,7 @@ from pipeline.index import Manifest
 STATUS_VARIABLE = "BIGGAN_STATUS"
 """Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
 
-_FIXED = ("model.", "seed", "optim.optimizer")
+_FIXED = ("model.", "seed", "init", "optim.optimizer")
 """Keys that a resume may not change: the weights, the order or the optimiser's state would no longer fit."""
 
 
@@ -104,6 +106,28 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
 
 def checkpoint_uri(config: RunConfig) -> str:
     return config.checkpoint.uri or storage.join(config.run, "checkpoints")
+
+
+def locate(source: str, images: int | None = None) -> Checkpoint:
+    """The newest intact checkpoint of `source`, or that at `images`: a run's folder, a folder of checkpoints, or a checkpoint.
+
+    The latter two may be any URI. Raises ConfigError if there is none, DataError if the one asked for is damaged.
+    """
+    config = load_run_config(source) if Path(source, "config.yaml").is_file() else None
+    parent, _, name = source.rstrip("/").rpartition("/")
+    if name.isdigit() and storage.exists(storage.join(source, checkpoints.COMMIT)):
+        uri, images = parent or ".", int(name)
+    else:
+        uri = checkpoint_uri(config) if config else source
+    if images is None:
+        found = checkpoints.newest(uri)
+    elif found := next((c for c in checkpoints.committed(uri) if c.images == images), None):
+        found.verify()
+    if found is None:
+        have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
+        at = "" if images is None else f" at {images} images"
+        raise ConfigError(f"{source} is no run's folder and no checkpoint{at}: intact checkpoints there: {have}")
+    return found
 
 
 def lock(folder: Path, patience: float = 20.0) -> IO[str]:

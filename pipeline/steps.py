@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from model.biggan import ModelConfig
+from model.config import ModelConfig
 from model.latents import Stream, latents, random_labels
-from model.losses import hinge_d, hinge_g
 from model.spectral import power_iteration
 from pipeline.batch import BatchPlan
 from pipeline.engines import Engine, Ranks
+from pipeline.objective import Objective, Pair
 
-Pair = tuple[Tensor, Tensor]
 Fakes = Callable[[int], Pair]
-"""Micro-step -> (z [m, z_dim], y [m]) on the device."""
+"""Micro-step -> (z [m, latent_dim], y [m]) on the device."""
 
 
 def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream: Stream, position: int) -> Fakes:
@@ -22,49 +21,42 @@ def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream:
 
     def draw(micro_step: int) -> Pair:
         start = position + plan.start(micro_step, ranks.rank)
-        z = latents(seed, stream, start, plan.micro_batch, config.z_dim)
+        z = latents(seed, stream, start, plan.micro_batch, config.latent_dim)
         y = random_labels(seed, stream, start, plan.micro_batch, config.num_classes)
         return z.to(ranks.device, non_blocking=True), y.to(ranks.device, non_blocking=True)
 
     return draw
 
 
-def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, plan: BatchPlan) -> dict[str, Tensor]:
-    """Update D on one global batch of real images (x [m, C, r, r] in -1..1, y [m]) and as many fakes."""
+def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
+    """Update D on the global batch of real images (x [m, C, r, r] in -1..1, y [m]) at `position`, and as many fakes."""
     power_iteration(d.module)
+    accumulation = objective.plan.accumulation
     sums: dict[str, Tensor] = {}
-    for micro_step, (x, y) in zip(range(plan.accumulation), reals, strict=False):
-        z, y_fake = draw(micro_step)
+    for micro_step, real in zip(range(accumulation), reals, strict=False):
+        z, y = draw(micro_step)
         with torch.no_grad():
-            fake = g.apply(z, y_fake)
-        # One forward for both: an engine allows a single backward per forward, and kernels like the larger batch.
-        on_real, on_fake = d(torch.cat((x, fake)), torch.cat((y, y_fake))).chunk(2)
-        loss = hinge_d(on_real, on_fake) / plan.accumulation
-        d.backward(loss)
-        _add(
-            sums,
-            {
-                "loss/d": loss,
-                "d/real": on_real.mean() / plan.accumulation,
-                "d/fake": on_fake.mean() / plan.accumulation,
-            },
-        )
-    return sums | {"grad_norm/d": d.step()}
+            fake = g.apply(z, y)
+        loss, values = objective.d_loss(d, real, (fake, y), position, micro_step)
+        d.backward(loss / accumulation)
+        _add(sums, values, accumulation)
+    return sums | {"grad_norm/d": d.step()} | objective.after_d_step()
 
 
-def g_step(g: Engine, d: Engine, draw: Fakes, plan: BatchPlan) -> dict[str, Tensor]:
+def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
     """Update G on one global batch of fakes, through a frozen D."""
     power_iteration(g.module)
+    accumulation = objective.plan.accumulation
     sums: dict[str, Tensor] = {}
     with d.frozen():
-        for micro_step in range(plan.accumulation):
+        for micro_step in range(accumulation):
             z, y = draw(micro_step)
-            loss = hinge_g(d.apply(g(z, y), y)) / plan.accumulation
-            g.backward(loss)
-            _add(sums, {"loss/g": loss})
+            loss, values = objective.g_loss(d.apply, g.module, (g(z, y), y), position, micro_step)
+            g.backward(loss / accumulation)
+            _add(sums, values, accumulation)
     return sums | {"grad_norm/g": g.step()}
 
 
-def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor], accumulation: int) -> None:
     for key, value in values.items():
-        sums[key] = sums[key] + value.detach() if key in sums else value.detach()
+        sums[key] = sums.get(key, torch.zeros_like(value)) + value.detach() / accumulation

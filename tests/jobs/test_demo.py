@@ -112,7 +112,7 @@ def test_a_small_demo_from_images_to_samples_and_again(
         write_tree(tmp_path / "images" / split, images, grey=True)
     config = {
         "total_images": 512,
-        "model": {"resolution": 32, "num_classes": 4, "channels": 1, "ch": 4, "shared_dim": 8, "z_chunk": 8},
+        "model": {"resolution": 32, "num_classes": 4, "channels": 1, "ch": 4, "shared_dim": 8, "z_dim": 32},
         "batch": {"global_batch": 32, "norm_group": 16},
         "checkpoint": {"every": 256},
         "processes": 2,

@@ -25,7 +25,7 @@ from tests.conftest import S3Server
 # 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
 TINY: dict[str, Any] = {
     "total_images": 256,
-    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_chunk": 4},
+    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
     "batch": {"global_batch": 32, "micro_batch": 8, "norm_group": 16, "d_steps": 2},
     "data": {"flip": True},
     "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 100, "ema_start": 64, "warmup": 128},
@@ -226,7 +226,7 @@ def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Pat
         (["batch.norm_group=12"], ["batch.norm_group=12", "nearest", "16"]),
         (["model.num_classes=10"], ["model.num_classes=10", "have 4", "type model.num_classes=4"]),
         (["model.channels=1"], ["model.channels=1", "have 3"]),
-        (["model.resolution=64", "model.ch=8"], ["model.resolution=64", "have 32"]),
+        (["model.resolution=64", "model.ch=8", "model.z_dim=20"], ["model.resolution=64", "have 32"]),
         (["data.uri=nowhere"], ["no shards at nowhere", "biggan shard"]),
         (["optim.g_lr=fast"], ["optim.g_lr"]),
         (["total_images"], ["key=value"]),

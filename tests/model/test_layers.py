@@ -1,9 +1,11 @@
 """The blocks, against their formulas written out plainly."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from model.layers import ConditionalBatchNorm, DBlock, GBlock, SelfAttention
+from model import layers
+from model.layers import AffineBatchNorm, ConditionalBatchNorm, DBlock, DeepDBlock, DeepGBlock, GBlock, SelfAttention
 from model.spectral import SNConv2d
 
 EPS = 1e-4
@@ -23,6 +25,17 @@ def test_the_gain_of_conditional_batch_norm_is_an_offset_from_one() -> None:
     torch.testing.assert_close(layer(x, condition), (x - mean) / (var + EPS).sqrt() * (1 + gain) + bias)
 
 
+def test_batch_norm_without_a_condition_has_a_gain_and_a_bias() -> None:
+    torch.manual_seed(0)
+    layer, x = layers.batch_norm(6, 0, 0.5, EPS), torch.randn(4, 6, 3, 3)
+    assert isinstance(layer, AffineBatchNorm) and isinstance(layers.batch_norm(6, 1, 0.5, EPS), ConditionalBatchNorm)
+    torch.nn.init.normal_(layer.gain)
+    torch.nn.init.normal_(layer.bias)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    expected = (x - mean) / (var + 0.5).sqrt() * layer.gain[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x, torch.empty(4, 0)), expected)
+
+
 def test_self_attention_is_sagans() -> None:
     """o_i = sum_j softmax_j(theta_i . phi_j) g_j, phi and g max-pooled; out = x + gamma W o (arXiv 1805.08318)."""
     torch.manual_seed(0)
@@ -36,11 +49,22 @@ def test_self_attention_is_sagans() -> None:
     torch.testing.assert_close(layer(x), x + 0.7 * conv(layer.output, mixed))
 
 
+def test_scaled_attention_is_over_all_positions() -> None:
+    """softmax(Q K^T / sqrt(d_k)) V (arXiv 1706.03762, equation 1), with d_k = 4 here."""
+    torch.manual_seed(0)
+    layer, x = SelfAttention(32, EPS, scaled=True), torch.randn(2, 32, 4, 4)
+    torch.nn.init.constant_(layer.gamma, 0.7)
+    query, key, value = (conv(part, x).flatten(2) for part in (layer.query, layer.key, layer.value))
+    weights = (torch.einsum("nci,ncj->nij", query, key) / 2).softmax(2)
+    mixed = torch.einsum("nij,ncj->nci", weights, value).unflatten(2, (4, 4))
+    torch.testing.assert_close(layer(x), x + 0.7 * conv(layer.output, mixed))
+
+
 def test_the_shortcuts_are_the_papers_with_resampling_moved_past_the_1x1_convolution() -> None:
     """Figure 15: G's shortcut upsamples, then convolves; D's convolves what its main path reads, then pools."""
     torch.manual_seed(0)
     x, condition = torch.randn(2, 8, 4, 4), torch.randn(2, 5)
-    block = GBlock(8, 4, 5, EPS, EPS)
+    block = GBlock(8, 4, 5, EPS, EPS, EPS)
     main = conv(block.conv1, F.interpolate(F.relu(block.bn1(x, condition)), scale_factor=2))
     main = conv(block.conv2, F.relu(block.bn2(main, condition)))
     torch.testing.assert_close(block(x, condition), main + conv(block.shortcut, F.interpolate(x, scale_factor=2)))
@@ -49,3 +73,37 @@ def test_the_shortcuts_are_the_papers_with_resampling_moved_past_the_1x1_convolu
         main = conv(down.conv2, F.relu(conv(down.conv1, x if first else F.relu(x))))
         assert down.shortcut is not None
         torch.testing.assert_close(down(x), F.avg_pool2d(main, 2) + F.avg_pool2d(conv(down.shortcut, x), 2))
+    keep = DBlock(8, 8, EPS, preactivation=True, downsample=False)
+    assert keep.shortcut is None
+    torch.testing.assert_close(keep(x), x + conv(keep.conv2, F.relu(conv(keep.conv1, F.relu(x)))))
+
+
+@pytest.mark.parametrize("outputs", [16, 8])
+@pytest.mark.parametrize("upsample", [True, False])
+def test_the_generators_bottleneck_drops_the_last_channels(outputs: int, upsample: bool) -> None:
+    """Figure 16 (left): size changes before the first 3x3 convolution, width in the last 1x1."""
+    torch.manual_seed(0)
+    block = DeepGBlock(16, outputs, 5, EPS, EPS, EPS, upsample)
+    x, condition, factor = torch.randn(2, 16, 4, 4), torch.randn(2, 5), 2 if upsample else 1
+    assert block.conv1.weight.shape == (4, 16, 1, 1) and block.conv4.weight.shape == (outputs, 4, 1, 1)
+    h = conv(block.conv1, F.relu(block.bn1(x, condition)))
+    h = F.relu(block.bn2(h, condition)).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    h = conv(block.conv3, F.relu(block.bn3(conv(block.conv2, h), condition)))
+    h = conv(block.conv4, F.relu(block.bn4(h, condition)))
+    kept = x[:, :outputs].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    torch.testing.assert_close(block(x, condition), h + kept)
+
+
+@pytest.mark.parametrize("outputs", [16, 8])
+@pytest.mark.parametrize("downsample", [True, False])
+def test_the_discriminators_bottleneck_adds_channels_behind_its_own(outputs: int, downsample: bool) -> None:
+    """Figure 16 (right): the main path is pooled after the last ReLU and before the last 1x1 convolution."""
+    torch.manual_seed(0)
+    block, x = DeepDBlock(8, outputs, EPS, downsample), torch.randn(2, 8, 4, 4)
+    assert block.conv1.weight.shape == (outputs // 4, 8, 1, 1)
+    h = conv(block.conv2, F.relu(conv(block.conv1, F.relu(x))))
+    h = F.relu(conv(block.conv3, F.relu(h)))
+    shortcut = x if block.shortcut is None else torch.cat((x, conv(block.shortcut, x)), 1)
+    if downsample:
+        h, shortcut = F.avg_pool2d(h, 2), F.avg_pool2d(shortcut, 2)
+    torch.testing.assert_close(block(x), conv(block.conv4, h) + shortcut)

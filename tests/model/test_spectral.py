@@ -1,53 +1,105 @@
 """Spectral normalisation: sigma, its gradient, and who moves u and v."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.biggan import Discriminator, ModelConfig
-from model.spectral import SNConv2d, SNLinear, power_iteration, spectral_layers
+from model.config import ModelConfig
+from model.networks import build_discriminator, build_generator
+from model.spectral import SNConv2d, SNConvTranspose2d, SNEmbedding, SNLinear, SpectralNorm, power_iteration, spectral_layers
+
+SMALL: dict[str, Any] = {"resolution": 32, "num_classes": 3, "channels": 1, "ch": 8, "shared_dim": 6, "z_dim": 8}
+KINDS = [("biggan", "biggan"), ("biggan-deep", "biggan-deep"), ("transposed", "strided")]
+LAYERS: dict[str, Callable[[], SpectralNorm]] = {
+    "convolution": lambda: SNConv2d(6, 10, 3, 1e-4),
+    "strided": lambda: SNConv2d(6, 10, 4, 1e-4, stride=2),
+    "transposed": lambda: SNConvTranspose2d(6, 10, 1e-4),
+    "linear": lambda: SNLinear(5, 4, 1e-4),
+    "embedding": lambda: SNEmbedding(5, 4, 1e-4),
+}
 
 
-def test_power_iteration_finds_the_largest_singular_value() -> None:
+def networks(generator: str, discriminator: str) -> list[nn.Module]:
     torch.manual_seed(0)
-    layer = SNConv2d(6, 10, 3, eps=1e-4)
-    torch.nn.init.normal_(layer.weight)
+    places = {"g_attention": (16,), "d_attention": (8,)}
+    config = ModelConfig(**SMALL, **places, generator=generator, discriminator=discriminator)  # type: ignore[arg-type]
+    return [build_generator(config), build_discriminator(config)]
+
+
+def largest(layer: SpectralNorm) -> Tensor:
+    """The largest singular value of [out, rest]; a transposed convolution's weight begins with its inputs."""
+    weight = layer.weight.detach()
+    rows = weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight
+    return torch.linalg.svdvals(rows.flatten(1))[0]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_power_iteration_finds_the_largest_singular_value(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    nn.init.normal_(layer.weight)
     layer.iterate(200)
-    largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
-    torch.testing.assert_close(layer.weight.detach() / layer.normalised_weight().detach(), largest.expand(10, 6, 3, 3))
+    ratio = layer.weight.detach() / layer.normalised_weight().detach()
+    torch.testing.assert_close(ratio, largest(layer).expand_as(ratio))
 
 
-def test_a_fresh_layer_has_norm_one() -> None:
+@pytest.mark.parametrize(("generator", "discriminator"), KINDS)
+def test_a_fresh_layer_has_norm_one(generator: str, discriminator: str) -> None:
     """Orthogonal weights have sigma 1, and the vectors are warm: the first step must not divide by a wrong sigma."""
-    for layer in spectral_layers(Discriminator(ModelConfig(32, 3, ch=8))):
-        largest = torch.linalg.svdvals(layer.normalised_weight().detach().flatten(1))[0]
-        assert abs(float(largest) - 1) < 1e-3
+    layers = [layer for network in networks(generator, discriminator) for layer in spectral_layers(network)]
+    assert len(layers) > 15
+    for layer in layers:
+        sigma = (layer.weight / layer.normalised_weight()).detach().median()
+        assert abs(float(sigma / largest(layer)) - 1) < 1e-3 and abs(float(largest(layer)) - 1) < 1e-3
 
 
-def test_forwards_and_backwards_leave_u_and_v_alone() -> None:
-    d = Discriminator(ModelConfig(32, 3, channels=1, ch=8))
-    before = [(layer.u.clone(), layer.v.clone()) for layer in spectral_layers(d)]
-    for layer in spectral_layers(d):  # away from the orthogonal start, where iteration stands still
-        torch.nn.init.normal_(layer.weight)
+@pytest.mark.parametrize(("generator", "discriminator"), KINDS)
+def test_forwards_and_backwards_leave_u_and_v_alone(generator: str, discriminator: str) -> None:
+    g, d = networks(generator, discriminator)
+    layers = [layer for network in (g, d) for layer in spectral_layers(network)]
+    for layer in layers:  # away from the orthogonal start, where iteration stands still
+        nn.init.normal_(layer.weight)
+    before = [(layer.u.clone(), layer.v.clone()) for layer in layers]
+    z, y = torch.randn(2, 8), torch.tensor([0, 1])
     for _ in range(3):
-        d(torch.randn(2, 1, 32, 32), torch.tensor([0, 1])).sum().backward()
-    assert all(
-        torch.equal(u, layer.u) and torch.equal(v, layer.v) for (u, v), layer in zip(before, spectral_layers(d), strict=True)
-    )
+        d(g(z, y), y).sum().backward()
+    assert all(torch.equal(u, layer.u) and torch.equal(v, layer.v) for (u, v), layer in zip(before, layers, strict=True))
+    power_iteration(g)
     power_iteration(d)
-    assert not any(torch.equal(u, layer.u) for (u, _), layer in zip(before, spectral_layers(d), strict=True) if len(u) > 1)
+    assert not any(torch.equal(u, layer.u) for (u, _), layer in zip(before, layers, strict=True) if len(u) > 1)
 
 
-def test_gradient_goes_through_sigma() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradient_goes_through_sigma(kind: str) -> None:
     """d(W / sigma)/dW with u and v held constant (arXiv 1802.05957, section 2.2), against central differences in float64."""
     torch.manual_seed(0)
-    layer = SNLinear(5, 4, eps=1e-4).double()
-    x, direction = torch.randn(3, 5).double(), torch.randn(4, 5).double()
+    layer = LAYERS[kind]().double()
+    nn.init.normal_(layer.weight)
+    x = {"embedding": torch.tensor([0, 2, 4]), "linear": torch.randn(3, 5).double()}.get(kind, torch.randn(2, 6, 4, 4).double())
+    plain: Callable[[Tensor], Tensor] = {
+        "convolution": lambda w: F.conv2d(x, w, layer.bias, padding=1),
+        "strided": lambda w: F.conv2d(x, w, layer.bias, 2, padding=1),
+        "transposed": lambda w: F.conv_transpose2d(x, w, layer.bias, 2, padding=1),
+        "linear": lambda w: F.linear(x, w, layer.bias),
+        "embedding": lambda w: w[x],
+    }[kind]
+    direction = torch.randn(layer.weight.shape).double()
 
-    def loss(weight: torch.Tensor) -> torch.Tensor:
-        sigma = layer.u @ weight @ layer.v
-        return F.linear(x, weight / sigma, layer.bias).square().sum()
+    def loss(weight: Tensor) -> Tensor:
+        rows = weight.transpose(0, 1) if kind == "transposed" else weight
+        return plain(weight / (layer.u @ rows.flatten(1) @ layer.v)).square().sum()
 
     layer(x).square().sum().backward()
     weight, step = layer.weight.detach(), 1e-6
     slope = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
     torch.testing.assert_close((layer.weight.grad * direction).sum(), slope.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_without_eps_a_layer_is_a_plain_one() -> None:
+    layer = SNLinear(5, 4, None)
+    assert layer.normalised_weight() is layer.weight and not list(layer.buffers()) and not list(spectral_layers(layer))
+    power_iteration(layer)

@@ -45,7 +45,7 @@ def flat_tree(config: RunConfig) -> dict[str, Any]:
 
 
 def test_what_is_written_is_read_back(file: str, tmp_path: Path) -> None:
-    config = load_config(file, ["optim.betas=[0.5, 0.9]", "tracking.mode=off", "model.attention=[]", "optim.eps=1e-12"])
+    config = load_config(file, ["optim.betas=[0.5, 0.9]", "tracking.mode=off", "model.g_attention=[]", "optim.eps=1e-12"])
     assert build(flat_tree(config)) == config
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(str(tmp_path / "again.yaml")) == config

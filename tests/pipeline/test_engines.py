@@ -13,13 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.batchnorm import BatchNorm, set_group
-from model.biggan import Generator, ModelConfig
+from model.biggan import Generator
+from model.config import ModelConfig
 from model.latents import Stream, latents, random_labels
 from pipeline.batch import BatchConfig, plan_batch
 from pipeline.engines import ZeroConfig, share_batch_norm
 
 RANKS, MICRO, PAIR = 4, 3, 6
-MODEL = ModelConfig(32, 4, channels=1, ch=8, shared_dim=8, z_chunk=4)
+MODEL = ModelConfig(32, 4, channels=1, ch=8, shared_dim=8, z_dim=16)
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def generator() -> tuple[Generator, Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
     network = Generator(MODEL)
     n = RANKS * MICRO
-    z, y = latents(0, Stream.G_STEP, 0, n, network.z_dim), random_labels(0, Stream.G_STEP, 0, n, 4)
+    z, y = latents(0, Stream.G_STEP, 0, n, MODEL.latent_dim), random_labels(0, Stream.G_STEP, 0, n, 4)
     return network, z, y, torch.randn(n, 1, 32, 32)
 
 
@@ -68,6 +69,7 @@ def one_rank(rank: int, folder: str) -> None:
     # Groups of 1 + 5: the last rank of a pair holds more samples.
     bounds = (rank // 2 * PAIR, rank // 2 * PAIR + 1, rank // 2 * PAIR + PAIR)
     uneven = slice(bounds[rank % 2], bounds[rank % 2 + 1])
+    set_group(layer, None, layer.process_group)
     results["uneven"] = through_norm(layer, x[uneven], weight[uneven])
     results["bf16"] = through_norm(layer, x[mine].bfloat16(), weight[mine])
 

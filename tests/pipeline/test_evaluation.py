@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.biggan import Generator, ModelConfig
+from model.biggan import Generator
+from model.config import ModelConfig
 from model.sampling import generate
 from pipeline.classifier import Classifier
 from pipeline.evaluation import Floats, Judged, frechet_distance, judge, sample_batches

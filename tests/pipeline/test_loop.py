@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.biggan import ModelConfig
+from model.config import ModelConfig
 from pipeline import checkpoint
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import CheckpointConfig, Progress

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.biggan import ModelConfig
+from model.config import ModelConfig
 from pipeline.batch import BatchConfig
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError

@@ -1,0 +1,209 @@
+"""What the networks are made of: one table of published sizes, and the configuration that builds a network around weights."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One resolution of BigGAN and BigGAN-deep (appendix B, tables 4 to 9). Widths are multiples of `ch`.
+
+    G's first width is that of the 4 x 4 seed. D's first is that of its first block, in BigGAN-deep that of its stem; stages
+    from `d_keep` on keep their size.
+    """
+
+    g_widths: tuple[int, ...]
+    d_widths: tuple[int, ...]
+    d_keep: int
+    z_dim: int
+    g_attention: tuple[int, ...]
+    d_attention: tuple[int, ...]
+
+
+ARCHITECTURES = {
+    32: Architecture((4, 4, 4, 4), (4, 4, 4, 4), 2, 80, (), ()),
+    64: Architecture((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4, 120, (64,), ()),
+    128: Architecture((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5, 120, (64,), (64,)),
+    256: Architecture((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16), 6, 140, (128,), (64,)),
+    512: Architecture((16, 16, 8, 8, 4, 2, 1, 1), (1, 1, 2, 4, 8, 8, 16, 16), 7, 160, (64,), (64,)),
+}
+_DEEP_G_ATTENTION = (64,)  # also at 256 px, where BigGAN has 128
+_UNSPLIT_Z = 128
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a generator and its discriminator are made of; enough to rebuild them around saved weights."""
+
+    resolution: int
+    """Height and width of the images in pixels: 32, 64, 128, 256 or 512."""
+    num_classes: int
+    """Number of classes; must be that of the shards. 1: unconditional."""
+    channels: int = 3
+    """Image channels: 3 for colour, 1 for greyscale; must be that of the shards."""
+    generator: Literal["biggan", "biggan-deep", "transposed"] = "biggan"
+    """transposed: label concatenated to z, transposed convolutions, plain batch norm."""
+    discriminator: Literal["biggan", "biggan-deep", "strided"] = "biggan"
+    """strided: strided convolutions with batch norm and a linear head."""
+    ch: int = 96
+    """Width multiplier of both networks (paper: 96; BigGAN-deep 128)."""
+    d_ch: int | None = None
+    """Width multiplier of D where it is another."""
+    max_channels: int | None = None
+    """No layer is wider than this. Default: no limit."""
+    shared_dim: int = 128
+    """Size of the class embedding that all conditional batch norms share; 0: each learns its own gain and bias by class."""
+    z_dim: int | None = None
+    """Latent values. Default: the paper's for the resolution; 128 where z is not split."""
+    hierarchical: bool = True
+    """BigGAN's G splits z: a part for the seed, one for each block. BigGAN-deep gives all of z to every block instead."""
+    g_attention: tuple[int, ...] | None = None
+    """Resolutions in G that self-attention follows. Default: the paper's; none for transposed."""
+    d_attention: tuple[int, ...] | None = None
+    """Resolutions in D that self-attention follows. Default: the paper's; none for strided."""
+    attention: Literal["biggan", "scaled"] = "biggan"
+    """biggan: keys and values max-pooled, no scaling; scaled: softmax(Q K^T / sqrt(d_k)) V over all positions."""
+    d_condition: Literal["projection", "concat"] = "projection"
+    """How D sees the class: projection (arXiv 1802.05637), or one-hot maps concatenated to the image."""
+    g_widths: tuple[int, ...] | None = None
+    """G's widths from the 4 x 4 seed to the last stage, in multiples of ch. Default: the resolution's row."""
+    d_widths: tuple[int, ...] | None = None
+    """Widths of D's stages in multiples of ch; BigGAN's last one keeps its size. Default: the resolution's row."""
+    g_spectral: bool = True
+    """Spectral normalisation of G's convolutions and linear layers."""
+    d_spectral: bool = True
+    """The same for D."""
+    d_relu_shortcut: bool = False
+    """D's shortcuts begin behind the block's first ReLU, as StudioGAN's ReLU in place has it; for weights from there."""
+    bn_eps: float = 1e-4
+    """Added to the variance in batch norm (the paper's value)."""
+    output_bn_eps: float | None = None
+    """The same for G's last batch norm, where weights from elsewhere need another."""
+    sn_eps: float = 1e-4
+    """Floor of the norms in power iteration (the paper's value)."""
+    output_width: int | None = None
+    """Outputs of G's last convolution, of which the first `channels` are the image; TF-Hub's BigGAN-deep has 128."""
+
+    def __post_init__(self) -> None:
+        if self.resolution not in ARCHITECTURES:
+            nearest = min(ARCHITECTURES, key=lambda r: abs(r - self.resolution))
+            raise ValueError(
+                f"resolution={self.resolution}: must be one of {', '.join(map(str, ARCHITECTURES))}; the nearest is {nearest}"
+            )
+        for name in ("num_classes", "channels", "ch", "d_ch", "max_channels", "z_dim"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if self.shared_dim < 0:
+            raise ValueError(f"shared_dim={self.shared_dim}: must be at least 1, or 0 for no shared embedding")
+        if self.generator == "biggan-deep" and not (self.shared_dim and self.hierarchical):
+            raise ValueError("generator=biggan-deep: needs shared_dim of at least 1 and hierarchical=true")
+        if self.output_width is not None and self.output_width < self.channels:
+            raise ValueError(f"output_width={self.output_width}: must be at least channels={self.channels}")
+        self._check_widths()
+        self._check_latents()
+        for name in ("g_attention", "d_attention"):
+            self._check_attention(name)
+
+    def _check_widths(self) -> None:
+        for name, default in (("g_widths", self._g_row()), ("d_widths", self._d_row())):
+            widths = getattr(self, name)
+            if widths is not None and (len(widths) != len(default) or min(widths) < 1):
+                raise ValueError(f"{name}={list(widths)}: must be {len(default)} numbers of at least 1 at {self.resolution} px")
+        for name, widths in (("generator=biggan-deep", self.g_channels), ("discriminator=biggan-deep", self.d_channels)):
+            if getattr(self, name.partition("=")[0]) == "biggan-deep":
+                if min(widths) < 4:
+                    raise ValueError(f"ch={self.ch}: {name} needs widths of at least 4, for its bottlenecks of a quarter")
+                steps = list(pairwise(widths))
+                if name[0] == "g" and any(a < b for a, b in steps):
+                    raise ValueError(f"g_widths={list(widths)}: {name} drops channels on its shortcut, so they cannot grow")
+                if name[0] == "d" and any(a > b for a, b in steps):
+                    raise ValueError(f"d_widths={list(widths)}: {name} adds channels on its shortcut, so they cannot shrink")
+
+    def _check_latents(self) -> None:
+        slots, z = self.latent_slots, self.latent_dim
+        if z % slots:
+            low, high = z - z % slots, z - z % slots + slots
+            nearest = f"{low} or {high}" if low else f"{high}"
+            raise ValueError(f"z_dim={z}: must split into {slots} equal parts at {self.resolution} px: type {nearest}")
+
+    def _check_attention(self, name: str) -> None:
+        sizes = self.g_sizes if name[0] == "g" else self.d_sizes
+        first = name[0] == "g" or self.discriminator == "biggan-deep"  # the width of what comes before the stages
+        widths = (self.g_channels if name[0] == "g" else self.d_channels)[first:]
+        for size in getattr(self, f"{name}_at"):
+            if size not in sizes:
+                nearest = min(sizes, key=lambda s: abs(s - size))
+                raise ValueError(f"{name}={size}: no such size in {name[0].upper()}; it has {sizes}, the nearest is {nearest}")
+            if (width := widths[sizes.index(size)]) % 8:
+                raise ValueError(f"{name}={size}: attention needs a width that 8 divides, and ch={self.ch} makes it {width}")
+
+    def _g_row(self) -> tuple[int, ...]:
+        row = ARCHITECTURES[self.resolution].g_widths
+        return tuple(max(8 >> i, 1) for i in range(len(row))) if self.generator == "transposed" else row
+
+    def _d_row(self) -> tuple[int, ...]:
+        if self.discriminator == "strided":
+            return tuple(min(1 << i, 8) for i in range(self.resolution.bit_length() - 3))
+        return ARCHITECTURES[self.resolution].d_widths
+
+    def _channels(self, widths: tuple[int, ...], ch: int) -> list[int]:
+        return [min(ch * width, self.max_channels or ch * width) for width in widths]
+
+    @property
+    def conditional(self) -> bool:
+        return self.num_classes > 1
+
+    @property
+    def g_channels(self) -> list[int]:
+        """G's channels: of the seed, then of each stage."""
+        return self._channels(self.g_widths or self._g_row(), self.ch)
+
+    @property
+    def d_channels(self) -> list[int]:
+        """D's channels by block or stage; BigGAN-deep's begin with the stem."""
+        return self._channels(self.d_widths or self._d_row(), self.d_ch or self.ch)
+
+    @property
+    def d_keep(self) -> int:
+        """D's stages from this one on keep their size."""
+        if self.discriminator == "strided":
+            return len(self.d_channels)
+        return ARCHITECTURES[self.resolution].d_keep if self.d_widths is None else len(self.d_widths) - 1
+
+    @property
+    def g_sizes(self) -> list[int]:
+        """Height and width after each of G's stages."""
+        return [8 << i for i in range(len(self.g_channels) - 1)]
+
+    @property
+    def d_sizes(self) -> list[int]:
+        """Height and width after each of D's stages that halves it."""
+        return [self.resolution >> (i + 1) for i in range(self.d_keep)]
+
+    @property
+    def g_attention_at(self) -> tuple[int, ...]:
+        if self.g_attention is not None:
+            return self.g_attention
+        if self.generator == "transposed":
+            return ()
+        row = ARCHITECTURES[self.resolution].g_attention
+        return _DEEP_G_ATTENTION if row and self.generator == "biggan-deep" else row
+
+    @property
+    def d_attention_at(self) -> tuple[int, ...]:
+        if self.d_attention is not None:
+            return self.d_attention
+        return () if self.discriminator == "strided" else ARCHITECTURES[self.resolution].d_attention
+
+    @property
+    def latent_slots(self) -> int:
+        """Parts of z: one for the seed and one for each block where z is split, else 1."""
+        return len(self.g_channels) if self.generator == "biggan" and self.hierarchical else 1
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of z."""
+        if self.z_dim is not None:
+            return self.z_dim
+        return ARCHITECTURES[self.resolution].z_dim if self.latent_slots > 1 else _UNSPLIT_Z

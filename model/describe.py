@@ -1,0 +1,83 @@
+"""What a configuration's networks consist of, and what they cost: counted on tensors without memory or values."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .config import ModelConfig
+from .networks import build_discriminator, build_generator
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a table: a layer or a block."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    """Of its output for one image."""
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network, its layers in the order in which an image passes them."""
+
+    parameters: int
+    flops: int
+    """Of a forward for one image: convolutions and matrix products, a multiplication and an addition counted as 2."""
+    layers: list[Layer]
+
+
+def describe(config: ModelConfig) -> tuple[Description, Description]:
+    """G and D. Takes a second or two at any size: nothing is allocated or computed."""
+    # Spectral norm has no parameters, and its work is that of a micro-step, not of an image.
+    config = replace(config, g_spectral=False, d_spectral=False)
+    # Not the meta device itself: autocast, which D turns off for its head, does not know it.
+    with FakeTensorMode():
+        z, y = torch.empty(1, config.latent_dim), torch.zeros(1, dtype=torch.int64)
+        x = torch.empty(1, config.channels, config.resolution, config.resolution)
+        return describe_network(build_generator(config), z, y), describe_network(build_discriminator(config), x, y)
+
+
+def describe_network(network: nn.Module, *inputs: Tensor) -> Description:
+    """What one forward on `inputs` (of one image) shows."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    rows = dict(_rows(network))
+    for name, module in rows.items():
+        module.register_forward_hook(lambda _module, _args, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    layers = [
+        Layer(name, type(rows[name]).__name__, shape, _parameters(rows[name]), flops.get(f"{type(network).__name__}.{name}", 0))
+        for name, shape in shapes.items()
+    ]
+    return Description(_parameters(network), counter.get_total_flops(), layers)
+
+
+def training_flops(g: Description, d: Description, d_steps: int) -> float:
+    """FLOPs of training for one real image that D sees, without penalties and augmentation; a backward counts as two forwards.
+
+    D step: a fake without gradients, then forward and backward on the real image and the fake, G + 2 * 3 D. G step, once in
+    d_steps: forward and backward of G, and of D but for the gradients of its frozen weights, 3 G + 2 D.
+    """
+    return g.flops + 6 * d.flops + (3 * g.flops + 2 * d.flops) / d_steps
+
+
+def _rows(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The network's children; of a list or dictionary of layers, its members."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from ((f"{name}.{key}", member) for key, member in child.named_children())
+        else:
+            yield name, child
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
