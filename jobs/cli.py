@@ -18,7 +18,7 @@ import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
-_TOUR = ("demo", "shard", "train", "describe", "evaluate", "register", "sample")
+_TOUR = ("demo", "shard", "train", "describe", "evaluate", "register", "sample", "import")
 
 _EPILOG = """\
 "biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the

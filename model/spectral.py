@@ -28,13 +28,14 @@ class SpectralNorm(nn.Module):
         self.sn_eps = eps
         with torch.no_grad():
             weight = self.outputs_first()
-            weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape)))
+            if not weight.is_meta:  # there, shapes are all there is
+                weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape)))
         if eps is None:
             return
         matrix = self.matrix().detach()
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=eps))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=eps))
-        self.iterate(15)
+        self.iterate(0 if self.weight.is_meta else 15)
 
     def outputs_first(self) -> Tensor:
         """The weight as [out, ...]."""
