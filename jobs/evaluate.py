@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
@@ -16,7 +17,9 @@ HELP = "class accuracy and Fréchet distance of a run's samples against real ima
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
-    parser.add_argument("model", metavar="RUN", help="the run's folder; its EMA generator is evaluated")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a run's folder, or a folder or URI of checkpoints; the EMA generator is evaluated"
+    )
     parser.add_argument("--checkpoint", metavar="IMAGES", help="which checkpoint (default: the newest)")
     parser.add_argument("--train", metavar="URI", help="shards that the judge learns from (default: the run's own)")
     parser.add_argument(
@@ -46,15 +49,14 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
 
     from pipeline import storage
-    from pipeline.generators import load_run_generator
+    from pipeline.generators import load_generator
     from pipeline.index import load_manifest
-    from pipeline.run import load_run_config
 
     _leave_a_core()
-    train = args.train or load_run_config(args.model).data.uri
+    train = args.train or _training_shards(args.model)
     test = args.test or _test_beside(train)
     train_manifest, test_manifest = load_manifest(train), load_manifest(test)
-    trained = load_run_generator(args.model, args.checkpoint)
+    trained = load_generator(args.model, int(args.checkpoint) if args.checkpoint else None, args.truncation)
     _check_same(trained, {"--train": (train, train_manifest), "--test": (test, test_manifest)})
 
     figures = _evaluate(args, trained, (train, train_manifest), (test, test_manifest))
@@ -75,6 +77,14 @@ def _leave_a_core() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
+def _training_shards(model: str) -> str:
+    from pipeline.run import load_run_config
+
+    if not Path(model, "config.yaml").is_file():
+        raise ConfigError(f"--train is missing: {model} is not the folder of a run, which would name its shards")
+    return load_run_config(model).data.uri
+
+
 def _test_beside(train: str) -> str:
     from pipeline import storage
     from pipeline.index import MANIFEST
@@ -89,7 +99,7 @@ def _test_beside(train: str) -> str:
 def _check_same(trained: "TrainedGenerator", splits: "dict[str, tuple[str, Manifest]]") -> None:
     """Raises ConfigError unless generator and shards speak of the same images."""
     for flag, (uri, manifest) in splits.items():
-        if manifest.classes != trained.classes:
+        if len(manifest.classes) != len(trained.classes) or (trained.named and manifest.classes != trained.classes):
             raise ConfigError(f"{flag} {uri} has other classes than the run: name shards of the same {len(trained.classes)}")
         for key in ("resolution", "channels"):
             have, want = getattr(manifest, key), getattr(trained.config, key)

@@ -34,9 +34,7 @@ class GeneratorModel(PythonModel):
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         if digest != settings["weights_sha256"]:
             raise MlflowException(f"{weights} is damaged: sha256 {digest}, expected {settings['weights_sha256']}")
-        config, networks, self.sampling = _import_privately(
-            Path(context.artifacts["model"]), "config", "networks", "sampling"
-        )
+        config, networks, self.sampling = _import_privately(Path(context.artifacts["model"]), "config", "networks", "sampling")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = networks.build_generator(config.ModelConfig(**settings["model"]))
         self.generator.load_state_dict(load_file(weights))

@@ -126,7 +126,9 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
     if found is None:
         have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
         at = "" if images is None else f" at {images} images"
-        raise ConfigError(f"{source} is no run's folder and no checkpoint{at}: intact checkpoints there: {have}")
+        if config or have != "none":
+            raise ConfigError(f"{source} has no checkpoint{at}; it has: {have}")
+        raise ConfigError(f"no model {source}: type a run's folder, or a folder or URI of checkpoints")
     return found
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.latents import Stream, latents, random_labels
+from model.latents import Stream, Truncation, interpolated, latents, random_labels
 
 
 @settings(max_examples=50, deadline=None)
@@ -41,3 +41,39 @@ def test_truncation_is_a_truncated_normal() -> None:
     torch.testing.assert_close(z[:90_000].quantile(quantiles), reference[:70_000].quantile(quantiles), atol=0.01, rtol=0)
     with pytest.raises(ValueError, match="truncation must be above 0"):
         latents(0, Stream.SAMPLES, 0, 1, 4, truncation=0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "limit", "std"),
+    [
+        # A standard normal within +-a has variance 1 - 2 a phi(a) / (2 Phi(a) - 1).
+        ("truncated-normal", 0.5, 0.2838),
+        ("scaled-normal", float("inf"), 0.5),
+        ("scaled-truncated-normal", 1.0, 0.4398),
+    ],
+)
+def test_three_meanings_of_truncation(method: Truncation, limit: float, std: float) -> None:
+    z = latents(0, Stream.SAMPLES, 0, 50_000, 4, 0.5, method)
+    assert abs(z.std() - std) < 0.002 and abs(z.mean()) < 0.002
+    assert z.abs().max() <= limit and z.abs().max() > min(0.99 * limit, 2)
+
+
+@pytest.mark.parametrize("method", ["truncated-normal", "scaled-normal", "scaled-truncated-normal"])
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 70), dim=st.integers(1, 20), t=st.floats(0.01, 3))
+def test_truncated_ones_do_not_depend_on_the_batch_either(method: Truncation, n: int, dim: int, t: float) -> None:
+    whole = latents(3, Stream.SAMPLES, 5, n, dim, t, method)
+    single = [latents(3, Stream.SAMPLES, 5 + i, 1, dim, t, method) for i in range(n)]
+    assert torch.equal(whole, torch.cat(single))
+
+
+def test_interpolation_keeps_ends_and_length() -> None:
+    a, b = latents(0, Stream.SAMPLES, 0, 3, 400), latents(0, Stream.SAMPLES, 3, 3, 400)
+    path = interpolated(a, b, 5).unflatten(0, (3, 5))
+    torch.testing.assert_close(path[:, 0], a)
+    torch.testing.assert_close(path[:, -1], b)
+    lengths = path.norm(dim=2)
+    assert (lengths >= torch.minimum(a.norm(dim=1), b.norm(dim=1))[:, None] * 0.99).all()
+    steps = (path[:, 1:] - path[:, :-1]).norm(dim=2)
+    assert (steps.max(1).values < 1.2 * steps.min(1).values).all()
+    torch.testing.assert_close(interpolated(a, a, 3), a.repeat_interleave(3, 0))  # nowhere to go

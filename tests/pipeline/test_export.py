@@ -160,7 +160,7 @@ def test_two_models_in_one_process_keep_their_own_code(exported: Path, tmp_path:
     pyfunc, pd = importlib.import_module("mlflow.pyfunc"), importlib.import_module("pandas")
     other = shutil.copytree(exported, tmp_path / "model")
     source = other / "artifacts" / "model" / "biggan.py"
-    source.write_text(source.read_text().replace(".float().tanh()", ".float().tanh().neg()"))
+    source.write_text(source.read_text().replace("image.float()).tanh()", "image.float()).tanh().neg()"))
     request = pd.DataFrame({"class_id": [1]})
     first, negative = pyfunc.load_model(str(exported)), pyfunc.load_model(str(other))
     drawn = [pixels(loaded.predict(request).to_dict("list")) for loaded in (first, negative)]
