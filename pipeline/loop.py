@@ -37,7 +37,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     saved = _agree_on_checkpoint(config, ranks)
     g, d, ema = _build(config, plan, ranks, saved or initial_checkpoint(config))
     progress = saved.progress() if saved else Progress()
-    state = State(**saved.state()["objective"]) if saved else State()
+    state = State(**saved.state().get("objective", {})) if saved else State()
     objective = Objective(config.objective, plan, ranks, config.seed, state)
     if ranks.main:
         write_status(Path(config.run), Status("running", progress.images))
