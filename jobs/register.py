@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, register and print what to type next. The same weights are registered once."""
     from pipeline import registry
-    from pipeline.generators import load_run_generator
+    from pipeline.generators import load_generator
     from pipeline.tracking import Delivery
 
     registry.check_names(args.name, args.alias)
     delivery = Delivery(args.folder)
-    trained = load_run_generator(args.folder)
+    trained = load_generator(args.folder)
     done = registry.register(delivery, trained, args.name, args.alias)
     print(
         f"{'already registered' if done.known else 'registered'}: {done.name} version {done.version}, "

@@ -4,7 +4,7 @@ import argparse
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,18 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from model.latents import Truncation
     from pipeline.generators import TrainedGenerator
 
-HELP = "write samples: a sheet of classes, of truncations or of interpolations, or a set of images"
+HELP = "write samples: a sheet of classes, interpolations or truncations, or a set of images"
 
-_COLUMNS = 10
-_METHODS = ("truncated-normal", "scaled-normal", "scaled-truncated-normal")
+_COLUMNS, _ROWS, _STEPS = 10, 8, 8
+_TRUNCATIONS = "0.1,0.3,0.5,0.8,1,1.5,none"
+_METHODS: "tuple[Truncation, ...]" = ("truncated-normal", "scaled-normal", "scaled-truncated-normal")
 _SHEETS = (".png", ".webp")
+
+Drawer = Callable[["Tensor"], "Iterator[Tensor]"]
+"""Labels [n] -> images uint8 [m, C, r, r] in batches; image i is sample i of the seed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,47 +32,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, a folder or URI of checkpoints (as `biggan import` makes one), models:/NAME@ALIAS or "
-        "models:/NAME/VERSION",
+        help="a run's folder, a checkpoint or a folder of them (a path or URI; `biggan import` makes such), the folder of an "
+        "exported model, models:/NAME@ALIAS or models:/NAME/VERSION",
     )
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="NAME.png or NAME.webp: a sheet; NAME.npz: --count images (arr_0 [n, H, W, C] uint8, arr_1 their classes); "
-        "FOLDER/: the same as FOLDER/CLASS/NUMBER.png. A path or URI",
+        help="NAME.png or NAME.webp: a sheet; NAME.npz: --count images as arr_0 [n, H, W, C] uint8 and their labels as arr_1; "
+        "FOLDER/: --count images as CLASS/NUMBER.png, or shards",
     )
     parser.add_argument(
         "--layout",
-        choices=("classes", "grid", "interpolation", "truncation"),
+        choices=tuple(_LAYOUTS),
         default="classes",
-        help="of a sheet: classes as columns; random classes; each row from one image to another; "
-        "rows of --truncations (default: %(default)s)",
+        help="classes: as columns (in a set: in turn); grid: random classes; interpolation: from an image to another in each "
+        "row; truncation: each row at another one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--classes", metavar="A,B", help=f"names or numbers (default: the first {_COLUMNS}; grid and sets: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="which latents (default: %(default)s)")
-    parser.add_argument("--truncation", type=float, metavar="T", help="draw latents within -T..T: better images, less variety")
+    parser.add_argument("--truncation", type=float, metavar="T", help="draw latents nearer to 0: better images, less variety")
     parser.add_argument(
         "--truncation-method",
         choices=_METHODS,
-        default=_METHODS[0],
-        help="what T means: |z| <= T (the paper, StudioGAN), N(0, T^2) (BigGAN-PyTorch), or T times a normal within -2..2 "
-        "(TF-Hub, Hugging Face) (default: %(default)s)",
+        help="within -T..T (the paper, StudioGAN; the default), N(0, T^2) (BigGAN-PyTorch), or T times a normal within -2..2 "
+        "(TF-Hub, Hugging Face)",
     )
-    parser.add_argument(
-        "--truncations", metavar="T,T", default="0.1,0.3,0.5,0.8,1,1.5,none", help="rows of that layout (default: %(default)s)"
-    )
-    parser.add_argument("--per-class", type=int, default=8, metavar="N", help="rows (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=9, metavar="N", help="columns of an interpolation (default: %(default)s)")
-    parser.add_argument("--count", type=int, metavar="N", help="images of a set, the chosen classes in turn")
-    parser.add_argument(
-        "--classes", metavar="A,B", help=f"names or numbers (default: the first {_COLUMNS} on a sheet, else all)"
-    )
-    parser.add_argument("--checkpoint", type=int, metavar="IMAGES", help="which checkpoint (default: the newest)")
+    parser.add_argument("--truncations", metavar="T,T", help=f"rows of --layout truncation (default: {_TRUNCATIONS})")
+    parser.add_argument("--per-class", type=int, metavar="N", help=f"rows of a sheet (default: {_ROWS})")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"columns of --layout interpolation (default: {_STEPS})")
+    parser.add_argument("--count", type=int, metavar="N", help="images of a set")
+    parser.add_argument("--format", choices=("png", "webp", "shards"), help="what FOLDER/ holds (default: png)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (default: %(default)s)")
     parser.add_argument(
         "--standing",
-        action="store_true",
-        help="compute batch-norm statistics for these latents where imported weights came with theirs",
+        type=int,
+        metavar="N",
+        help="take batch-norm statistics over N samples, even if some came with the weights",
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=int, metavar="IMAGES", help="which checkpoint (default: the newest)")
     parser.add_argument(
         "--tracking-uri",
         metavar="URI|RUN",
@@ -77,178 +81,136 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the samples and write them."""
-    _check(args)
-    if args.out.lower().endswith(_SHEETS):
-        if args.model.startswith("models:/"):
-            classes, columns, images = _from_registry(args)
-            _write_sheet(args, images, len(columns))
-            print(f"{args.out}: {args.per_class} x {len(columns)} images, columns {', '.join(classes[i] for i in columns)}")
-        else:
-            print(_LAYOUTS[args.layout](args))
+    kind = _kind(args)
+    _check_numbers(args)
+    _check_flags(args, kind)
+    if kind == "sheet":
+        from pipeline.sample_files import write_sheet
+
+        images, columns, what = _LAYOUTS[args.layout](args)
+        write_sheet(args.out, images, columns)
+        print(f"{args.out}: {what}")
     else:
-        _write_set(args)
+        _write_set(args, kind)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _kind(args: argparse.Namespace) -> str:
+    """sheet, npz, folder or shards."""
+    if args.out.lower().endswith(_SHEETS):
+        return "sheet"
+    if args.out.lower().endswith(".npz"):
+        if "://" in args.out:
+            raise ConfigError(f"OUT {args.out}: an .npz is written on this machine's disk; copy it from there")
+        return "npz"
+    if args.format == "shards":
+        return "shards"
+    if args.out.endswith("/") or Path(args.out).is_dir():
+        return "folder"
+    raise ConfigError(f"OUT {args.out}: must end in .png or .webp (a sheet), .npz (a set) or / (a folder of images)")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
     for flag, value, least in (
         ("--seed", args.seed, 0),
         ("--per-class", args.per_class, 1),
         ("--steps", args.steps, 2),
-        ("--batch", args.batch, 1),
         ("--count", args.count, 1),
+        ("--batch", args.batch, 1),
+        ("--standing", args.standing, 2),
     ):
         if value is not None and value < least:
             raise ConfigError(f"{flag} {value}: must be at least {least}")
-    if args.truncation is not None and not args.truncation > 0:
+    if args.truncation is not None and not 0 < args.truncation < float("inf"):
         raise ConfigError(f"--truncation {args.truncation}: must be above 0; leave it out for no truncation")
-    sheet = args.out.lower().endswith(_SHEETS)
-    if not sheet and not args.out.lower().endswith(".npz") and not args.out.endswith("/"):
-        raise ConfigError(f"{args.out}: must end in .png or .webp (a sheet), .npz (a set) or / (a folder of images)")
-    if sheet and args.count is not None:
-        raise ConfigError(f"--count {args.count}: a sheet has --per-class rows; name NAME.npz or FOLDER/ for a set")
+
+
+def _check_flags(args: argparse.Namespace, kind: str) -> None:
+    """Raises ConfigError for a flag that would not do anything, and for one that is missing."""
+    sheet, ours = kind == "sheet", not args.model.startswith("models:/")
+    local = "a run's folder, a checkpoint or an exported model's folder"
+    for flag, fits, partner in (
+        ("--count", not sheet, "a set: let OUT end in .npz or /"),
+        ("--format", kind in ("folder", "shards"), "a folder: let OUT end in /"),
+        ("--per-class", sheet and args.layout != "truncation", "a sheet of another layout"),
+        ("--steps", args.layout == "interpolation", "--layout interpolation"),
+        ("--truncations", args.layout == "truncation", "--layout truncation"),
+        ("--truncation", args.layout != "truncation", "another layout: type --truncations"),
+        ("--truncation-method", ours, local),
+        ("--standing", ours, local),
+        ("--checkpoint", ours, local),
+    ):
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is not None and not fits:
+            raise ConfigError(f"{flag} {value} goes only with {partner}")
+    if args.layout in ("interpolation", "truncation") and not (sheet and ours):
+        need = "a sheet: let OUT end in .png or .webp" if ours else local
+        raise ConfigError(f"--layout {args.layout} goes only with {need}")
     if not sheet and args.count is None:
-        raise ConfigError(f"--count is missing: how many images shall {args.out} hold?")
-    if args.model.startswith("models:/") and (not sheet or args.layout != "classes" or args.truncation_method != _METHODS[0]):
-        raise ConfigError(
-            f"{args.model}: a registered model draws the layout classes, truncated-normal: name its run for others"
-        )
+        raise ConfigError(f"--count is missing: say how many images {args.out} shall hold")
+    if kind in ("folder", "shards"):
+        from pipeline import storage
+
+        if names := storage.names(args.out):
+            raise ConfigError(f"OUT {args.out} is not empty (it holds {names[0]}): name a new folder")
 
 
 def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerator":
     from pipeline.generators import load_generator
 
-    return load_generator(args.model, args.checkpoint, truncation, args.truncation_method, args.standing)
+    return load_generator(args.model, args.checkpoint, truncation, _method(args), args.standing)
 
 
-def _classes_sheet(args: argparse.Namespace) -> str:
+def _method(args: argparse.Namespace) -> "Truncation":
+    return args.truncation_method or _METHODS[0]
+
+
+def _model(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
+    """Class names, and what draws."""
+    if args.model.startswith("models:/"):
+        return _registered(args)
     from model.sampling import generate
 
     trained = _load(args, args.truncation)
-    columns = choose(args.classes, trained.classes)
-    options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method, "batch": args.batch}
-    _write_sheet(args, generate(trained.generator, _labels(columns, args), **options), len(columns))
-    return f"{args.out}: {args.per_class} x {len(columns)} images, columns {', '.join(trained.classes[i] for i in columns)}"
+
+    def draw(labels: "Tensor") -> "Iterator[Tensor]":
+        options = {"seed": args.seed, "truncation": args.truncation, "method": _method(args), "batch": args.batch}
+        for start in _batches(len(labels), args.batch):
+            yield generate(trained.generator, labels[start : start + args.batch], start=start, **options)
+
+    return trained.classes, draw
 
 
-def _grid_sheet(args: argparse.Namespace) -> str:
-    import torch
-
-    from model.latents import Stream, random_labels
-    from model.sampling import generate
-
-    trained = _load(args, args.truncation)
-    chosen = torch.tensor(choose(args.classes or ",".join(trained.classes), trained.classes))
-    labels = chosen[random_labels(args.seed, Stream.SAMPLES, 0, args.per_class * _COLUMNS, len(chosen))]
-    options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method, "batch": args.batch}
-    _write_sheet(args, generate(trained.generator, labels, **options), _COLUMNS)
-    return f"{args.out}: {args.per_class} x {_COLUMNS} images of random classes"
-
-
-def _interpolation_sheet(args: argparse.Namespace) -> str:
-    import torch
-
-    from model.sampling import draw, walks
-
-    trained = _load(args, args.truncation)
-    columns = torch.tensor(choose(args.classes, trained.classes))
-    labels = columns[torch.arange(2 * args.per_class) % len(columns)]
-    options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method}
-    z, weights = walks(trained.generator, labels, args.steps, **options)
-    _write_sheet(args, draw(trained.generator, z, weights, args.batch), args.steps)
-    return f"{args.out}: {args.per_class} rows of {args.steps} steps"
-
-
-def _truncation_sheet(args: argparse.Namespace) -> str:
-    import torch
-
-    from model.sampling import generate
-
-    rows = []
-    for text in args.truncations.split(","):
-        try:
-            truncation = None if text == "none" else float(text)
-        except ValueError:
-            truncation = 0.0
-        if truncation is not None and not truncation > 0:
-            raise ConfigError(f"--truncations {text!r}: must be numbers above 0, or none, with commas between")
-        rows.append(truncation)
-    sheets = []
-    for truncation in rows:  # each with its own statistics, and all with the same latents' quantiles
-        trained = _load(args, truncation)
-        columns = choose(args.classes, trained.classes)
-        options = {"seed": args.seed, "truncation": truncation, "method": args.truncation_method, "batch": args.batch}
-        sheets.append(generate(trained.generator, torch.tensor(columns), **options))
-    _write_sheet(args, torch.cat(sheets), len(columns))
-    return f"{args.out}: rows of truncation {args.truncations}, columns {', '.join(trained.classes[i] for i in columns)}"
-
-
-_LAYOUTS = {
-    "classes": _classes_sheet,
-    "grid": _grid_sheet,
-    "interpolation": _interpolation_sheet,
-    "truncation": _truncation_sheet,
-}
-
-
-def _write_sheet(args: argparse.Namespace, images: "Tensor", columns: int) -> None:
-    from model.sampling import grid
-    from pipeline import storage
-    from pipeline.images import png, webp
-
-    encode = webp if args.out.lower().endswith(".webp") else png
-    storage.write_bytes(args.out, encode(grid(images, columns).numpy()))
-
-
-def _write_set(args: argparse.Namespace) -> None:
-    """`--count` images in batches; a folder never holds more than one of them in memory."""
-    import numpy as np
-    import torch
+def _batches(count: int, batch: int, unit: str = "img") -> Iterator[int]:
+    """Where each batch starts; a bar on a terminal if there are several."""
     from tqdm import tqdm
 
-    from model.sampling import generate
-    from pipeline import storage
-    from pipeline.images import png
-
-    trained = _load(args, args.truncation)
-    chosen = torch.tensor(choose(args.classes or ",".join(map(str, range(len(trained.classes)))), trained.classes))
-    labels = chosen[torch.arange(args.count) % len(chosen)]
-    options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method, "batch": args.batch}
-    kept = []
-    with tqdm(total=args.count, unit="img", disable=None) as bar:
-        for start in range(0, args.count, args.batch):
-            some = labels[start : start + args.batch]
-            images = generate(trained.generator, some, start=start, **options).permute(0, 2, 3, 1).numpy()
-            if args.out.endswith("/"):
-                for i, (image, label) in enumerate(zip(images, some.tolist(), strict=True), start):
-                    name = trained.classes[label].replace("/", "_")
-                    storage.write_bytes(storage.join(args.out, name, f"{i:06d}.png"), png(image))
-            else:
-                kept.append(images)
-            bar.update(len(some))
-    if kept:
-        file = io.BytesIO()
-        np.savez(file, np.concatenate(kept), labels.numpy())
-        storage.write_bytes(args.out, file.getvalue())
-    print(f"{args.out}: {args.count:,} images of {len(chosen)} classes")
+    with tqdm(total=count, unit=unit, disable=None if count > batch else True) as bar:
+        for start in range(0, count, batch):
+            yield start
+            bar.update(min(batch, count - start))
 
 
-def _from_registry(args: argparse.Namespace) -> "tuple[Sequence[str], list[int], Tensor]":
-    """The same through the registered model's own code."""
+def _registered(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
+    """The same through the registered model's own code, whose statistics are those of untruncated latents."""
     from pipeline import registry
 
     model: Any = registry.load(args.model, _store(args))
-    import numpy as np
-    import pandas as pd
-    import torch
-    from PIL import Image
+    params = {"seed": args.seed, "max_batch": args.batch} | ({} if args.truncation is None else {"truncation": args.truncation})
 
-    classes: Sequence[str] = model.unwrap_python_model().classes
-    columns = choose(args.classes, classes)
-    params = {"seed": args.seed} | ({} if args.truncation is None else {"truncation": args.truncation})
-    answer = model.predict(pd.DataFrame({"class_id": _labels(columns, args).numpy()}), params)
-    files = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["png"]]
-    pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(file)) for file in files]))
-    return classes, columns, pixels.permute(0, 3, 1, 2)
+    def draw(labels: "Tensor") -> "Iterator[Tensor]":
+        import numpy as np
+        import pandas as pd
+        import torch
+        from PIL import Image
+
+        # One request: there a sample belongs to its row.
+        pictures = model.predict(pd.DataFrame({"class_id": labels.numpy()}), params)["png"]
+        for start in range(0, len(pictures), args.batch):
+            files = [Image.open(io.BytesIO(base64.b64decode(text))) for text in pictures[start : start + args.batch]]
+            pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(file)) for file in files]))
+            yield pixels.permute(0, 3, 1, 2)
+
+    return model.unwrap_python_model().classes, draw
 
 
 def _store(args: argparse.Namespace) -> str:
@@ -265,16 +227,111 @@ def _store(args: argparse.Namespace) -> str:
     return Delivery(Path(uri)).uri
 
 
-def _labels(columns: list[int], args: argparse.Namespace) -> "Tensor":
+Sheet = tuple["Tensor", int, str]
+"""Images uint8 [rows * columns, C, r, r], columns, and a line about them."""
+
+
+def _class_sheet(args: argparse.Namespace) -> Sheet:
     import torch
 
-    return torch.tensor(columns).repeat(args.per_class)
+    classes, draw = _model(args)
+    rows, columns = args.per_class or _ROWS, choose(args.classes, classes)
+    images = torch.cat(list(draw(torch.tensor(columns).repeat(rows))))
+    return images, len(columns), f"{rows} x {len(columns)} images, columns {', '.join(classes[i] for i in columns)}"
 
 
-def choose(wanted: str | None, classes: Sequence[str]) -> list[int]:
-    """Class numbers of `wanted`, names or numbers with commas between; the first ones if None. Raises ConfigError."""
+def _random_sheet(args: argparse.Namespace) -> Sheet:
+    import torch
+
+    classes, draw = _model(args)
+    rows, chosen = args.per_class or _ROWS, choose(args.classes, classes, len(classes))
+    images = torch.cat(list(draw(_random(chosen, rows * _COLUMNS, args.seed))))
+    return images, _COLUMNS, f"{rows} x {_COLUMNS} images of random classes"
+
+
+def _interpolation_sheet(args: argparse.Namespace) -> Sheet:
+    import torch
+
+    from model.sampling import draw, walks
+
+    trained = _load(args, args.truncation)
+    rows, steps, chosen = args.per_class or _ROWS, args.steps or _STEPS, choose(args.classes, trained.classes)
+    labels = torch.tensor(chosen)[torch.arange(2 * rows) % len(chosen)]
+    z, weights = walks(trained.generator, labels, steps, seed=args.seed, truncation=args.truncation, method=_method(args))
+    parts = (slice(start, start + args.batch) for start in _batches(len(z), args.batch))
+    images = torch.cat([draw(trained.generator, z[part], weights[part]) for part in parts])
+    return images, steps, f"{rows} x {steps} images, each row from one image to another"
+
+
+def _truncation_sheet(args: argparse.Namespace) -> Sheet:
+    import torch
+
+    from model.sampling import generate
+
+    texts = (args.truncations or _TRUNCATIONS).split(",")
+    rows = [_parse_truncation(text) for text in texts]
+    trained = _load(args, rows[0])
+    columns, images = choose(args.classes, trained.classes), []
+    for row in _batches(len(rows), 1, "row"):
+        if row:
+            trained.prepare(rows[row], _method(args), args.standing)
+        options = {"seed": args.seed, "truncation": rows[row], "method": _method(args), "batch": args.batch}
+        images.append(generate(trained.generator, torch.tensor(columns), **options))
+    what = f"rows of truncation {', '.join(texts)}, columns {', '.join(trained.classes[i] for i in columns)}"
+    return torch.cat(images), len(columns), what
+
+
+def _parse_truncation(text: str) -> float | None:
+    try:
+        value = None if text == "none" else float(text)
+    except ValueError:
+        value = 0.0
+    if value is not None and not 0 < value < float("inf"):
+        raise ConfigError(f"--truncations {text!r}: must be numbers above 0, or none, with commas between")
+    return value
+
+
+_LAYOUTS = {
+    "classes": _class_sheet,
+    "grid": _random_sheet,
+    "interpolation": _interpolation_sheet,
+    "truncation": _truncation_sheet,
+}
+
+
+def _write_set(args: argparse.Namespace, kind: str) -> None:
+    """`--count` images, never more than a batch of them in memory."""
+    import torch
+
+    from pipeline import sample_files
+
+    classes, draw = _model(args)
+    chosen = choose(args.classes, classes, len(classes))
+    in_turn = torch.tensor(chosen)[torch.arange(args.count) % len(chosen)]
+    labels = _random(chosen, args.count, args.seed) if args.layout == "grid" else in_turn
+    images = (part.permute(0, 2, 3, 1).contiguous().numpy() for part in draw(labels))
+    batches = zip(images, (part.numpy() for part in labels.split(args.batch)), strict=True)
+    if kind == "npz":
+        sample_files.write_npz(Path(args.out), batches, args.count)
+    elif kind == "folder":
+        sample_files.write_folder(args.out, batches, classes, args.format or "png")
+    else:
+        sample_files.write_shards(args.out, batches, classes)
+    print(f"{args.out}: {args.count:,} images of {len(chosen)} classes")
+
+
+def _random(chosen: list[int], count: int, seed: int) -> "Tensor":
+    import torch
+
+    from model.latents import Stream, random_labels
+
+    return torch.tensor(chosen)[random_labels(seed, Stream.SAMPLES, 0, count, len(chosen))]
+
+
+def choose(wanted: str | None, classes: Sequence[str], default: int = _COLUMNS) -> list[int]:
+    """Class numbers of `wanted`, names or numbers with commas between; the first `default` if None. Raises ConfigError."""
     if wanted is None:
-        return list(range(min(_COLUMNS, len(classes))))
+        return list(range(min(default, len(classes))))
     chosen = []
     for part in wanted.split(","):
         if part in classes:

@@ -1,23 +1,30 @@
-"""From a checkpoint to its generator: EMA weights, statistics for batch norm, images."""
+"""Generators that can draw: from a run, a checkpoint or an exported model to EMA weights with fitting batch-norm statistics."""
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 
-from model.batchnorm import BatchNorm, standing_statistics
+from model.batchnorm import standing_statistics
 from model.config import ModelConfig
 from model.latents import Stream, Truncation, latents, random_labels
 from model.networks import Generator, build_generator
+from model.sampling import full_precision
 from model.spectral import power_iteration
-from pipeline.checkpoint import Tensors
+from pipeline import storage
+from pipeline.checkpoint import COMMIT, Tensors
+from pipeline.errors import ConfigError, DataError
 from pipeline.index import load_manifest
 from pipeline.run import load_run_config, locate
 
-STANDING_BATCHES, STANDING_SAMPLES = 16, 128
+STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
+
+_EXPORTED = "artifacts/config.json"
 
 
 @dataclass(frozen=True)
@@ -25,105 +32,165 @@ class TrainedGenerator:
     """A finished generator and where it came from."""
 
     generator: Generator
-    """EMA weights, eval mode, statistics of the latents that were asked for."""
+    """EMA weights, eval mode, statistics of the latents that it was loaded for."""
     config: ModelConfig
     images: int
     """Real images that D had seen."""
-    run_dir: Path
     classes: tuple[str, ...]
+    """Names by label; the labels themselves where an import knows no names."""
     weights_sha256: str
+    """Of the weights with these statistics, as safetensors."""
+    recorded: Tensors | None
+    """`truncations` [K], ascending, and `NAME.mean` and `NAME.var` [K, C] of each batch norm; None: nothing was recorded."""
+
     named: bool = True
     """Whether the classes' names are known; else they are numbers."""
 
+    def prepare(
+        self, truncation: float | None = None, method: Truncation = "truncated-normal", standing: int | None = None
+    ) -> None:
+        """Give the generator the batch-norm statistics of these latents, to which they belong (BigGAN, appendix E).
+
+        They are those that were recorded with the weights, or standing ones: of `standing` samples, which has precedence, or
+        of 2,048 where nothing was recorded.
+        """
+        if self.recorded is None or standing is not None:
+            stand(self.generator, truncation, method, standing)
+        else:
+            self.generator.load_state_dict(self.generator.state_dict() | recorded_at(self.recorded, truncation))
+            self.generator.eval()
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is stored of a generator."""
+
+    config: ModelConfig
+    tensors: Tensors
+    images: int
+    classes: tuple[str, ...] | None
+    recorded: Tensors | None = None
+    finished: bool = False
+    """Whether the vectors of spectral norm are those that the weights are to be used with."""
+
 
 def ema_generator(
-    config: ModelConfig,
-    tensors: Tensors,
-    averages: Tensors,
-    device: torch.device,
-    batches: int = STANDING_BATCHES,
-    samples: int = STANDING_SAMPLES,
-    truncation: float | None = None,
-    method: Truncation = "truncated-normal",
+    config: ModelConfig, tensors: Tensors, averages: Tensors, device: torch.device, samples: int | None = None
 ) -> Generator:
-    """G with averaged parameters, sigma converged on them, and standing statistics: always the same for the same weights.
-
-    The statistics are those of latents truncated at `truncation`, since activations depend on it (BigGAN, appendix E).
-    """
+    """G with averaged parameters, sigma converged on them, and standing statistics of untruncated latents."""
     generator = build_generator(config).to(device)
     generator.load_state_dict(tensors | averages)
     power_iteration(generator, 10)
-    standing_statistics(
-        generator,
-        (
-            (
-                latents(0, Stream.STANDING, i * samples, samples, config.latent_dim, truncation, method).to(device),
-                random_labels(0, Stream.STANDING, i * samples, samples, config.num_classes).to(device),
-            )
-            for i in range(batches)
-        ),
-    )
+    stand(generator, samples=samples)
     return generator
 
 
-def recorded_generator(
-    config: ModelConfig, tensors: Tensors, recorded: Tensors, device: torch.device, truncation: float | None = None
-) -> Generator:
-    """G as somebody else trained it: its own u and v, and batch-norm statistics that were recorded with the weights.
+def stand(
+    generator: Generator,
+    truncation: float | None = None,
+    method: Truncation = "truncated-normal",
+    samples: int | None = None,
+) -> None:
+    """Take standing statistics of these latents (default: 2,048): always the same for the same weights."""
+    config, device = generator.config, next(generator.parameters()).device
+    samples = samples or STANDING_SAMPLES
+    batches = (
+        (
+            latents(0, Stream.STANDING, start, n, config.latent_dim, truncation, method).to(device),
+            random_labels(0, Stream.STANDING, start, n, config.num_classes).to(device),
+        )
+        for start in range(0, samples, _STANDING_BATCH)
+        for n in [min(_STANDING_BATCH, samples - start)]
+    )
+    with full_precision(device):
+        standing_statistics(generator, batches)
 
-    `recorded` has `truncations` [K], ascending, and NAME.mean and NAME.var [K, C] for each batch norm: those of the nearest
-    truncations are mixed linearly. Beyond the last, and without truncation, the last one counts.
+
+def recorded_at(recorded: Tensors, truncation: float | None) -> Tensors:
+    """`NAME.mean` and `NAME.var` [C] at `truncation`, on the line between the neighbouring rows of the tables.
+
+    Beyond an end it is the end; without truncation the last. A single row serves every truncation.
     """
-    generator = build_generator(config).to(device)
-    generator.load_state_dict(tensors)
-    places = recorded["truncations"]
-    wanted = places[-1] if truncation is None else places.new_tensor(truncation).clamp(places[0], places[-1])
-    high = int(torch.searchsorted(places, wanted).clamp(max=len(places) - 1))
-    low = max(high - 1, 0)
-    share = 1.0 if low == high else float((wanted - places[low]) / (places[high] - places[low]))
-    for name, layer in generator.named_modules():
-        if isinstance(layer, BatchNorm):
-            for key in ("mean", "var"):
-                table = recorded[f"{name}.{key}"]
-                getattr(layer, key).copy_(table[high] if share == 1.0 else torch.lerp(table[low], table[high], share))
-    return generator.eval()
+    places = recorded["truncations"].tolist()
+    last = len(places) - 1
+    high = last if truncation is None else min(sum(place < truncation for place in places), last)
+    low, share = max(high - 1, 0), 1.0
+    if truncation is not None and low < high:
+        share = min((truncation - places[low]) / (places[high] - places[low]), 1.0)
+    tables = {name: table for name, table in recorded.items() if name != "truncations"}
+    return {name: table[high] if share == 1 else table[low].lerp(table[high], share) for name, table in tables.items()}
 
 
 def load_generator(
-    source: str,
+    source: str | Path,
     images: int | None = None,
     truncation: float | None = None,
     method: Truncation = "truncated-normal",
-    standing: bool = False,
+    standing: int | None = None,
 ) -> TrainedGenerator:
-    """The EMA generator of a run, of a folder of checkpoints or of one checkpoint; the newest, or that at `images` images.
+    """The EMA generator at `source`, on the GPU if there is one, prepared for these latents (see `TrainedGenerator.prepare`).
 
-    Its batch norm is ready for latents truncated at `truncation`: from statistics that came with imported weights, unless
-    `standing` asks to compute them anew, as it is done for weights of ours. Raises ConfigError if there is no such
-    checkpoint, DataError if it is damaged.
+    `source` is a run's folder, a folder of checkpoints (a path or URI; imported ones too), one such checkpoint, or the folder
+    of an exported MLflow model. `images` picks one of several checkpoints; default: the newest intact one. Raises ConfigError
+    if none of it is there, DataError if it is damaged.
     """
+    source = str(source)
+    exported = storage.exists(storage.join(source, _EXPORTED))
+    if exported and images is not None:
+        raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")
+    saved = _exported(source) if exported else _checkpoint(source, images)
+    generator = build_generator(saved.config).to("cuda" if torch.cuda.is_available() else "cpu")
+    generator.load_state_dict(saved.tensors)
+    if not saved.finished:
+        power_iteration(generator, 10)
+    names = saved.classes or tuple(map(str, range(saved.config.num_classes)))
+    trained = TrainedGenerator(
+        generator, saved.config, saved.images, names, "", saved.recorded, named=saved.classes is not None
+    )
+    if exported and truncation is None and standing is None:
+        generator.eval()  # its statistics are those
+    else:
+        trained.prepare(truncation, method, standing)
+    digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
+    return replace(trained, weights_sha256=digest)
+
+
+def _exported(folder: str) -> _Saved:
+    """See `pipeline.export`. The network is built by our code; `models:/` URIs run the model's own."""
+    settings = json.loads(storage.read_bytes(storage.join(folder, _EXPORTED)))
+    place = storage.join(folder, "artifacts", "generator.safetensors")
+    weights = storage.read_bytes(place)
+    if hashlib.sha256(weights).hexdigest() != settings["weights_sha256"]:
+        raise DataError(f"{place} is damaged: export or copy the model again")
+    config = _config(settings["model"])
+    return _Saved(config, safetensors.torch.load(weights), settings["images"], tuple(settings["classes"]), finished=True)
+
+
+def _checkpoint(source: str, images: int | None) -> _Saved:
+    run = load_run_config(source) if Path(source, "config.yaml").is_file() else None
+    there = storage.names(source)
+    if not run and not any(name.isdigit() or name == COMMIT for name in there):
+        raise ConfigError(
+            f"no model {source}: looked for a run's config.yaml, checkpoints (0000192000/{COMMIT}) and an exported model's "
+            f"{_EXPORTED}; found {', '.join(there[:5]) or 'nothing'}"
+        )
     found = locate(source, images)
     state = found.state()
-    run_config = load_run_config(source) if Path(source, "config.yaml").is_file() else None
-    config = run_config.model if run_config else ModelConfig(**state["model"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensors, averages = found.tensors("generator"), found.tensors("ema")
-    if "statistics.safetensors" in found.files and not standing:
-        vectors = found.tensors("ema_vectors") if "ema_vectors.safetensors" in found.files else {}
-        recorded = found.tensors("statistics")
-        generator = recorded_generator(config, tensors | averages | vectors, recorded, device, truncation)
+    if run:
+        config, classes = run.model, state.get("classes") or load_manifest(run.data.uri).classes
+    elif "model" in state:
+        config, classes = _config(state["model"]), state["classes"]
     else:
-        generator = ema_generator(config, tensors, averages, device, truncation=truncation, method=method)
-    digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
-    names = load_manifest(run_config.data.uri).classes if run_config else state["classes"]
-    classes = tuple(names) if names else tuple(map(str, range(config.num_classes)))
-    return TrainedGenerator(generator, config, found.images, Path(source), classes, digest, names is not None)
+        raise ConfigError(f"{found.uri} does not say which network it holds: name the folder of its run instead")
+    # In an import the averaged weights may have vectors of their own, and the recorded statistics belong to those sigmas.
+    parts = [name for name in ("generator", "ema", "ema_vectors") if f"{name}.safetensors" in found.files]
+    tensors = {name: tensor for part in parts for name, tensor in found.tensors(part).items()}
+    recorded = found.tensors("statistics") if "statistics.safetensors" in found.files else None
+    names = tuple(classes) if classes else None
+    return _Saved(config, tensors, found.images, names, recorded, finished="source" in state)
 
 
-def load_run_generator(run_dir: str | Path, checkpoint: str | None = None) -> TrainedGenerator:
-    """The EMA generator of a run's newest checkpoint, or of that at `checkpoint` images, for latents that are not truncated.
-
-    Raises ConfigError if there is no such run or checkpoint, DataError if the checkpoint is damaged.
-    """
-    load_run_config(run_dir)
-    return load_generator(str(run_dir), None if checkpoint is None else int(checkpoint))
+def _config(fields: dict[str, Any]) -> ModelConfig:
+    """From JSON, which has no tuples."""
+    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return ModelConfig(**tuples)

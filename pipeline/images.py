@@ -23,3 +23,7 @@ def _encoded(pixels: npt.NDArray[np.uint8], form: str, **options: bool) -> bytes
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, form, **options)
     return file.getvalue()
+
+
+ENCODERS = {"png": png, "webp": webp}
+"""By the end of a file's name."""

@@ -55,10 +55,13 @@ class PackConfig:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """One image as it is stored."""
+
     label: int
     image: bytes
     extension: str
+    """png or jpg."""
     grey: bool
 
 
@@ -85,21 +88,28 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
     Raises DataError for an image that cannot be read, ConfigError for one that does not fit, StorageError if `uri`
     fails; in every case what was written is removed.
     """
+    return write_shards(_encoded(source, config, progress), uri, source.classes, config, _recipe(source, config))
+
+
+def write_shards(
+    samples: Iterator[Sample], uri: str, classes: tuple[str, ...], config: PackConfig, recipe: str = ""
+) -> Manifest:
+    """Write `samples` to `uri` in their order, in place of shards that are there; if it fails, what was written is removed."""
     _clear(uri)
     try:
         shards: list[Shard] = []
-        counts, grey = np.zeros(len(source.classes), np.int64), True
-        for number, samples in enumerate(_cut(_encoded(source, config, progress), config.shard_bytes)):
-            shards.append(_write_shard(uri, f"{number:06d}.tar", sum(shard.samples for shard in shards), samples))
-            counts += np.bincount([sample.label for sample in samples], minlength=len(counts))
-            grey &= all(sample.grey for sample in samples)
+        counts, grey = np.zeros(len(classes), np.int64), True
+        for number, part in enumerate(_cut(samples, config.shard_bytes)):
+            shards.append(_write_shard(uri, f"{number:06d}.tar", sum(shard.samples for shard in shards), part))
+            counts += np.bincount([sample.label for sample in part], minlength=len(counts))
+            grey &= all(sample.grey for sample in part)
         manifest = Manifest(
             shards=tuple(shards),
-            classes=source.classes,
+            classes=classes,
             class_counts=tuple(counts.tolist()),
             resolution=config.resolution,
             channels=1 if grey else 3,
-            source=_recipe(source, config),
+            source=recipe,
         )
         storage.write_bytes(storage.join(uri, MANIFEST), dump_manifest(manifest))
     except BaseException:
@@ -120,9 +130,9 @@ def _clear(uri: str) -> None:
         storage.remove(storage.join(uri, name))
 
 
-def _cut(samples: Iterator[_Sample], shard_bytes: int) -> Iterator[list[_Sample]]:
+def _cut(samples: Iterator[Sample], shard_bytes: int) -> Iterator[list[Sample]]:
     """Consecutive samples of one shard at a time. The last one may be small: at least a sample, never none."""
-    shard: list[_Sample] = []
+    shard: list[Sample] = []
     size = 0
     for sample in samples:
         shard.append(sample)
@@ -134,7 +144,7 @@ def _cut(samples: Iterator[_Sample], shard_bytes: int) -> Iterator[list[_Sample]
         yield shard
 
 
-def _write_shard(uri: str, name: str, first: int, samples: list[_Sample]) -> Shard:
+def _write_shard(uri: str, name: str, first: int, samples: list[Sample]) -> Shard:
     """Write a tar and its index. Keys are sample ids, so that nobody has to parse names."""
     from webdataset.writer import TarWriter  # imports torch
 
@@ -155,14 +165,14 @@ def _write_shard(uri: str, name: str, first: int, samples: list[_Sample]) -> Sha
     return Shard(name, len(samples), len(data), google_crc32c.value(index))
 
 
-def _encoded(source: Source, config: PackConfig, progress: Callable[[int], None]) -> Iterator[_Sample]:
+def _encoded(source: Source, config: PackConfig, progress: Callable[[int], None]) -> Iterator[Sample]:
     """All samples in shuffled order, encoded by threads (Pillow releases the interpreter lock), few at a time."""
     order = np.argsort(np.random.Philox(key=config.seed).random_raw(len(source.labels)), kind="stable")
     threads = config.threads or min(8, len(os.sched_getaffinity(0)))
-    waiting: deque[Future[list[_Sample]]] = deque()
+    waiting: deque[Future[list[Sample]]] = deque()
     pool = ThreadPoolExecutor(threads, "encode")
 
-    def encode(chunk: list[int]) -> list[_Sample]:
+    def encode(chunk: list[int]) -> list[Sample]:
         return [_sample(source, i, config) for i in chunk]
 
     try:
@@ -176,19 +186,19 @@ def _encoded(source: Source, config: PackConfig, progress: Callable[[int], None]
         pool.shutdown(cancel_futures=True)
 
 
-def _sample(source: Source, i: int, config: PackConfig) -> _Sample:
+def _sample(source: Source, i: int, config: PackConfig) -> Sample:
     name, label = source.names[i], int(source.labels[i])
     item = source.read(i)
     if isinstance(item, bytes):
         image, keep = _opened(item, name, config.resolution)
         if keep:
-            return _Sample(label, item, "jpg" if image.format == "JPEG" else "png", image.mode == "L")
+            return Sample(label, item, "jpg" if image.format == "JPEG" else "png", image.mode == "L")
     else:
         image = Image.fromarray(item)
     image = _fitted(image, name, config)
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
-    return _Sample(label, out.getvalue(), "png", image.mode == "L")
+    return Sample(label, out.getvalue(), "png", image.mode == "L")
 
 
 def _opened(data: bytes, name: str, resolution: int) -> tuple[Image.Image, bool]:

@@ -102,10 +102,8 @@ class Recorder:
         with self.timed("samples"):
             columns = min(10, self.config.model.num_classes)
             labels = torch.arange(columns).repeat(8)
-            # Fewer standing batches than the finished generator gets: this is a look, on the training's time.
-            copy = ema_generator(
-                self.config.model, dict(generator.state_dict()), ema.averages, self.ranks.device, batches=4, samples=128
-            )
+            # Fewer standing samples than the finished generator gets: this is a look, on the training's time.
+            copy = ema_generator(self.config.model, dict(generator.state_dict()), ema.averages, self.ranks.device, samples=512)
             picture = grid(generate(copy, labels, seed=self.config.seed), columns)
             self.tracker.image(picture.numpy(), "samples/ema", progress.images)
 

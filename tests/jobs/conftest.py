@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import registry
-from pipeline.generators import load_run_generator
+from pipeline.generators import load_generator
 from pipeline.tracking import Delivery, connect
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
@@ -38,5 +38,5 @@ def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, 
     save_run(folder, shards_grey, store=empty_store)
     with pytest.MonkeyPatch.context() as patch:
         short_standing_statistics(patch)
-        registry.register(Delivery(folder), load_run_generator(folder), "tiny", "first")
+        registry.register(Delivery(folder), load_generator(folder), "tiny", "first")
     return folder

@@ -16,7 +16,7 @@ from model.networks import build_generator
 from model.sampling import generate, walks
 from pipeline import checkpoint
 from pipeline.checkpoint import Progress, network_tensors
-from pipeline.generators import load_generator, recorded_generator
+from pipeline.generators import load_generator, recorded_at
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -46,7 +46,6 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_recorded_statistics_are_mixed_by_truncation(imported: str) -> None:
-    tensors = checkpoint.newest(imported).tensors("generator")  # type: ignore[union-attr]
     recorded = checkpoint.newest(imported).tensors("statistics")  # type: ignore[union-attr]
     table = recorded["output_bn.norm.mean"]
     for truncation, wanted in (
@@ -56,9 +55,7 @@ def test_recorded_statistics_are_mixed_by_truncation(imported: str) -> None:
         (3.0, table[2]),
         (None, table[2]),
     ):
-        g = recorded_generator(MODEL, tensors, recorded, torch.device("cpu"), truncation)
-        torch.testing.assert_close(g.output_bn.norm.mean, wanted)
-        assert not g.training
+        torch.testing.assert_close(recorded_at(recorded, truncation)["output_bn.norm.mean"], wanted)
 
 
 def test_imported_weights_are_sampled_with_their_own_statistics_and_vectors(imported: str) -> None:
@@ -68,7 +65,7 @@ def test_imported_weights_are_sampled_with_their_own_statistics_and_vectors(impo
     state = found.generator.state_dict()
     assert all(torch.equal(state[name], saved[name]) for name in state if name.endswith((".u", ".v")))
     assert found.classes == ("0", "1", "2", "3") and not found.named
-    anew = load_generator(imported, truncation=0.5, standing=True)
+    anew = load_generator(imported, truncation=0.5, standing=16)
     assert not torch.allclose(anew.generator.output_bn.norm.mean, found.generator.output_bn.norm.mean, atol=0.1)
 
 
@@ -142,12 +139,12 @@ def test_a_grid_of_random_classes_depends_on_the_seed(registered_run: Path, tmp_
     ("argv", "says"),
     [
         (["RUN", "o.npz"], "--count is missing"),
-        (["RUN", "o.png", "--count", "5"], "--count 5: a sheet has --per-class rows"),
+        (["RUN", "o.png", "--count", "5"], "--count 5 goes only with a set"),
         (["RUN", "o.png", "--steps", "1"], "--steps 1: must be at least 2"),
         (["RUN", "o.png", "--layout", "truncation", "--truncations", "0.5,x"], "--truncations 'x'"),
         (["RUN", "o.png", "--truncation-method", "clip"], "invalid choice: 'clip'"),
         (["RUN", "o.png", "--checkpoint", "5"], "has no checkpoint at 5 images; it has: 4096"),
-        (["models:/tiny@first", "o.npz", "--count", "2"], "a registered model draws the layout classes"),
+        (["models:/tiny@first", "o.png", "--layout", "truncation"], "--layout truncation goes only with a run's folder"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(

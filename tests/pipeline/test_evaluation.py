@@ -76,7 +76,7 @@ def test_judge_keeps_order_and_agrees_with_the_classifier() -> None:
 def test_samples_are_those_of_the_seed_with_classes_in_turn() -> None:
     torch.manual_seed(0)
     config = ModelConfig(resolution=32, num_classes=3, channels=1, ch=2, shared_dim=8)
-    generator = ema_generator(config, dict(Generator(config).state_dict()), {}, torch.device("cpu"), batches=1, samples=16)
+    generator = ema_generator(config, dict(Generator(config).state_dict()), {}, torch.device("cpu"), samples=16)
     batches = list(sample_batches(generator, 3, 503, seed=1, truncation=None))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert labels.tolist() == [i % 3 for i in range(503)]

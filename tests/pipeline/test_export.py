@@ -17,7 +17,7 @@ from PIL import Image
 
 from model.sampling import generate
 from pipeline import export
-from pipeline.generators import TrainedGenerator, load_run_generator
+from pipeline.generators import TrainedGenerator, load_generator
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
 # Loads the model where our packages cannot be imported, and answers requests as a service would.
@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> TrainedGe
     save_run(folder, shards, mode="off")
     with pytest.MonkeyPatch.context() as patch:
         short_standing_statistics(patch)
-        return load_run_generator(folder)
+        return load_generator(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""Samples as files: a sheet for people; one .npz, a folder of pictures by class, or shards for other tools."""
+
+import itertools
+import os
+import uuid
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from model.sampling import grid
+from pipeline import packing, storage
+from pipeline.errors import ConfigError
+from pipeline.images import ENCODERS, png
+from pipeline.packing import PackConfig, Sample
+
+Batches = Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
+"""Pixels [n, H, W, C] and labels [n]."""
+
+_WEBP_SIDE = 16383  # pixels; the format has no more bits for it
+
+
+def write_sheet(uri: str, images: Tensor, columns: int) -> None:
+    """Write uint8 [n, C, r, r] row by row as one .png or .webp. Raises ConfigError for what WebP cannot hold."""
+    pixels, form = grid(images, columns).numpy(), uri.lower().rpartition(".")[2]
+    if form == "webp" and max(pixels.shape) > _WEBP_SIDE:
+        raise ConfigError(f"OUT {uri}: {max(pixels.shape)} pixels are too many for WebP; let it end in .png")
+    storage.write_bytes(uri, ENCODERS[form](pixels))
+
+
+def write_npz(path: Path, batches: Batches, count: int) -> None:
+    """Write `count` images as `arr_0` [count, H, W, C] uint8 and their labels as `arr_1` [count] int64.
+
+    guided-diffusion's evaluator reads `arr_0`. Only a batch is in memory at a time, and the file appears when it is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    labels: list[npt.NDArray[np.int64]] = []
+    try:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                for pixels, part in batches:
+                    if not labels:
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
+                        np.lib.format.write_array_header_1_0(member, header)
+                    member.write(pixels.tobytes())
+                    labels.append(part)
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, np.concatenate(labels))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(uri: str, batches: Batches, classes: Sequence[str], form: str) -> None:
+    """Write image i as CLASS/<i, 6 digits>.png or .webp below `uri`."""
+    number = 0
+    for pixels, labels in batches:
+        for image, label in zip(pixels, labels.tolist(), strict=True):
+            folder = classes[label].replace("/", "-")  # a name is no path
+            storage.write_bytes(storage.join(uri, folder, f"{number:06d}.{form}"), ENCODERS[form](image))
+            number += 1
+
+
+def write_shards(uri: str, batches: Batches, classes: Sequence[str]) -> None:
+    """Write shards as `biggan shard` does, in the order of `batches`: labels there must be mixed already."""
+    iterator = iter(batches)
+    first = next(iterator)
+    samples = (
+        Sample(label, png(image), "png", image.shape[2] == 1)
+        for pixels, labels in itertools.chain([first], iterator)
+        for image, label in zip(pixels, labels.tolist(), strict=True)
+    )
+    packing.write_shards(samples, uri, tuple(classes), PackConfig(first[0].shape[1]))
