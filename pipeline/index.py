@@ -1,8 +1,9 @@
 """What a folder of shards holds: `manifest.json` for the whole, `<shard>.tar.idx` for each tar.
 
-The index of a shard is a 32-byte header (magic, version, row size, samples, bytes of the tar) and one 24-byte row per
-sample: block (offset / 512), length and crc32c of its label member and of its image member. The manifest carries each
-index's crc32c, and its fingerprint covers everything but the note on the source: one number stands for all the data.
+The index of a shard is a 32-byte header (magic, version, row size, samples, bytes of the tar) and one 16-byte row per
+sample: block (offset / 512), length and crc32c of its image member, and its label, so that training reads nothing else.
+The manifest carries the crc32c of each tar and of each index, and its fingerprint covers everything but where the tars
+are and the note on the source: one number stands for all the data.
 """
 
 import hashlib
@@ -19,19 +20,17 @@ from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<8sIIQQ")
 _MAGIC = b"BGSHARD\n"
 
 # One row of an index. Offsets are counted in tar's blocks of 512 bytes, so that 32 bits reach 2 TiB.
 ROW = np.dtype(
     [
-        ("label_block", "<u4"),
-        ("label_length", "<u4"),
-        ("label_crc", "<u4"),
-        ("image_block", "<u4"),
-        ("image_length", "<u4"),
-        ("image_crc", "<u4"),
+        ("block", "<u4"),
+        ("length", "<u4"),
+        ("crc", "<u4"),
+        ("label", "<u4"),
     ]
 )
 Index = NDArray[np.void]
@@ -42,12 +41,14 @@ class Shard:
     """One tar."""
 
     name: str
-    """File name, beside the manifest."""
+    """File name, below `Manifest.tars`."""
     samples: int
     bytes: int
     """Size of the tar."""
+    crc32c: int
+    """Of the whole tar: `biggan index --verify` compares it. Reading compares that of each image, in the index."""
     index_crc32c: int
-    """crc32c of the shard's index, which holds one of each member."""
+    """Of the shard's index."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class Manifest:
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Samples per class."""
-    resolution: int
-    """Height and width of every image, pixels."""
+    resolution: int | None
+    """Height and width of every image, pixels; None where they differ, and are cropped and resampled when they are read."""
     channels: int
-    """1 (grey) or 3 (RGB)."""
+    """1 (every image is grey) or 3 (RGB)."""
+    tars: str = ""
+    """URI of the folder of the tars, where they are not beside the manifest (shards that somebody else wrote)."""
     source: str = ""
     """What was packed and how (a hash), to recognise a finished pack; not part of the fingerprint."""
 
@@ -73,7 +76,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal for equal data, whatever it was packed from."""
-        content = {name: value for name, value in asdict(self).items() if name != "source"}
+        content = {name: value for name, value in asdict(self).items() if name not in ("source", "tars")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -114,6 +117,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         class_counts=tuple(document["class_counts"]),
         resolution=document["resolution"],
         channels=document["channels"],
+        tars=document["tars"],
         source=document["source"],
     )
 

@@ -148,21 +148,19 @@ def _write_shard(uri: str, name: str, first: int, samples: list[Sample]) -> Shar
     """Write a tar and its index. Keys are sample ids, so that nobody has to parse names."""
     from webdataset.writer import TarWriter  # imports torch
 
-    rows = np.zeros(len(samples), ROW)
+    rows = []
     buffer = io.BytesIO()
     with TarWriter(buffer, mtime=0, user="", group="") as tar:
-        for row, (number, sample) in zip(rows, enumerate(samples, first), strict=True):
+        for number, sample in enumerate(samples, first):
             label = str(sample.label).encode()
             # A tar member is a header block and its data. The writer sorts by extension: cls, jpg, png.
-            block = tar.tarstream.offset // 512 + 1
-            row["label_block"], row["image_block"] = block, block + 2
-            for member, data in (("label", label), ("image", sample.image)):
-                row[f"{member}_length"], row[f"{member}_crc"] = len(data), google_crc32c.value(data)
+            block = tar.tarstream.offset // 512 + 3
+            rows.append((block, len(sample.image), google_crc32c.value(sample.image), sample.label))
             tar.write({"__key__": f"{number:09d}", "cls": label, sample.extension: sample.image})
-    data, index = buffer.getvalue(), dump_index(rows, buffer.tell())
+    data, index = buffer.getvalue(), dump_index(np.array(rows, ROW), buffer.tell())
     storage.write_bytes(storage.join(uri, name), data)
     storage.write_bytes(storage.join(uri, index_name(name)), index)
-    return Shard(name, len(samples), len(data), google_crc32c.value(index))
+    return Shard(name, len(samples), len(data), google_crc32c.value(data), google_crc32c.value(index))
 
 
 def _encoded(source: Source, config: PackConfig, progress: Callable[[int], None]) -> Iterator[Sample]:

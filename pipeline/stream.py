@@ -246,27 +246,21 @@ class _Runs:
         while len(self._kept) > max(self._capacity, len(wanted)):
             self._kept.popitem(last=False)
 
-    def members(self, sample: int) -> tuple[int, bytes, str]:
+    def image(self, sample: int) -> tuple[int, bytes, str]:
         """(label, encoded image, name for messages) of a sample whose run is here. Raises DataError on a bad crc."""
         shard = int(np.searchsorted(self._first, sample, side="right")) - 1
-        row = self._indexes[shard][sample - self._first[shard]].item()
+        block, length, crc, label = self._indexes[shard][sample - self._first[shard]].item()
         start, data = self._kept[int(np.searchsorted(self._order.starts, sample, side="right")) - 1]
-        name = self.manifest.shards[shard].name
-        members = []
-        for block, length, crc in (row[:3], row[3:]):
-            member = data[block * 512 - start : block * 512 - start + length]
-            if google_crc32c.value(member) != crc:
-                raise DataError(f"{self._place(shard)}: sample {sample} does not have its checksum; {_MEND}")
-            members.append(member)
-        return int(members[0]), members[1], f"{name}, sample {sample}"
+        image = data[block * 512 - start : block * 512 - start + length]
+        if google_crc32c.value(image) != crc:
+            raise DataError(f"{self._place(shard)}: sample {sample} does not have its checksum; {_MEND}")
+        return label, image, f"{self.manifest.shards[shard].name}, sample {sample}"
 
     def _read(self, run: int) -> tuple[int, bytes]:
         first, end = self._order.starts[run : run + 2]
         shard = int(np.searchsorted(self._first, first, side="right")) - 1
         rows = self._index(shard)[first - self._first[shard] : end - self._first[shard]]
-        start = 512 * int(min(rows[0]["label_block"], rows[0]["image_block"]))
-        last = rows[-1].item()
-        stop = max(512 * last[0] + last[1], 512 * last[3] + last[4])
+        start, stop = 512 * int(rows[0]["block"]), 512 * int(rows[-1]["block"]) + int(rows[-1]["length"])
         try:
             data = storage.read_range(self._place(shard), start, stop)
         except storage.NotFoundError:
@@ -289,7 +283,7 @@ class _Runs:
             return self._indexes[shard]
 
     def _place(self, shard: int) -> str:
-        return storage.join(self._uri, self.manifest.shards[shard].name)
+        return storage.join(self.manifest.tars or self._uri, self.manifest.shards[shard].name)
 
 
 def _decoded(runs: _Runs, samples: Ints, pool: ThreadPoolExecutor, threads: int) -> tuple[Tensor, Ints]:
@@ -302,7 +296,7 @@ def _decoded(runs: _Runs, samples: Ints, pool: ThreadPoolExecutor, threads: int)
 
     def decode(part: Ints) -> None:
         for i in part:
-            labels[i], data, name = runs.members(int(samples[i]))
+            labels[i], data, name = runs.image(int(samples[i]))
             pixels[i] = _pixels(data, size, channels, name)
 
     each = sum(shard.bytes for shard in runs.manifest.shards) // runs.manifest.samples
