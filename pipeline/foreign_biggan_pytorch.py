@@ -16,12 +16,11 @@ from pipeline import storage
 from pipeline.checkpoint import Progress, Tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.foreign_files import CodeError, as_tensors, read_file
-from pipeline.foreign_weights import Imported, Options, Weights, adam_moments, convert, one_table, rename
+from pipeline.foreign_weights import ROLES, Imported, Options, Weights, adam_moments, convert, one_table, rename
 
 NAME = "BigGAN-PyTorch"
 LOOKED_FOR = "G.pth or G_ema.pth"
 
-_ROLES = {"G": "generator", "G_ema": "ema", "D": "discriminator"}
 _RULES = [
     (r"^seed\.", "linear."),
     (r"^input\.", "input_conv."),
@@ -55,7 +54,7 @@ def find(names: list[str], options: Options) -> dict[str, str] | None:
     if wanted not in suffixes:
         known = ", ".join(f"--name-suffix {suffix}" if suffix else "one without" for suffix in sorted(suffixes))
         raise ConfigError(f"--name-suffix {wanted or 'is missing'}: there is {known}")
-    parts = (*_ROLES, "G_optim", "D_optim", "state_dict")
+    parts = (*ROLES, "G_optim", "D_optim", "state_dict")
     files = {part: f"{part}_{wanted}.pth" if wanted else f"{part}.pth" for part in parts}
     return {part: file for part, file in files.items() if file in names}
 
@@ -76,7 +75,7 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
     if not settings:
         notes.append(f"no state_dict.pth to tell: bn_eps {fixed['bn_eps']:g} and sn_eps {sn_eps:g} (--bn-eps, --sn-eps)")
     networks = {}
-    for part, role in _ROLES.items():
+    for part, role in ROLES.items():
         if part in files:
             uri = storage.join(src, files[part])
             say(f"reading {uri}")

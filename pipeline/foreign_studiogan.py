@@ -12,6 +12,7 @@ from pipeline.checkpoint import Progress, Tensors
 from pipeline.errors import ConfigError
 from pipeline.foreign_files import as_tensors, read_file
 from pipeline.foreign_weights import (
+    ROLES,
     Imported,
     Options,
     Weights,
@@ -27,7 +28,6 @@ NAME = "PyTorch-StudioGAN"
 LOOKED_FOR = "model=G-best-weights-step=N.pth"
 
 _FILE = re.compile(r"model=(?P<part>G|G_ema|D)-(?P<when>\w+)-weights-step=(?P<step>\d+)\.pth$")
-_ROLES = {"G": "generator", "G_ema": "ema", "D": "discriminator"}
 _RULES = [
     (r"^seed\.", "linear0."),
     (r"^linear\.", "linear1."),
@@ -76,7 +76,7 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
     if options.generator_only:
         files = {part: file for part, file in files.items() if part != "D"}
     networks, saved = {}, {}
-    for part, role in _ROLES.items():
+    for part, role in ROLES.items():
         if part in files:
             uri = storage.join(src, files[part])
             say(f"reading {uri}")

@@ -18,6 +18,9 @@ from model.networks import build_discriminator, build_generator
 from pipeline.checkpoint import Progress, Tensors
 from pipeline.errors import ConfigError, DataError
 
+ROLES = {"G": "generator", "G_ema": "ema", "D": "discriminator"}
+"""What BigGAN-PyTorch and StudioGAN call the networks, and what our checkpoints do."""
+
 _HINTS = {"discriminator": "; --generator-only leaves D out"}
 
 

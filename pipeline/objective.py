@@ -5,6 +5,7 @@ agreed by all ranks after every D step, and part of a checkpoint.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,7 +119,7 @@ class Objective:
                 labels.append(label)
         # One forward for all: an engine allows a single backward per forward, and kernels like the larger batch.
         # The fused attention kernels cannot be differentiated twice.
-        with sdpa_kernel(SDPBackend.MATH if penalise else _ANY_ATTENTION):
+        with sdpa_kernel(SDPBackend.MATH) if penalise else nullcontext():
             logits = list(d(torch.cat(images), torch.cat(labels)).split(len(x)))
         on_real, on_fake = logits[:2]
         loss = self.loss.d(on_real, on_fake)
@@ -188,14 +189,6 @@ class Objective:
         if self.config.augment == "diffaugment":
             return diff_augment(x, u[:, :DIFF_AUGMENT_UNIFORMS], self.config.policy)
         return ada(x, u[:, :ADA_UNIFORMS], self.state.ada_p) if self.config.augment == "ada" else x
-
-
-_ANY_ATTENTION = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 def ortho_weights(g: nn.Module) -> list[Tensor]:

@@ -195,6 +195,7 @@ def test_choose_takes_the_first_ten_of_many() -> None:
         (["RUN", "o.jpg"], "must end in .png"),
         (["RUN", "s3://bucket/o.npz"], "written on this machine's disk"),
         (["RUN", "o.png", "--checkpoint", "5"], "no checkpoint at 5 images; it has: 4096"),
+        (["RUN", "o.png", "--truncation-method", "clip"], "invalid choice: 'clip'"),
         (["RUN", "o.png", "--truncation", "0"], "--truncation 0.0"),
         (["RUN", "o.png", "--truncation", "inf"], "--truncation inf"),
         (["RUN", "o.png", "--layout", "truncation", "--truncations", "1,x"], "--truncations 'x': must be numbers above 0"),

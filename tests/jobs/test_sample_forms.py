@@ -17,7 +17,6 @@ from model.sampling import generate, walks
 from pipeline import checkpoint
 from pipeline.checkpoint import Progress, network_tensors
 from pipeline.generators import load_generator, recorded_at
-from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
 MODEL = ModelConfig(32, 4, channels=3, ch=2, shared_dim=4, z_dim=16)
@@ -133,29 +132,3 @@ def test_a_grid_of_random_classes_depends_on_the_seed(registered_run: Path, tmp_
         assert main([*argv, "--per-class", "2"]) == 0
     a, b, c = (pixels(tmp_path / f"{name}.png") for name in "abc")
     assert a.shape == (2 * 32, 10 * 32) and np.array_equal(a, b) and not np.array_equal(a, c)
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["RUN", "o.npz"], "--count is missing"),
-        (["RUN", "o.png", "--count", "5"], "--count 5 goes only with a set"),
-        (["RUN", "o.png", "--steps", "1"], "--steps 1: must be at least 2"),
-        (["RUN", "o.png", "--layout", "truncation", "--truncations", "0.5,x"], "--truncations 'x'"),
-        (["RUN", "o.png", "--truncation-method", "clip"], "invalid choice: 'clip'"),
-        (["RUN", "o.png", "--checkpoint", "5"], "has no checkpoint at 5 images; it has: 4096"),
-        (["models:/tiny@first", "o.png", "--layout", "truncation"], "--layout truncation goes only with a run's folder"),
-    ],
-)
-def test_bad_input_is_one_line_and_no_file(
-    registered_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    argv: list[str],
-    says: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, line = refusal(capsys, "sample", *(str(registered_run) if part == "RUN" else part for part in argv))
-    assert code == 78 and says in line
-    assert list(tmp_path.iterdir()) == []
