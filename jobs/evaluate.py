@@ -82,7 +82,10 @@ def _training_shards(model: str) -> str:
 
     if not Path(model, "config.yaml").is_file():
         raise ConfigError(f"--train is missing: {model} is not the folder of a run, which would name its shards")
-    return load_run_config(model).data.uri
+    data = load_run_config(model).data
+    if data.mix:
+        raise ConfigError(f"--train is missing: {model} mixes {', '.join(data.mix)}; name the shards to judge by")
+    return data.uri
 
 
 def _test_beside(train: str) -> str:
@@ -103,7 +106,8 @@ def _check_same(trained: "TrainedGenerator", splits: "dict[str, tuple[str, Manif
             raise ConfigError(f"{flag} {uri} has other classes than the run: name shards of the same {len(trained.classes)}")
         for key in ("resolution", "channels"):
             have, want = getattr(manifest, key), getattr(trained.config, key)
-            if have != want:
+            larger = key == "resolution" and (have is None or have > want)  # cropped and resampled while it is read
+            if have != want and not larger:
                 raise ConfigError(f"{flag} {uri} has {key} {have}, the run's images have {want}: name shards of the same form")
     if len({manifest.fingerprint for _, manifest in splits.values()}) < len(splits):
         raise ConfigError("--test holds the images of --train: name shards that were held out from training")
@@ -119,10 +123,11 @@ def _evaluate(
     from pipeline.stream import DataConfig
 
     cache = args.cache or storage.join(args.model, "evaluation")
-    expert = obtain_judge(DataConfig(train[0]), train[1], cache, lambda line: print(line, flush=True))
+    side = trained.config.resolution
+    expert = obtain_judge(DataConfig(train[0], resolution=side), train[1], cache, lambda line: print(line, flush=True))
     judged = {}
     for name, (uri, manifest) in {"test": test, "train": train}.items():
-        batches = real_batches(DataConfig(uri), manifest, min(args.samples, manifest.samples), BATCH)
+        batches = real_batches(DataConfig(uri, resolution=side), manifest, min(args.samples, manifest.samples), BATCH)
         judged[name] = judge(expert.classifier, batches)
     generator = trained.generator.to(next(expert.classifier.parameters()).device)
     labels = {"num_classes": len(trained.classes), "count": args.samples}

@@ -52,11 +52,11 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
 
     from pipeline import checkpoint, initial, run
     from pipeline.batch import plan_batch
-    from pipeline.index import load_manifest
+    from pipeline.dataset import load_data
 
     processes = config.processes or torch.cuda.device_count() or 1
     plan_batch(config.batch, processes)
-    manifest = load_manifest(config.data.uri)
+    manifest = load_data(config.data)
     run.check_model(config, manifest)
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     if last is None and (start := initial.initial_checkpoint(config)):
@@ -175,14 +175,14 @@ def _train(config: "RunConfig", folder: Path) -> None:
     import torch.distributed as dist
 
     from pipeline import run
+    from pipeline.dataset import load_data
     from pipeline.engines import start_workers
-    from pipeline.index import load_manifest
     from pipeline.loop import train
 
     ranks = start_workers()
     held = None
     if ranks.main:
-        run.prepare(config, load_manifest(config.data.uri))
+        run.prepare(config, load_data(config.data))
         held = run.lock(folder)
     dist.barrier()
     train(config, ranks)

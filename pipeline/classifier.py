@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -91,8 +92,10 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
 
     Raises ConfigError for shards that no class can be learnt from, DataError if what `cache` holds is damaged.
     """
-    _check(manifest, train.uri)
-    identity = {"recipe": dataclasses.asdict(recipe), "fingerprint": manifest.fingerprint}
+    _check(train, manifest)
+    identity: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "fingerprint": manifest.fingerprint}
+    if train.shape(manifest)[0] != manifest.resolution:
+        identity["resolution"] = train.shape(manifest)[0]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     place = storage.join(cache, f"classifier-{key}.safetensors")
     notes = storage.join(cache, f"classifier-{key}.json")  # written last: without it the weights do not count
@@ -109,7 +112,7 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
     known, data = json.loads(storage.read_bytes(notes)), storage.read_bytes(place)
     if hashlib.sha256(data).hexdigest() != known["sha256"]:
         raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
-    classifier = _empty(manifest)
+    classifier = _empty(train, manifest)
     classifier.load_state_dict(safetensors.torch.load(data))
     return Judge(classifier.to(_device()).eval(), key, place, known["seconds"])
 
@@ -119,7 +122,7 @@ def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say:
     device = _device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        classifier = _empty(manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier = _empty(train, manifest).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(recipe.min_steps, round(recipe.epochs * manifest.samples / recipe.batch))
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps)
@@ -174,16 +177,17 @@ def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def _empty(manifest: Manifest) -> Classifier:
-    return Classifier(manifest.resolution, manifest.channels, len(manifest.classes))
+def _empty(train: DataConfig, manifest: Manifest) -> Classifier:
+    side, _, channels = train.shape(manifest)
+    return Classifier(side, channels, len(manifest.classes))
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check(manifest: Manifest, uri: str) -> None:
+def _check(train: DataConfig, manifest: Manifest) -> None:
     if len(manifest.classes) < 2:
-        raise ConfigError(f"--train {uri} has {len(manifest.classes)} class: class accuracy needs 2 at least")
-    if manifest.resolution < 16:
-        raise ConfigError(f"--train {uri} has images of {manifest.resolution} pixels: evaluation needs 16 at least")
+        raise ConfigError(f"--train {train.uri} has {len(manifest.classes)} class: class accuracy needs 2 at least")
+    if (side := train.shape(manifest)[0]) < 16:
+        raise ConfigError(f"--train {train.uri} has images of {side} pixels: evaluation needs 16 at least")

@@ -177,9 +177,16 @@ def _dataclass_in(hint: Any) -> Any:
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
+def _dataclass_by_name(hint: Any) -> Any:
+    """The dataclass T of a `dict[str, T]`."""
+    return _dataclass_in(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
+
+
 def _keys(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, hint in typing.get_type_hints(node).items():
         yield prefix + name, (inner := _dataclass_in(hint))
+        if named := _dataclass_by_name(hint):
+            yield from _keys(named, f"{prefix}{name}.NAME.")
         if inner:
             yield from _keys(inner, f"{prefix}{name}.")
 
@@ -196,9 +203,13 @@ def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
                 below, value = next(iter(value.items()))
                 key = f"{key}.{below}"
             _unknown(f"{prefix}{key}")
-        inner = _dataclass_in(hints[key])
+        inner, named = _dataclass_in(hints[key]), _dataclass_by_name(hints[key])
         if inner and isinstance(value, Mapping):
             _refuse_unknown(value, inner, f"{prefix}{key}.")
+        if named and isinstance(value, Mapping):
+            for name, below in value.items():
+                if isinstance(below, Mapping):
+                    _refuse_unknown(below, named, f"{prefix}{key}.{name}.")
 
 
 def _unknown(key: str) -> typing.NoReturn:

@@ -17,8 +17,8 @@ from model.sampling import full_precision
 from model.spectral import power_iteration
 from pipeline import storage
 from pipeline.checkpoint import COMMIT, Tensors
+from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
-from pipeline.index import load_manifest
 from pipeline.run import load_run_config, locate
 
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
@@ -177,7 +177,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     found = locate(source, images)
     state = found.state()
     if run:
-        config, classes = run.model, state.get("classes") or load_manifest(run.data.uri).classes
+        config, classes = run.model, state.get("classes") or load_data(run.data).classes
     elif "model" in state:
         config, classes = _config(state["model"]), state["classes"]
     else:

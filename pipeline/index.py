@@ -52,6 +52,20 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of the sets that a mixture draws from: consecutive shards of its manifest."""
+
+    uri: str
+    """Folder of the indexes."""
+    tars: str
+    """Folder of the tars."""
+    shards: int
+    weight: float
+    labels: tuple[int, ...]
+    """The mixture's label for each of the set's own."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A whole split. Sample ids count through the shards in this order, from 0."""
 
@@ -67,6 +81,8 @@ class Manifest:
     """URI of the folder of the tars, where they are not beside the manifest (shards that somebody else wrote)."""
     source: str = ""
     """What was packed and how (a hash), to recognise a finished pack; not part of the fingerprint."""
+    parts: tuple[Part, ...] = ()
+    """Of a mixture, which is never stored (`pipeline.dataset`)."""
 
     @property
     def samples(self) -> int:
@@ -76,7 +92,9 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal for equal data, whatever it was packed from."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("source", "tars")}
+        content = {name: value for name, value in asdict(self).items() if name not in ("source", "tars", "parts")}
+        if self.parts:
+            content["parts"] = [(part.shards, part.weight, part.labels) for part in self.parts]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -84,6 +102,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`."""
     document = {"format": "biggan shards", "version": VERSION, "fingerprint": manifest.fingerprint}
     document |= {"samples": manifest.samples, **asdict(manifest)}
+    del document["parts"]
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -101,7 +120,10 @@ def load_manifest(uri: str) -> Manifest:
     try:
         document = json.loads(data)
         if document["version"] != VERSION:
-            raise ConfigError(f"{place} has version {document['version']}, this program reads {VERSION}: pack again")
+            raise ConfigError(
+                f"{place} has version {document['version']}, this program reads {VERSION}: type `biggan index {uri}` "
+                "or pack again"
+            )
         manifest = _parse(document)
         if manifest.fingerprint != document["fingerprint"]:
             raise ValueError("its fingerprint does not fit its content")

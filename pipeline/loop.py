@@ -17,9 +17,10 @@ from pipeline import checkpoint as checkpoints
 from pipeline.batch import BatchPlan, plan_batch
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
+from pipeline.dataset import load_data
 from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import ConfigError
-from pipeline.index import Manifest, load_manifest
+from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
 from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
@@ -31,7 +32,7 @@ from pipeline.stream import MicroBatch, Stream
 
 def train(config: RunConfig, ranks: Ranks) -> None:
     """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
-    manifest = load_manifest(config.data.uri)
+    manifest = load_data(config.data)
     check_model(config, manifest)
     plan = plan_batch(config.batch, ranks.world_size)
     saved = _agree_on_checkpoint(config, ranks)
@@ -50,6 +51,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         rank=ranks.rank,
         world_size=ranks.world_size,
         position=progress.images,
+        quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
     with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
         while progress.images < config.total_images:

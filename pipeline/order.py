@@ -1,12 +1,12 @@
 """The order of training: which sample stands at which position, as a pure function of (manifest, seed, position).
 
 A *run* is a contiguous slice of a shard that is read at once. An epoch permutes the runs, lays them end to end and cuts
-that sequence into `LANES` equal lanes; position g of the epoch belongs to lane g mod LANES, so every batch draws from
+that sequence into V equal lanes; position g of the epoch belongs to lane g mod V, so every batch draws from
 all over the data, while each lane walks its runs one window at a time. Inside a window the samples are permuted. What
 is left over by the division comes last. Every sample once per epoch; epochs follow each other without a gap, so a batch
 may hold the end of one and the beginning of the next.
 
-Nothing here knows ranks or workers. Memory is O(runs) plus one window per lane.
+Nothing here knows ranks or workers. Memory is O(runs) plus a few windows per lane.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from pipeline.index import Shard
 
-# These four define the order: another value is another order, and a resumed run would see other images.
+# These define the order: another value is another order, and a resumed run would see other images.
 LANES = 48  # many divisors, so that ranks share the lanes without reading runs twice
 WINDOW = 8  # runs that a lane mixes at a time
 MAX_RUN_BYTES = 1 << 20  # with the two above, 384 MiB are open at a time for the whole job
 MIN_RUN_BYTES = 1 << 16
+MAX_RUNS = 1 << 21  # of one set: above 2 TiB, runs grow instead
 
 Ints = NDArray[np.int64]
 
@@ -32,18 +33,18 @@ class Order:
     Args:
         shards: as in the manifest; only their sample counts and sizes matter.
         seed: of the run.
+        lanes: V. Part of the order, as the seed is.
     """
 
-    def __init__(self, shards: Sequence[Shard], seed: int) -> None:
-        self.seed = seed
-        lengths = np.concatenate([_run_lengths(shard, _run_bytes(shards)) for shard in shards])
-        self.starts: Ints = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    def __init__(self, shards: Sequence[Shard], seed: int, lanes: int = LANES) -> None:
+        self.seed, self.lane_count = seed, lanes
+        self.starts: Ints = _run_starts(shards)
         """First sample of each run, and the number of samples at the end: [runs + 1]."""
         self.samples = int(self.starts[-1])
-        self._lane_length = self.samples // LANES
-        self._window = WINDOW * -(-self.samples // len(lengths))
+        self._lane_length = self.samples // lanes
+        self._window = WINDOW * -(-self.samples // (len(self.starts) - 1))
         self._runs = lru_cache(maxsize=2)(self._permuted_runs)  # two epochs, for the batch that holds both
-        self._shuffles = lru_cache(maxsize=4 * LANES)(self._window_shuffle)
+        self._shuffles = lru_cache(maxsize=4 * lanes)(self._window_shuffle)
 
     def batch(self, position: int, size: int) -> tuple[Ints, Ints]:
         """(epochs, samples), each int64 [size], of the positions [position, position + size)."""
@@ -55,7 +56,7 @@ class Order:
         return epochs, samples
 
     def lanes(self, position: int, size: int) -> Ints:
-        """Lane of each of these positions, int64 [size]; `LANES` for an epoch's remainder."""
+        """Lane of each of these positions, int64 [size]; `lane_count` for an epoch's remainder."""
         return self._lane(np.arange(position, position + size, dtype=np.int64) % self.samples)
 
     def run_of(self, samples: Ints) -> Ints:
@@ -63,35 +64,38 @@ class Order:
         return np.searchsorted(self.starts, samples, side="right") - 1
 
     def _lane(self, places: Ints) -> Ints:
-        return np.where(places < LANES * self._lane_length, places % LANES, LANES)
+        return np.where(places < self.lane_count * self._lane_length, places % self.lane_count, self.lane_count)
 
     def _at(self, epoch: int, places: Ints) -> Ints:
         """Samples at `places` (each in [0, samples)) of one epoch."""
         lane = self._lane(places)
-        step = np.where(lane == LANES, places - LANES * self._lane_length, places // LANES)
+        rest = self.lane_count * self._lane_length
+        step = np.where(lane == self.lane_count, places - rest, places // self.lane_count)
         window = (step + self._window - self._phase(lane)) // self._window
         virtual = np.empty_like(places)  # place in the runs, laid end to end
-        for this_lane, this_window in np.unique(np.stack([lane, window]), axis=1).T.tolist():
-            chosen = (lane == this_lane) & (window == this_window)
-            first, shuffle = self._shuffles(epoch, this_lane, this_window)
+        together = lane * (self._lane_length + 2) + window  # a number for each window of each lane
+        grouped = np.argsort(together, kind="stable")
+        for chosen in np.split(grouped, np.flatnonzero(np.diff(together[grouped])) + 1):
+            this_lane = int(lane[chosen[0]])
+            first, shuffle = self._shuffles(epoch, this_lane, int(window[chosen[0]]))
             virtual[chosen] = this_lane * self._lane_length + first + shuffle[step[chosen] - first]
         ends, shift = self._runs(epoch)
         return virtual + shift[np.searchsorted(ends, virtual, side="right")]
 
     def _phase(self, lane: Ints) -> Ints:
         """Steps in a lane's first window: another number for each, or all lanes would want new runs at once."""
-        return self._window * (lane + 1) // (LANES + 1)
+        return self._window * (lane + 1) // (self.lane_count + 1)
 
     def _window_shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, Ints]:
         """First step of a lane's window, and the permutation of its steps."""
-        steps = self._lane_length if lane < LANES else self.samples - LANES * self._lane_length
+        steps = self._lane_length if lane < self.lane_count else self.samples - self.lane_count * self._lane_length
         end = int(self._phase(np.array(lane))) + window * self._window
         first, end = max(0, end - self._window), min(steps, end)
-        return first, _permutation(end - first, self.seed, (epoch, 1 + lane, window))
+        return first, permutation(end - first, self.seed, (epoch, 1 + lane, window))
 
     def _permuted_runs(self, epoch: int) -> tuple[Ints, Ints]:
         """(where each run ends in the epoch's sequence, what to add to a place in it to get the sample)."""
-        order = _permutation(len(self.starts) - 1, self.seed, (epoch, 0, 0))
+        order = permutation(len(self.starts) - 1, self.seed, (epoch, 0, 0))
         ends = np.cumsum(np.diff(self.starts)[order])
         return ends, self.starts[1:][order] - ends
 
@@ -113,19 +117,23 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _permutation(n: int, seed: int, counter: tuple[int, int, int]) -> Ints:
+def permutation(n: int, seed: int, counter: tuple[int, int, int]) -> Ints:
+    """A permutation of n, [n], by (seed, counter) alone."""
     # By sorting raw Philox words: NumPy promises those for good, while `Generator.permutation` may change between
     # versions and would change the order under a run that is resumed.
     generator = np.random.Philox(key=seed, counter=np.array([0, *counter], np.uint64))
     return np.argsort(generator.random_raw(n), kind="stable")
 
 
-def _run_bytes(shards: Sequence[Shard]) -> int:
-    """About a thousand runs for a small set (or the windows would hold all of it), `MAX_RUN_BYTES` for a large one."""
-    return min(MAX_RUN_BYTES, max(MIN_RUN_BYTES, sum(shard.bytes for shard in shards) >> 10))
-
-
-def _run_lengths(shard: Shard, run_bytes: int) -> Ints:
-    """Samples of each run of a shard, from its size alone, so that an order needs no index."""
-    runs = max(1, min(shard.samples, shard.bytes // run_bytes))
-    return np.diff(np.arange(runs + 1, dtype=np.int64) * shard.samples // runs)
+def _run_starts(shards: Sequence[Shard]) -> Ints:
+    """First sample of each run, and the end: [runs + 1]. From the shards' sizes alone, so that an order needs no index."""
+    samples = np.fromiter((shard.samples for shard in shards), np.int64, len(shards))
+    sizes = np.fromiter((shard.bytes for shard in shards), np.int64, len(shards))
+    total = int(sizes.sum())
+    # About a thousand runs for a small set (or the windows would hold all of it), and never so many that they fill memory.
+    run_bytes = max(MIN_RUN_BYTES, min(MAX_RUN_BYTES, total >> 10), total // MAX_RUNS)
+    runs = np.minimum(samples, np.maximum(1, sizes // run_bytes))
+    ends = np.cumsum(runs)
+    within = np.arange(ends[-1]) - np.repeat(ends - runs, runs)
+    starts = np.repeat(np.cumsum(samples) - samples, runs) + within * np.repeat(samples, runs) // np.repeat(runs, runs)
+    return np.append(starts, samples.sum())

@@ -83,15 +83,18 @@ class Recorder:
             return
         self.bar.update(progress.images - self.bar.n)
         left = (self.config.total_images - progress.images) / speed
+        bad = self.stream.quarantine.count()
         self.say(
             f"{progress.images:>10,} img  {speed:7.1f} img/s  data {share['data']:4.0%}  D {values['loss/d']:6.3f}  "
             f"G {values['loss/g']:6.3f}  D(real) {values['d/real']:6.2f}  D(fake) {values['d/fake']:6.2f}  "
             f"|grad D| {values['grad_norm/d']:7.3f}  |grad G| {values['grad_norm/g']:7.3f}  left {left / 60:.1f} min"
+            + (f"  bad samples {bad}" if bad else "")
         )
         values |= {
             "images_per_second": speed,
             "lr/g": lr_scale * self.config.optim.g_lr,
             "lr/d": lr_scale * self.config.optim.d_lr,
+            "data/bad_samples": bad,
         }
         self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
 
@@ -120,6 +123,8 @@ class Recorder:
             f"{self.stream.waited:.1f} s, checkpoints {self.spent['checkpoint']:.1f} s, samples {self.spent['samples']:.1f} s",
             flush=True,
         )
+        if bad := self.stream.quarantine.count():
+            print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
         self.tracker.close("FAILED" if error else "FINISHED")
 
 

@@ -25,7 +25,7 @@ from pipeline.index import Manifest
 STATUS_VARIABLE = "BIGGAN_STATUS"
 """Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
 
-_FIXED = ("model.", "seed", "init", "optim.optimizer")
+_FIXED = ("model.", "seed", "init", "optim.optimizer", "data.lanes")
 """Keys that a resume may not change: the weights, the order or the optimiser's state would no longer fit."""
 
 
@@ -92,15 +92,16 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def check_model(config: RunConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the networks and the shards do not speak of the same images."""
-    for key, stored in (
-        ("num_classes", len(manifest.classes)),
-        ("resolution", manifest.resolution),
-        ("channels", manifest.channels),
-    ):
+    side, _, channels = config.data.shape(manifest)
+    if config.data.resolution and side != config.model.resolution:
+        raise ConfigError(f"data.resolution={side} but model.resolution={config.model.resolution}: type the same for both")
+    where = config.data.uri or ", ".join(part.uri for part in config.data.mix.values())
+    for key, stored in (("num_classes", len(manifest.classes)), ("resolution", side), ("channels", channels)):
         if getattr(config.model, key) != stored:
+            crop = f", data.resolution={config.model.resolution} (to resample while reading)" if key == "resolution" else ""
             raise ConfigError(
-                f"model.{key}={getattr(config.model, key)} but the shards at {config.data.uri} have {stored}: "
-                f"type model.{key}={stored} or name other shards"
+                f"model.{key}={getattr(config.model, key)} but the shards at {where} have {stored}: "
+                f"type model.{key}={stored}{crop} or name other shards"
             )
 
 

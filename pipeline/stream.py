@@ -1,57 +1,99 @@
 """Micro-batches of decoded images, from the shards at a URI, in the order of `pipeline.order`.
 
-A thread reads ahead: whole runs by range requests into bounded memory, each member checked against its crc32c, decoded
-by a few threads (the decoders release the interpreter lock), put into a bounded queue. Its failures surface in
-`__next__`.
+A thread looks ahead in the order: `pipeline.reader` fetches runs for it, `pipeline.assemble` decodes, and what is ready
+waits in a bounded queue. Its failures surface in `__next__`.
 """
 
-import io
-import itertools
 import queue
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
-import google_crc32c
 import numpy as np
-import simplejpeg
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from pipeline import storage
-from pipeline.errors import ConfigError, DataError
-from pipeline.index import Index, Manifest, load_index
-from pipeline.order import LANES, WINDOW, Ints, Order, flips
+from pipeline.assemble import Assembler, Pending
+from pipeline.errors import ConfigError
+from pipeline.index import Manifest
+from pipeline.mixture import make_order
+from pipeline.order import LANES, Order, flips
+from pipeline.quarantine import Quarantine
+from pipeline.reader import Reader
+from pipeline.share import Plan, Share
 
-_REQUESTS = 8  # range requests in flight: enough to hide a store's latency at runs of about 1 MiB
-_THREAD_BYTES = 8 << 10  # where a sample is smaller, threads lose more to the interpreter lock than they gain
-_MEND = "restore the file, or pack again with `biggan shard SRC DST --overwrite`"
+_FETCH_AHEAD = 4  # micro-batches whose runs are asked for before they are decoded
+_DECODE_AHEAD = 2  # so that no thread waits for the slowest one of a micro-batch
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """One of several sets that are mixed."""
+
+    uri: str
+    """As `data.uri`."""
+    weight: float = 1.0
+    """Its share of the images is this, divided by the sum over all sets."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight={self.weight}: must be above 0")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the images are and how they are read."""
 
-    uri: str
-    """Folder of one split: `manifest.json`, tars and their indexes. A path, file:// or s3://."""
+    uri: str = ""
+    """Folder of one split: `manifest.json`, tars and their indexes. A path or any URI."""
+    mix: dict[str, PartConfig] = field(default_factory=dict)
+    """Instead of `uri`: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
+    lanes: int = LANES
+    """Places in the data that a batch draws from. With more ranks than lanes, several ranks read the same bytes."""
+    resolution: int | None = None
+    """Crop (the largest centred square) and resample (Lanczos) to this many pixels while reading. Default: as stored."""
     flip: bool = False
     """Mirror half of the images, chosen anew in every epoch."""
     decode_threads: int = 2
     """Threads that decode, per process."""
     read_ahead: int = 4
     """Micro-batches that are kept ready, per process."""
+    bad_fraction: float = 0.001
+    """Share of the samples that may turn out damaged before the run stops; each is replaced by a neighbour and recorded."""
+    transform: str | None = None
+    """`package.module:function` of (PIL image, NumPy generator) that returns a PIL image, in processes of its own."""
+    transform_workers: int = 2
+    """Those processes, per rank."""
 
     def __post_init__(self) -> None:
-        for name in ("decode_threads", "read_ahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if bool(self.uri) == bool(self.mix):
+            raise ValueError(
+                "uri and data.mix are both given: leave one out"
+                if self.uri
+                else "uri is missing: add it to the file or type data.uri=VALUE"
+            )
+        for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if not 0 <= self.bad_fraction < 1:
+            raise ValueError(f"bad_fraction={self.bad_fraction}: must be at least 0 and below 1")
+
+    def shape(self, manifest: Manifest) -> tuple[int, int, int]:
+        """(H, W, C) of the images that a stream gives. Raises ConfigError where nothing says it."""
+        side = self.resolution or manifest.resolution
+        if side is None:
+            raise ConfigError(f"the images at {self.uri} have different sizes: type data.resolution=N")
+        return side, side, manifest.channels
+
+    def quarantine(self, manifest: Manifest, path: Path | None = None) -> Quarantine:
+        """A record of bad samples with this budget."""
+        return Quarantine(int(self.bad_fraction * manifest.samples), path)
 
 
 @dataclass(frozen=True)
@@ -59,7 +101,7 @@ class MicroBatch:
     """m consecutive samples of a global batch. Nothing is mirrored or scaled yet: that belongs on the device."""
 
     images: Tensor
-    """uint8 [m, C, H, W], as stored (not flipped); pinned where CUDA is."""
+    """uint8 [m, C, H, W] in channels-last memory, not flipped; pinned where CUDA is."""
     labels: Tensor
     """int64 [m]."""
     samples: Tensor
@@ -70,13 +112,12 @@ class MicroBatch:
     """int64 [m]: samples consumed before each one, since the start of training."""
     flips: Tensor
     """bool [m]: which images the consumer has to mirror; all False without `DataConfig.flip`."""
+    valid: Tensor
+    """bool [m]: False where another image stands in for a damaged one."""
 
 
 class Stream:
     """Endless iterator of one rank's micro-batches.
-
-    Global batch t holds the positions [t * B, (t + 1) * B), sorted by lane; rank r's micro-step a takes its slice
-    [a * W * m + r * m, + m). So neither W nor m changes what a global batch holds, or which samples stand side by side.
 
     Args:
         config: where and how.
@@ -86,9 +127,10 @@ class Stream:
         micro_batch: m.
         rank: r, of `world_size` W.
         position: samples consumed before the first batch; the whole state of a stream.
+        quarantine: told of bad samples.
 
-    Raises ConfigError if B is not a multiple of W * m. `__next__` raises DataError if the shards are not what their
-    index says, StorageError if they cannot be read.
+    Raises ConfigError if B is not a multiple of W * m. `__next__` raises DataError if too much of the shards is not what
+    their index says, StorageError if they cannot be read.
     """
 
     def __init__(
@@ -102,18 +144,25 @@ class Stream:
         rank: int,
         world_size: int,
         position: int = 0,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        if global_batch % (micro_batch * world_size):
-            raise ConfigError(
-                f"a global batch of {global_batch} cannot be shared by {world_size} ranks in micro-batches of "
-                f"{micro_batch}: it must be a multiple of {micro_batch * world_size}"
-            )
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
-        self._order = Order(manifest.shards, seed)
-        self._config, self._manifest = config, manifest
-        self._batch, self._micro, self._rank, self._world = global_batch, micro_batch, rank, world_size
-        self._runs = _Runs(config.uri, manifest, self._order, capacity=self._open_runs())
+        self._order = make_order(manifest, seed, config.lanes)
+        self._config = config
+        self._share = Share(global_batch, micro_batch, rank, world_size)
+        capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
+        self._reader = Reader(config.uri, manifest, self._order, capacity=capacity)
+        self.quarantine = quarantine or config.quarantine(manifest)
+        self._assembler = Assembler(
+            self._reader,
+            config.shape(manifest),
+            config.decode_threads,
+            self.quarantine,
+            config.transform,
+            config.transform_workers,
+            seed,
+        )
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(config.read_ahead)
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -141,7 +190,7 @@ class Stream:
     @property
     def bytes_read(self) -> int:
         """Bytes of shards fetched so far."""
-        return self._runs.bytes_read
+        return self._reader.bytes_read
 
     def close(self) -> None:
         """Stop reading ahead and wait until the threads are gone."""
@@ -153,22 +202,16 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open_runs(self) -> int:
-        """Runs that this rank draws from at a time: a window (and what it cuts) in each of its lanes."""
-        slices = self._batch // (self._micro * self._world)
-        lanes = slices * (-(-self._micro * LANES // self._batch) + 2)
-        return (min(lanes, LANES) + 1 if self._batch >= LANES else LANES + 1) * (WINDOW + 2)
-
     def _produce(self, position: int) -> None:
         try:
-            with ThreadPoolExecutor(self._config.decode_threads, "decode") as pool:
-                for batch in self._batches(position, pool):
-                    if not self._offer(batch):
-                        return
+            for batch in self._batches(position):
+                if not self._offer(batch):
+                    return
         except BaseException as error:
             self._offer(error)
         finally:
-            self._runs.close()
+            self._assembler.close()
+            self._reader.close()
 
     def _offer(self, item: MicroBatch | BaseException) -> bool:
         while not self._stop.is_set():
@@ -179,22 +222,30 @@ class Stream:
                 pass
         return False
 
-    def _batches(self, position: int, pool: ThreadPoolExecutor) -> Iterator[MicroBatch]:
-        for start in itertools.count(position, self._batch):
-            epochs, samples = self._order.batch(start, self._batch)
-            by_lane = np.argsort(self._order.lanes(start, self._batch), kind="stable")
-            mirrored = flips(self._order.seed, epochs, samples) & self._config.flip
-            for first in range(self._rank * self._micro, self._batch, self._world * self._micro):
-                chosen = by_lane[first : first + self._micro]
-                images, labels = _decoded(self._runs, samples[chosen], pool, self._config.decode_threads)
-                yield MicroBatch(
-                    images=images,
-                    labels=torch.from_numpy(labels),
-                    samples=torch.from_numpy(samples[chosen]),
-                    epochs=torch.from_numpy(epochs[chosen]),
-                    positions=torch.from_numpy(start + chosen.astype(np.int64)),
-                    flips=torch.from_numpy(mirrored[chosen]),
-                )
+    def _batches(self, position: int) -> Iterator[MicroBatch]:
+        expected: deque[Plan] = deque()
+        started: deque[tuple[Plan, Pending]] = deque()
+        for plan in self._share.plans(self._order, position):
+            self._reader.expect(plan.samples)
+            expected.append(plan)
+            if len(expected) > _FETCH_AHEAD:
+                plan = expected.popleft()
+                started.append((plan, self._assembler.start(plan.samples, plan.epochs)))
+            if len(started) == _DECODE_AHEAD:
+                yield self._finished(*started.popleft())
+
+    def _finished(self, plan: Plan, pending: Pending) -> MicroBatch:
+        pending.wait()
+        mirrored = flips(self._order.seed, plan.epochs, plan.samples) & self._config.flip
+        return MicroBatch(
+            images=pending.images,
+            labels=torch.from_numpy(pending.labels),
+            samples=torch.from_numpy(plan.samples),
+            epochs=torch.from_numpy(plan.epochs),
+            positions=torch.from_numpy(plan.positions),
+            flips=torch.from_numpy(mirrored),
+            valid=torch.from_numpy(pending.valid),
+        )
 
 
 def _end(stop: threading.Event, thread: threading.Thread) -> None:
@@ -204,119 +255,17 @@ def _end(stop: threading.Event, thread: threading.Thread) -> None:
 
 def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
     """Every image, uint8 [N, C, H, W], and label, int64 [N], by sample id: for sets that fit in memory."""
-    order = Order(manifest.shards, seed=0)
-    runs = _Runs(config.uri, manifest, order, capacity=2)
-    shape = (manifest.samples, manifest.channels, manifest.resolution, manifest.resolution)
-    images = torch.empty(shape, dtype=torch.uint8)
-    labels = torch.empty(manifest.samples, dtype=torch.int64)
-    with ThreadPoolExecutor(config.decode_threads, "decode") as pool:
-        for chunk in torch.arange(manifest.samples).split(1024):
-            pixels, classes = _decoded(runs, chunk.numpy(), pool, config.decode_threads)
-            images[chunk], labels[chunk] = pixels, torch.from_numpy(classes)
-    runs.close()
-    return images, labels
-
-
-class _Runs:
-    """The runs that were used last, as they stand in their shards; at most `capacity` of them are kept."""
-
-    def __init__(self, uri: str, manifest: Manifest, order: Order, capacity: int) -> None:
-        self.manifest = manifest
-        self.bytes_read = 0
-        self._uri, self._order, self._capacity = uri, order, capacity
-        self._first = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
-        self._indexes: dict[int, Index] = {}
-        self._kept: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._requests = ThreadPoolExecutor(_REQUESTS, "fetch")
-
-    def close(self) -> None:
-        self._requests.shutdown()
-
-    def fetch(self, samples: Ints) -> None:
-        """Have the runs of `samples` in memory: those that are missing are read side by side."""
-        wanted = np.unique(self._order.run_of(samples)).tolist()
-        for run in wanted:
-            if run in self._kept:
-                self._kept.move_to_end(run)
-        missing = [run for run in wanted if run not in self._kept]
-        for run, data in zip(missing, self._requests.map(self._read, missing), strict=True):
-            self._kept[run] = data
-            self.bytes_read += len(data[1])
-        while len(self._kept) > max(self._capacity, len(wanted)):
-            self._kept.popitem(last=False)
-
-    def image(self, sample: int) -> tuple[int, bytes, str]:
-        """(label, encoded image, name for messages) of a sample whose run is here. Raises DataError on a bad crc."""
-        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
-        block, length, crc, label = self._indexes[shard][sample - self._first[shard]].item()
-        start, data = self._kept[int(np.searchsorted(self._order.starts, sample, side="right")) - 1]
-        image = data[block * 512 - start : block * 512 - start + length]
-        if google_crc32c.value(image) != crc:
-            raise DataError(f"{self._place(shard)}: sample {sample} does not have its checksum; {_MEND}")
-        return label, image, f"{self.manifest.shards[shard].name}, sample {sample}"
-
-    def _read(self, run: int) -> tuple[int, bytes]:
-        first, end = self._order.starts[run : run + 2]
-        shard = int(np.searchsorted(self._first, first, side="right")) - 1
-        rows = self._index(shard)[first - self._first[shard] : end - self._first[shard]]
-        start, stop = 512 * int(rows[0]["block"]), 512 * int(rows[-1]["block"]) + int(rows[-1]["length"])
-        try:
-            data = storage.read_range(self._place(shard), start, stop)
-        except storage.NotFoundError:
-            raise DataError(f"{self._place(shard)} is missing; {_MEND}") from None
-        if len(data) != stop - start:
-            raise DataError(f"{self._place(shard)} ends before byte {stop:,}; {_MEND}")
-        return start, data
-
-    def _index(self, shard: int) -> Index:
-        with self._lock:
-            if shard not in self._indexes:
-                expected = self.manifest.shards[shard]
-                try:
-                    found = storage.size(self._place(shard))
-                except storage.NotFoundError:
-                    raise DataError(f"{self._place(shard)} is missing; {_MEND}") from None
-                if found != expected.bytes:
-                    raise DataError(f"{self._place(shard)} has {found:,} bytes instead of {expected.bytes:,}; {_MEND}")
-                self._indexes[shard] = load_index(self._uri, expected)
-            return self._indexes[shard]
-
-    def _place(self, shard: int) -> str:
-        return storage.join(self.manifest.tars or self._uri, self.manifest.shards[shard].name)
-
-
-def _decoded(runs: _Runs, samples: Ints, pool: ThreadPoolExecutor, threads: int) -> tuple[Tensor, Ints]:
-    """Images uint8 [n, C, H, W] (pinned where CUDA is) and labels int64 [n] of `samples`."""
-    runs.fetch(samples)
-    size, channels = runs.manifest.resolution, runs.manifest.channels
-    images = torch.empty(len(samples), channels, size, size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    labels = np.empty(len(samples), np.int64)
-    pixels = images.numpy()
-
-    def decode(part: Ints) -> None:
-        for i in part:
-            labels[i], data, name = runs.image(int(samples[i]))
-            pixels[i] = _pixels(data, size, channels, name)
-
-    each = sum(shard.bytes for shard in runs.manifest.shards) // runs.manifest.samples
-    parts = threads if each >= _THREAD_BYTES else 1
-    for done in [pool.submit(decode, part) for part in np.array_split(np.arange(len(samples)), parts)]:
-        done.result()
-    return images, labels
-
-
-def _pixels(data: bytes, size: int, channels: int, name: str) -> NDArray[np.uint8]:
-    """An encoded image as uint8 [C, H, W]."""
+    reader = Reader(config.uri, manifest, Order(manifest.shards, seed=0), capacity=64)
+    assembler = Assembler(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest))
+    images, labels = [], []
     try:
-        if data[:2] == b"\xff\xd8":
-            pixels = np.asarray(simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB"))
-        else:
-            image = Image.open(io.BytesIO(data), formats=("PNG",))
-            mode = "L" if channels == 1 else "RGB"
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{name} is no image ({error}); pack again with `biggan shard SRC DST --overwrite`") from None
-    if pixels.shape[:2] != (size, size):
-        raise DataError(f"{name} is {pixels.shape[1]} x {pixels.shape[0]} instead of {size} x {size}; {_MEND}")
-    return pixels.reshape(size, size, channels).transpose(2, 0, 1)
+        for chunk in np.array_split(np.arange(manifest.samples), -(-manifest.samples // 1024)):
+            reader.expect(chunk)
+            pending = assembler.start(chunk, np.zeros_like(chunk))
+            pending.wait()
+            images.append(pending.images)
+            labels.append(torch.from_numpy(pending.labels))
+    finally:
+        assembler.close()
+        reader.close()
+    return torch.cat(images), torch.cat(labels)

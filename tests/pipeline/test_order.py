@@ -11,7 +11,7 @@ from pipeline.order import LANES, WINDOW, Order, flips
 def shard_lists(draw: st.DrawFn) -> list[Shard]:
     sizes = draw(st.lists(st.integers(1, 400), min_size=1, max_size=6))
     per_sample = draw(st.sampled_from([600, 5_000, 40_000, 200_000]))
-    return [Shard(f"{i:06d}.tar", n, n * per_sample, 0) for i, n in enumerate(sizes)]
+    return [Shard(f"{i:06d}.tar", n, n * per_sample, 0, 0) for i, n in enumerate(sizes)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,7 +35,7 @@ def test_a_batch_is_a_pure_function_of_its_position(shards: list[Shard], seed: i
 
 
 def big(samples: int = 20_000, per_sample: int = 25_000) -> list[Shard]:
-    return [Shard(f"{i:06d}.tar", samples // 20, samples // 20 * per_sample, 0) for i in range(20)]
+    return [Shard(f"{i:06d}.tar", samples // 20, samples // 20 * per_sample, 0, 0) for i in range(20)]
 
 
 def test_seeds_and_epochs_differ() -> None:
@@ -66,13 +66,13 @@ def test_few_runs_are_open_at_a_time() -> None:
 
 
 def test_lanes_follow_positions_and_the_remainder_is_its_own() -> None:
-    order = Order([Shard("000000.tar", 100, 10_000, 0)], 0)
+    order = Order([Shard("000000.tar", 100, 10_000, 0, 0)], 0)
     assert order.lanes(0, 100).tolist() == [*range(48), *range(48), 48, 48, 48, 48]
     assert order.lanes(99, 3).tolist() == [48, 0, 1]
 
 
 def test_a_set_smaller_than_the_lanes_is_shuffled() -> None:
-    order = Order([Shard("000000.tar", 40, 4_000, 0)], 0)
+    order = Order([Shard("000000.tar", 40, 4_000, 0, 0)], 0)
     assert order.batch(0, 40)[1].tolist() != order.batch(40, 40)[1].tolist() != list(range(40))
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,17 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.index import load_manifest
+from pipeline.index import load_index, load_manifest
 from pipeline.order import Order, flips
 from pipeline.packing import PackConfig, pack
+from pipeline.quarantine import Quarantine
 from pipeline.sources import open_source
 from pipeline.stream import DataConfig, MicroBatch, Stream, load_all
 from tests.conftest import S3Server, write_tree
 
 
 def stream(uri: Path | str, **options: Any) -> Stream:
-    data = {name: options.pop(name) for name in ("flip", "decode_threads", "read_ahead") if name in options}
+    data = {name: options.pop(name) for name in list(options) if name in DataConfig.__dataclass_fields__}
     place = {"seed": 1, "global_batch": 96, "micro_batch": 96, "rank": 0, "world_size": 1, "position": 0} | options
     return Stream(DataConfig(str(uri), **data), load_manifest(str(uri)), **place)
 
@@ -40,7 +42,7 @@ def joined(batches: list[MicroBatch], field: str) -> torch.Tensor:
     return torch.cat([getattr(batch, field) for batch in batches])
 
 
-FIELDS = ("images", "labels", "samples", "epochs", "positions", "flips")
+FIELDS = ("images", "labels", "samples", "epochs", "positions", "flips", "valid")
 
 
 @pytest.mark.parametrize("kind", ["shards", "shards_grey"])
@@ -144,11 +146,95 @@ def damaged(shards: Path, target: Path, damage: str) -> tuple[Path, str]:
 @pytest.mark.parametrize("damage", ["missing", "cut in half", "zeroed", "one bit"])
 def test_a_damaged_shard_is_an_error_that_names_it(shards: Path, tmp_path: Path, damage: str) -> None:
     copy, name = damaged(shards, tmp_path / "copy", damage)
-    with stream(copy) as batches:
+    with stream(copy) as batches:  # 256 samples allow no bad one
         with pytest.raises(DataError, match=f"{name}.*restore the file"):
             list(islice(batches, 3))  # one epoch, less than which could miss it
         with pytest.raises(DataError, match=name):
             next(batches)
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "one bit"])
+def test_a_bad_sample_keeps_its_slot(shards: Path, tmp_path: Path, damage: str) -> None:
+    """Only what is damaged is replaced, by the same neighbour for every division into ranks, and recorded once."""
+    copy, name = damaged(shards, tmp_path / "copy", damage)
+    record = tmp_path / "quarantine.jsonl"
+    options = {"bad_fraction": 0.6, "global_batch": 64}
+    whole = take(8, shards, global_batch=64, micro_batch=64)
+    with stream(copy, micro_batch=64, **options, quarantine=Quarantine(150, record)) as batches:
+        mended = list(islice(batches, 8))
+    for field in ("samples", "epochs", "positions"):
+        assert torch.equal(joined(mended, field), joined(whole, field)), field
+    valid, samples = joined(mended, "valid"), joined(mended, "samples")
+    for field in ("images", "labels"):
+        assert torch.equal(joined(mended, field)[valid], joined(whole, field)[valid]), field
+    manifest = load_manifest(str(copy))
+    lost = sorted(set(samples[~valid].tolist()))
+    if damage == "one bit":
+        assert len(lost) == 1
+    else:  # all behind the cut, nothing in front of it
+        index = load_index(str(copy), manifest.shards[0])
+        ends = index["block"].astype(int) * 512 + index["length"]
+        assert lost == np.flatnonzero(ends > manifest.shards[0].bytes // 2).tolist()
+    recorded = [json.loads(line) for line in record.read_text().splitlines()]
+    assert sorted(line["sample"] for line in recorded) == lost
+    assert {line["shard"] for line in recorded} == {name}
+    assert {int(line["key"]) for line in recorded} == set(lost) or damage == "cut in half"
+    # What stands in is an image of the set, with the label of that image.
+    images, labels = load_all(DataConfig(str(shards)), load_manifest(str(shards)))
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+    found = zip(joined(mended, "images")[~valid], joined(mended, "labels")[~valid], strict=True)
+    assert all(known[image.contiguous().numpy().tobytes()] == int(label) for image, label in found)
+    halves = [take(8, copy, micro_batch=32, world_size=2, rank=rank, **options) for rank in (0, 1)]
+    in_order = [halves[rank][step] for step in range(8) for rank in (0, 1)]
+    for field in ("images", "labels", "valid"):
+        assert torch.equal(joined(in_order, field), joined(mended, field)), field
+
+
+def test_a_transform_runs_in_processes_and_is_keyed_by_the_sample(shards: Path) -> None:
+    options = {"global_batch": 64, "micro_batch": 64, "transform": "tests.pipeline.transforms:shifted"}
+    once, again = take(5, shards, **options), take(2, shards, **options, transform_workers=1, position=3 * 64)
+    plain = take(5, shards, global_batch=64, micro_batch=64)
+    assert torch.equal(joined(once[3:], "images"), joined(again, "images"))
+    moved = joined(once, "images") != joined(plain, "images")
+    assert moved.flatten(1).any(1).float().mean() > 0.9
+    images, samples, epochs = (joined(once, field) for field in ("images", "samples", "epochs"))
+    first, second = ({int(i): x for i, x, e in zip(samples, images, epochs, strict=True) if e == epoch} for epoch in (0, 1))
+    assert any(not torch.equal(first[i], second[i]) for i in second)  # another one in another epoch
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere:f", "No module named"), ("json:f", "has no attribute"), ("json", "package.module:function")],
+)
+def test_a_transform_that_does_not_exist(shards: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.transform={name}.*{says}"):
+        stream(shards, transform=name)
+
+
+def test_a_transform_that_fails_is_the_users_to_mend(shards: Path) -> None:
+    with (
+        stream(shards, transform="tests.pipeline.transforms:broken") as batches,
+        pytest.raises(ConfigError, match=r"data.transform=tests.*broken failed on sample \d+: ZeroDivisionError"),
+    ):
+        next(batches)
+
+
+def test_images_can_be_resampled_while_they_are_read(shards: Path) -> None:
+    small, whole = take(1, shards, resolution=16)[0], take(1, shards)[0]
+    assert small.images.shape == (96, 3, 16, 16)
+    for ours, image in zip(small.images, whole.images, strict=True):
+        wanted = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(wanted))
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it(shards: Path) -> None:
+    with stream(shards, micro_batch=32) as batches:
+        held = [next(batches).images[:1] for _ in range(20)]
+        copies = [image.clone() for image in held]
+        places = {next(batches).images.data_ptr() for _ in range(40)}
+        assert len(places) < 20
+        assert places.isdisjoint(image.data_ptr() for image in held)
+        assert all(torch.equal(image, copy) for image, copy in zip(held, copies, strict=True))
 
 
 def reader_threads() -> list[str]:

@@ -1,0 +1,92 @@
+"""From an encoded image to pixels of the size that training wants: upright, grey or RGB, cropped and resampled.
+
+JPEGs of the right size, nearly all of a packed set, are decoded by simplejpeg straight into the batch; everything else
+goes through Pillow. Both release the interpreter lock.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+Filter = Literal["lanczos", "bicubic", "box"]
+
+MAX_PIXELS = 100_000_000
+"""A larger image is refused before it is decoded: a few kilobytes can claim gigabytes."""
+
+
+class UndecodableError(ValueError):
+    """These bytes are no image that can be used; the message says why."""
+
+
+def decode_into(data: bytes, out: Pixels) -> None:
+    """Decode `data` into `out`, uint8 [R, R, C] (C = 1 grey or 3 RGB): `upright`, then `fitted`. Raises UndecodableError."""
+    side, _, channels = out.shape
+    if data[:2] == b"\xff\xd8" and not _has_exif(data):
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == (side, side) and space in ("YCbCr", "Gray"):
+                simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", buffer=out)
+                return
+        except ValueError as error:
+            raise UndecodableError(_first_line(error)) from None
+    image = upright(data)
+    mode = "L" if channels == 1 else "RGB"
+    image = fitted(image if image.mode == mode else image.convert(mode), side)
+    out[...] = np.asarray(image).reshape(out.shape)
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of a JPEG's segments in front of its scan may tell how to turn it."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        if data[place + 1 : place + 2] == b"\xe1" and data[place + 4 : place + 10] == b"Exif\0\0":
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return False
+
+
+def upright(data: bytes) -> Image.Image:
+    """The picture as a person sees it, in mode L or RGB: turned as its EXIF says, on white where it is transparent.
+
+    Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255). `format` is that of the file. Raises
+    UndecodableError, also for more than `MAX_PIXELS`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"it claims {file.width} x {file.height} pixels")
+            file.load()
+            image, kind = ImageOps.exif_transpose(file), file.format
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
+        raise UndecodableError(_first_line(error)) from None
+    image = _grey_or_rgb(image)
+    image.format = kind
+    return image
+
+
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or (image.mode in ("P", "RGB") and "transparency" in image.info):
+        # Under transparent pixels lies whatever the drawing program left there: show them on white.
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    if image.mode in ("P", "CMYK", "YCbCr", "RGB"):
+        return image.convert("RGB")
+    raise UndecodableError(f"its pixels are of type {image.mode}: convert it to 8-bit grey or RGB")
+
+
+def fitted(image: Image.Image, side: int, resample: Filter = "lanczos") -> Image.Image:
+    """The largest centred square, resampled to side x side."""
+    return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling[resample.upper()])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

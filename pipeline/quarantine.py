@@ -1,0 +1,90 @@
+"""Samples that cannot be used: each keeps its slot in the order, is recorded once, and too many of them end the run."""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.mixture import Mixture
+from pipeline.order import Order
+
+_SUBSTITUTES = 64  # tried in a run, and then elsewhere, before the set is given up
+
+
+class BadSampleError(Exception):
+    """One sample cannot be used: its bytes are damaged or missing, or are no image."""
+
+    def __init__(self, shard: str, sample: int, key: str, reason: str) -> None:
+        super().__init__(f"{shard}, sample {sample} ({key}): {reason}")
+        self.shard, self.sample, self.key, self.reason = shard, sample, key, reason
+
+
+class Quarantine:
+    """The record of bad samples, shared by the ranks of a run through a file that only grows.
+
+    Args:
+        budget: how many samples may be bad.
+        path: one JSON line each: sample, shard, key, reason. Without it the record is this process's own.
+    """
+
+    def __init__(self, budget: int, path: Path | None = None) -> None:
+        self.budget, self.path = budget, path
+        self._lock = threading.Lock()
+        self._known: set[int] = set()
+        self._read()
+
+    def count(self) -> int:
+        """How many samples are bad, over all ranks."""
+        with self._lock:
+            self._read()
+            return len(self._known)
+
+    def add(self, bad: BadSampleError) -> None:
+        """Record `bad`, once. Raises DataError if that is one too many, counting those that other ranks have recorded."""
+        with self._lock:
+            if bad.sample in self._known:
+                return
+            torn = self._read()
+            if self.path and bad.sample not in self._known:
+                record = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "reason": bad.reason}
+                # One write in append mode: lines of several ranks do not mix.
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(descriptor, ("\n" * torn + json.dumps(record) + "\n").encode())
+                finally:
+                    os.close(descriptor)
+            self._known.add(bad.sample)
+            if len(self._known) > self.budget:
+                where = f"; {self.path} lists them" if self.path else ""
+                raise DataError(
+                    f"{len(self._known)} samples cannot be used and data.bad_fraction allows {self.budget}, the last: {bad}"
+                    f"{where}; restore the files (`biggan index URI --verify` names them), pack again with "
+                    "`biggan shard SRC DST --overwrite`, or raise data.bad_fraction"
+                )
+
+    def _read(self) -> bool:
+        """Learn what the file holds; returns whether its last line is torn: a machine died while it wrote."""
+        if not (self.path and self.path.exists()):
+            return False
+        text = self.path.read_text(errors="replace")
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                self._known.add(json.loads(line)["sample"])
+        return text != "" and not text.endswith("\n")
+
+
+def candidates(order: Order | Mixture, sample: int) -> Iterator[int]:
+    """The sample, then those that can stand in for it: the others of its run, then any. The same whoever asks."""
+    yield sample
+    run = int(np.searchsorted(order.starts, sample, side="right")) - 1
+    first, length = int(order.starts[run]), int(order.starts[run + 1] - order.starts[run])
+    for k in range(1, min(length, _SUBSTITUTES)):
+        yield first + (sample - first + k) % length
+    for k in range(_SUBSTITUTES):  # where a shard was cut, its run and those that follow are gone: look anywhere
+        yield int.from_bytes(hashlib.blake2b(f"{sample} {k}".encode(), digest_size=8).digest()) % order.samples

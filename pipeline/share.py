@@ -1,0 +1,64 @@
+"""Which samples a rank takes: global batches cut into micro-batches, in a way that no number of ranks can change.
+
+Global batch t holds the positions [t * B, (t + 1) * B), sorted by lane; rank r's micro-step a takes its slice
+[a * W * m + r * m, + m). So neither W nor m changes what a global batch holds, or which samples stand side by side.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.mixture import Mixture
+from pipeline.order import WINDOW, Ints, Order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One micro-batch: int64 [m] each, side by side in the batch."""
+
+    samples: Ints
+    epochs: Ints
+    positions: Ints
+    """Samples consumed before each one, since the start of training."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of every global batch. Raises ConfigError if the batch cannot be shared so."""
+
+    global_batch: int
+    micro_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        together = self.micro_batch * self.world_size
+        if self.global_batch % together:
+            raise ConfigError(
+                f"a global batch of {self.global_batch} cannot be shared by {self.world_size} ranks in micro-batches of "
+                f"{self.micro_batch}: it must be a multiple of {together}"
+            )
+
+    def plans(self, order: Order | Mixture, position: int) -> Iterator[Plan]:
+        """This rank's micro-batches from `position` on, without end."""
+        for start in itertools.count(position, self.global_batch):
+            epochs, samples = order.batch(start, self.global_batch)
+            by_lane = np.argsort(order.lanes(start, self.global_batch), kind="stable")
+            for first in range(self.rank * self.micro_batch, self.global_batch, self.world_size * self.micro_batch):
+                chosen = by_lane[first : first + self.micro_batch]
+                yield Plan(samples[chosen], epochs[chosen], start + chosen.astype(np.int64))
+
+    def open_runs(self, order: Order | Mixture, ahead: int) -> int:
+        """Runs that this rank draws from at a time: a window (and what it cuts) in each of its lanes, and those of the next
+        `ahead` micro-batches."""
+        slices = self.global_batch // (self.micro_batch * self.world_size)
+        lanes = min(order.lane_count, slices * (-(-self.micro_batch * order.lane_count // self.global_batch) + 2))
+        if self.global_batch < order.lane_count:
+            lanes = order.lane_count
+        window = WINDOW * -(-order.samples // (len(order.starts) - 1))
+        new = min(1.0, ahead * self.micro_batch * self.world_size / order.lane_count / window)
+        return (lanes + 1) * (WINDOW + 2 + math.ceil(WINDOW * new))

@@ -1,0 +1,138 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.decode import UndecodableError, decode_into, fitted, upright
+
+RNG = np.random.default_rng(0)
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth, so that a JPEG of it is close to it."""
+    rough = RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def decoded(data: bytes, side: int, channels: int = 3) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    out = np.full((side, side, channels), 77, np.uint8)
+    decode_into(data, out)
+    return out
+
+
+def pillow(data: bytes, mode: str = "RGB") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+    return pixels[..., None] if mode == "L" else pixels
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_plain_images_are_as_pillow_decodes_them(form: str, mode: str, channels: int) -> None:
+    data = encoded(picture(48, 48, mode), form)
+    ours, theirs = decoded(data, 48, channels), pillow(data, "L" if channels == 1 else "RGB")
+    # simplejpeg takes a JPEG's own luma for grey, Pillow's convert() computes it from RGB.
+    assert np.abs(ours.astype(int) - theirs).max() <= (3 if form == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
+def test_jpegs_of_any_kind_are_as_pillow_decodes_them(options: dict[str, Any]) -> None:
+    data = encoded(picture(64, 64), "JPEG", **options)
+    assert np.abs(decoded(data, 64).astype(int) - pillow(data)).max() <= 2
+
+
+def test_cmyk_jpegs_go_through_pillow() -> None:
+    data = encoded(picture(32, 32, "CMYK"), "JPEG")
+    np.testing.assert_array_equal(decoded(data, 32), pillow(data))
+
+
+def test_palettes_and_bits() -> None:
+    for mode in ("P", "1"):
+        data = encoded(picture(32, 32, mode), "PNG")
+        np.testing.assert_array_equal(decoded(data, 32), pillow(data))
+
+
+def test_sixteen_bits_keep_their_upper_eight() -> None:
+    wide = RNG.integers(0, 1 << 16, (32, 32), dtype=np.uint16)
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(wide), "PNG"), 32, 1)[..., 0], wide >> 8)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pixels_are_white(mode: str) -> None:
+    image = picture(32, 32).convert("RGBA")
+    image.paste((10, 20, 30, 0), (0, 0, 16, 32))
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    pixels = decoded(encoded(image, "PNG"), 32)
+    assert (pixels[:, :16] == 255).all() and (pixels[:, 16:] != 255).any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_images_stand_upright(orientation: int, form: str) -> None:
+    original = picture(40, 40)
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that makes an image of this orientation
+    stored = original if orientation == 1 else original.transpose(Image.Transpose(back[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, form, exif=exif, **({"quality": 98, "subsampling": 0} if form == "JPEG" else {}))
+    difference = np.abs(decoded(data, 40).astype(int) - np.asarray(original))
+    assert difference.max() <= (12 if form == "JPEG" else 0)
+
+
+def test_other_sizes_are_cropped_in_the_middle_and_resampled() -> None:
+    image = picture(90, 60)
+    image.paste((255, 0, 0), (0, 0, 15, 60))  # outside the largest centred square
+    image.paste((255, 0, 0), (75, 0, 90, 60))
+    data = encoded(image, "PNG")
+    pixels = decoded(data, 30)
+    inner = image.crop((15, 0, 75, 60)).resize((30, 30), Image.Resampling.LANCZOS)
+    # At the two cut edges Pillow's filter takes in what lies outside.
+    np.testing.assert_array_equal(pixels[:, 3:-3], np.asarray(inner)[:, 3:-3])
+    assert fitted(image, 30, "box").tobytes() == image.crop((15, 0, 75, 60)).resize((30, 30), Image.Resampling.BOX).tobytes()
+
+
+def test_a_profile_changes_nothing() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = picture(32, 32)
+    np.testing.assert_array_equal(decoded(encoded(image, "PNG", icc_profile=profile), 32), np.asarray(image))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_every_cut_is_noticed_or_harmless(form: str) -> None:
+    """A cut image is refused, unless all of its pixels are there."""
+    data = encoded(picture(16, 16), form)
+    whole = decoded(data, 16)
+    for end in range(len(data)):
+        try:
+            pixels = decoded(data[:end], 16)
+        except UndecodableError:
+            continue
+        np.testing.assert_array_equal(pixels, whole)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe1\0\4Exif\0\0", b"not an image", bytes(1000)])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableError):
+        decoded(data, 16)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(data) < 100_000
+    with pytest.raises(UndecodableError, match="pixels"):
+        upright(data)
+    with pytest.raises(UndecodableError, match="12000 x 9000 pixels"):
+        upright(encoded(Image.new("1", (12_000, 9_000)), "PNG"))
+
+
+def test_floats_are_refused() -> None:
+    with pytest.raises(UndecodableError, match="type F"):
+        upright(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"))
