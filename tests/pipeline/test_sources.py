@@ -138,14 +138,14 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     for place, message in {
         "none": "none does not exist",
         "empty": "empty has no images",
-        "file": "neither a folder nor a zip",
+        "file": "file is none of",
         "hole": "class folder zebra has no images",
         "loose": "x.png is in no class folder",
     }.items():
         with pytest.raises(ConfigError, match=message):
             open_source(str(tmp_path / place))
     with pytest.raises(ConfigError, match="copy them here"):
-        open_source("s3://bucket/images")
+        open_source("memory://images")
 
 
 def test_a_damaged_zip_is_named(tree: Path, tmp_path: Path) -> None:
