@@ -100,10 +100,12 @@ def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, st
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}")
             file.load()
-            image = ImageOps.exif_transpose(file)
             fits = file.size == (config.resolution, config.resolution) and file.mode in ("L", "RGB")
             upright = file.getexif().get(_ORIENTATION, 1) == 1
             extension = _KEPT.get(file.format or "", "")
+            image: Image.Image = file
+            if not upright:
+                ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, and copies hold the interpreter lock
     except UnidentifiedImageError:
         raise ImageError(name, "it is in no format that Pillow knows") from None
     except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
@@ -111,13 +113,15 @@ def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, st
         raise ImageError(name, reason) from None
     if config.resolution is not None and not (fits and upright and extension in ("jpg", config.form)):
         extension = ""
-    if image.mode in ("1", "L"):
+    if image.mode in ("L", "RGB"):
+        return image, extension
+    if image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("LA", "PA", "RGBA", "P") and ("transparency" in image.info or image.mode.endswith("A")):
         # Under transparent pixels lies whatever the drawing program left there: show them on white.
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    elif image.mode in ("P", "CMYK", "YCbCr", "RGB"):
+    elif image.mode in ("P", "CMYK", "YCbCr"):
         image = image.convert("RGB")
     else:
         raise DataError(f"{name} has pixels of type {image.mode}: convert it to 8-bit grey or RGB, then run again")
@@ -127,6 +131,7 @@ def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, st
 def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: int, size: int) -> Sample:
     if config.resolution is not None:
         image = _fitted(image, name, config.resolution, config)
+    image.info = {}  # colour profile, comments: a sample is pixels
     out = io.BytesIO()
     try:
         if config.form == "png":

@@ -259,6 +259,18 @@ def test_pad_keeps_the_pixels(tmp_path: Path) -> None:
         pack_one(tmp_path, PackConfig(16, fit="pad"))
 
 
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_what_is_encoded_anew_has_nothing_but_pixels(tmp_path: Path, form: Form) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "where I live"
+    save(tmp_path / "src" / "a" / "x.jpg", Image.new("RGB", (40, 40)), exif=exif, icc_profile=b"p" * 500, comment=b"me")
+    pack(open_source(str(tmp_path / "src"))[0], str(tmp_path / "dst"), PackConfig(32, form=form), quiet)
+    (sample,) = samples(tmp_path / "dst")
+    image = Image.open(io.BytesIO(sample[form]))
+    assert not dict(image.getexif())
+    assert not {"icc_profile", "comment", "exif"} & set(image.info)
+
+
 def test_turned_photos_stand_upright(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:16] = 250  # bright above, and the camera says: turn by 180 degrees
