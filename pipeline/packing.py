@@ -73,6 +73,8 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
     Raises DataError for an image that cannot be read, ConfigError for one that does not fit, StorageError if `uri`
     fails; finished shards stay then, without a manifest, for the next try.
     """
+    import webdataset.writer  # noqa: F401  imports torch: seconds that are no part of packing
+
     _check_labels(source)
     recipe = _recipe(source, config)
     state = State(recipe, counts=[0] * len(source.classes))

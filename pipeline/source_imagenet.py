@@ -96,7 +96,7 @@ def _train(file: Path, words: dict[str, str]) -> Source:
 
 def _val(file: Path, words: dict[str, str], truth: list[str]) -> Source:
     if not words:
-        raise ConfigError(f"SRC {file} has no labels: put {DEVKIT} beside it, or pack {TRAIN} alone with --split train")
+        raise ConfigError(f"SRC {file} has no labels: put {DEVKIT} beside it, or name {TRAIN} itself as SRC")
     places = _Places(file)
     with open(file, "rb", buffering=0) as stream:
         for name, offset, size in _members(stream, str(file)):

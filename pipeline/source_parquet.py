@@ -49,7 +49,7 @@ def open_parquet(place: str, paths: list[Path]) -> list[Source]:
         if source.classes != sources[0].classes:
             raise ConfigError(
                 f"SRC {place}: {source.split} has other classes than {sources[0].split}; "
-                f"pack each into a DST of its own with --split, or give both the same"
+                "give both the same, or move each into a folder of its own and pack that"
             )
     return sources
 
