@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.sources import Source
+    from pipeline.encode import PackConfig
+    from pipeline.index import Manifest
+    from pipeline.source import Source
 
 HELP = "pack images into WebDataset shards with an index"
 
@@ -22,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="a folder with one folder per class (or with train/ and test/ of such), a zip of one, IDX files or their "
-        "folder, `fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or Debian's .deb)",
+        help="a folder with one folder per class (or with train/ and test/ of such), a zip of one; IDX files; CIFAR-10 or "
+        "-100, binary version; ImageNet's ILSVRC2012_img_train.tar and _val.tar with the devkit, in one folder; parquet "
+        "files; shards to pack again; `fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or "
+        "Debian's .deb). Archives are read where they lie, nothing is unpacked",
     )
     parser.add_argument(
         "dst",
@@ -32,25 +36,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="pack only this split, such as train or test")
     parser.add_argument(
-        "--resolution", type=int, metavar="N", help="N x N pixels; default for IDX files: the next power of two"
+        "--resolution",
+        type=int,
+        metavar="N",
+        help="N x N pixels; default where all images have one known size (IDX, CIFAR): the next power of two",
     )
     parser.add_argument(
         "--fit",
         choices=("crop", "pad"),
-        help="crop: centred square, resampled (default); pad: black borders, pixels untouched (default for IDX files)",
+        help="crop: centred square, resampled (default); pad: black borders, pixels untouched (default for IDX and CIFAR)",
     )
+    parser.add_argument("--filter", choices=("lanczos", "bicubic", "box"), help="that resamples (default lanczos)")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="instead of --resolution: store every JPEG, PNG and WebP byte for byte; images are cropped when they are read",
+    )
+    parser.add_argument(
+        "--format", choices=("png", "jpg", "webp"), default="png", help="of images that are encoded anew (default png)"
+    )
+    parser.add_argument("--quality", type=int, metavar="Q", help="1 to 100, of jpg (4:4:4) and webp (default 95)")
     parser.add_argument("--shard-size", type=int, default=64, metavar="MB", help="size of a shard in MiB (default 64)")
-    parser.add_argument("--overwrite", action="store_true", help="replace shards that are at DST")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode and encode (default: one per core)")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at an image that cannot be packed: stop and name it (default), or skip it and list it in DST/report.json",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what is at DST; without it, the same command goes on after a kill"
+    )
 
 
 def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
     from pipeline import storage
-    from pipeline.packing import Fit, PackConfig, pack, packed
+    from pipeline.packing import pack, packed
     from pipeline.sources import open_source
 
-    if args.shard_size < 1:
-        raise ConfigError(f"--shard-size {args.shard_size}: at least 1 (MiB)")
+    _check(args)
     sources = open_source(args.src, print)
     if args.split is not None:
         known = [source.split for source in sources if source.split]
@@ -59,8 +84,7 @@ def run(args: argparse.Namespace) -> int | None:
             raise ConfigError(f"--split {args.split}: {args.src} has {', '.join(known) or 'no splits'}")
     plans = []
     for source in sources:
-        fit: Fit = args.fit or ("crop" if source.side is None else "pad")
-        config = PackConfig(_resolution(args, source), fit, shard_bytes=args.shard_size << 20)
+        config = _config(args, source)
         uri = storage.join(args.dst, source.split) if source.split else args.dst
         done = None if args.overwrite else packed(source, uri, config)  # for all splits before any is written
         plans.append((source, uri, config, done))
@@ -69,14 +93,52 @@ def run(args: argparse.Namespace) -> int | None:
             print(f"{uri}: already packed, {done.samples:,} images ({done.fingerprint})")
             continue
         with _progress(source.split or "images", len(source.labels)) as progress:
-            manifest = pack(source, uri, config, progress)
-        size = sum(shard.bytes for shard in manifest.shards) / 2**20
-        kind = f"{'grey' if manifest.channels == 1 else 'RGB'} {manifest.resolution} x {manifest.resolution}"
-        print(
-            f"{uri}: {manifest.samples:,} images, {kind}, {len(manifest.classes)} classes, "
-            f"{len(manifest.shards)} shards, {size:,.1f} MiB ({manifest.fingerprint})"
-        )
+            manifest = pack(source, uri, config, progress, resume=not args.overwrite)
+        _say(uri, manifest)
     return None
+
+
+def _say(uri: str, manifest: "Manifest") -> None:
+    from pipeline.pack_state import read_report, summary
+
+    size = sum(shard.bytes for shard in manifest.shards) / 2**20
+    side = f"{manifest.resolution} x {manifest.resolution}" if manifest.resolution else "of any size"
+    print(
+        f"{uri}: {manifest.samples:,} images, {'grey' if manifest.channels == 1 else 'RGB'} {side}, "
+        f"{len(manifest.classes)} classes, {len(manifest.shards)} shards, {size:,.1f} MiB ({manifest.fingerprint})"
+    )
+    for line in summary(read_report(uri), uri):
+        print(f"  {line}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.shard_size < 1:
+        raise ConfigError(f"--shard-size {args.shard_size}: at least 1 (MiB)")
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers {args.workers}: at least 1")
+    if args.keep and (args.resolution is not None or args.fit or args.filter):
+        raise ConfigError("--keep stores images as they are: leave out --resolution, --fit and --filter, or --keep")
+    if args.quality is not None and args.format == "png":
+        raise ConfigError("--quality: png has none; add --format jpg or --format webp")
+    if args.quality is not None and not 1 <= args.quality <= 100:
+        raise ConfigError(f"--quality {args.quality}: from 1 to 100")
+
+
+def _config(args: argparse.Namespace, source: "Source") -> "PackConfig":
+    from pipeline.encode import PackConfig
+
+    resolution = None if args.keep else _resolution(args, source)
+    unscaled = source.side is not None and resolution is not None and source.side <= resolution
+    return PackConfig(
+        resolution=resolution,
+        fit=args.fit or ("pad" if unscaled else "crop"),
+        filter=args.filter or "lanczos",
+        form=args.format,
+        quality=args.quality or 95,
+        shard_bytes=args.shard_size << 20,
+        workers=args.workers or 0,
+        skip_bad=args.on_error == "skip",
+    )
 
 
 def _resolution(args: argparse.Namespace, source: "Source") -> int:
@@ -84,7 +146,7 @@ def _resolution(args: argparse.Namespace, source: "Source") -> int:
     if chosen is None and source.side is not None:
         chosen = next((n for n in _RESOLUTIONS if n >= source.side), None)
     if chosen is None:
-        raise ConfigError(f"--resolution is missing: {args.src} has images of any size; try --resolution 64")
+        raise ConfigError(f"--resolution is missing: {args.src} has images of any size; try --resolution 64, or --keep")
     if chosen not in _RESOLUTIONS:
         raise ConfigError(f"--resolution {chosen}: choose one of {', '.join(map(str, _RESOLUTIONS))}")
     return chosen
@@ -99,14 +161,19 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         with tqdm(total=total, desc=f"packing {what}", unit="image", unit_scale=True) as bar:
             yield bar.update
         return
-    done, began, said = 0, time.monotonic(), 0.0
+    done, resumed, began, said = 0, -1, time.monotonic(), 0.0
 
     def update(more: int) -> None:
-        nonlocal done, said
+        nonlocal done, resumed, said
         done += more
+        if resumed < 0:  # what an earlier pack has done took none of this time
+            resumed = more
+            if more:
+                print(f"packing {what}: going on behind {more:,} images", flush=True)
+            return
         seconds = time.monotonic() - began
         if seconds - said >= 10 or done == total:
             said = seconds
-            print(f"packing {what}: {done:,} of {total:,} images, {done / seconds:,.0f} images/s", flush=True)
+            print(f"packing {what}: {done:,} of {total:,} images, {(done - resumed) / seconds:,.0f} images/s", flush=True)
 
     yield update

@@ -1,25 +1,27 @@
 """Images to WebDataset shards with an index: what `biggan shard` does to one split.
 
 The samples are shuffled with a fixed seed (a folder comes sorted by class, and each shard would hold one class). Equal
-input gives equal bytes. The manifest is written last: without it the tars are nobody's.
+input gives equal bytes. The manifest is written last: without it the tars are nobody's. `pack.json` is written first and
+after each shard, and goes when the manifest is there: a killed pack goes on behind its last finished shard.
 """
 
+import contextlib
 import hashlib
 import io
+import json
 import os
 import re
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
 
 import google_crc32c
 import numpy as np
-from PIL import Image, ImageOps
 
 from pipeline import storage
-from pipeline.errors import ConfigError, DataError
+from pipeline.encode import ImageError, PackConfig, Sample, as_json, encoded
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.index import (
     MANIFEST,
     ROW,
@@ -30,212 +32,236 @@ from pipeline.index import (
     index_name,
     load_manifest,
 )
-from pipeline.sources import Source
+from pipeline.pack_state import REPORT, STATE, Rejected, State, load_state, report
+from pipeline.source import Ints, Source
 
-Fit = Literal["crop", "pad"]
+__all__ = ["PackConfig", "Sample", "pack", "packed", "write_shards"]
 
-_OURS = re.compile(r"\d{6}\.tar(\.idx)?|\.\d{6}\.tar.*\.tmp|manifest\.json")
-_CHUNK = 64  # images that a thread encodes at a time
-
-
-@dataclass(frozen=True)
-class PackConfig:
-    """How images become samples."""
-
-    resolution: int
-    """Height and width of every stored image, pixels."""
-    fit: Fit = "crop"
-    """crop: the largest centred square, resampled (Lanczos). pad: zeros all around, pixels untouched."""
-    shard_bytes: int = 64 << 20
-    """A shard is closed when it has grown past this."""
-    seed: int = 0
-    """Of the shuffle."""
-    threads: int = 0
-    """That decode and encode; 0: one per core, at most 8."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image as it is stored."""
-
-    label: int
-    image: bytes
-    extension: str
-    """png or jpg."""
-    grey: bool
+_OURS = re.compile(r"\d{6}\.tar(\.idx)?|\.(\d{6}\.tar|manifest|pack|report).*\.tmp|(manifest|pack|report)\.json")
+_CHUNK = 16  # images that a thread encodes at a time; two chunks per thread may wait for the shard
 
 
 def packed(source: Source, uri: str, config: PackConfig) -> Manifest | None:
-    """The manifest at `uri` if it is what packing `source` would write; None if packing has to be done.
+    """The manifest at `uri` if it is what packing `source` would write; None if packing has to be done, or to go on.
 
-    Raises ConfigError if `uri` holds anything else than leftovers of an interrupted pack.
+    Raises ConfigError if `uri` holds anything else, or if a label of `source` has no class.
     """
+    _check_labels(source)
     found = storage.names(uri)
     if MANIFEST in found:
         manifest = load_manifest(uri)
-        if manifest.source == _recipe(source, config):
-            return manifest
-        raise ConfigError(f"{uri} holds other shards, or the source has changed: add --overwrite to replace them")
-    foreign = [name for name in found if not _OURS.fullmatch(name)]
-    if foreign:
+        if manifest.source != _recipe(source, config):
+            raise ConfigError(f"{uri} holds other shards, or the source has changed: add --overwrite to replace them")
+        storage.remove(storage.join(uri, STATE))  # killed between the last two steps
+        return manifest
+    if STATE in found:
+        if load_state(uri).recipe != _recipe(source, config):
+            raise ConfigError(
+                f"{uri} holds the beginning of another pack, or the source has changed since: add --overwrite to replace it"
+            )
+        return None
+    if foreign := [name for name in found if not name.endswith(".tmp")]:
         raise ConfigError(f"{uri} is not empty (it holds {foreign[0]}): name another DST, or add --overwrite")
     return None
 
 
-def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int], None]) -> Manifest:
-    """Write `source` to `uri` in place of shards that are there. `progress` is told how many more samples are done.
+def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int], None], resume: bool = True) -> Manifest:
+    """Write `source` to `uri` in place of shards that are there.
 
+    `progress` is told how many images an earlier pack has done (0 if none), then how many more are done.
+    With `resume` it goes on behind the finished shards of an earlier pack of the same, to the same bytes.
     Raises DataError for an image that cannot be read, ConfigError for one that does not fit, StorageError if `uri`
-    fails; in every case what was written is removed.
+    fails; finished shards stay then, without a manifest, for the next try.
     """
-    return write_shards(_encoded(source, config, progress), uri, source.classes, config, _recipe(source, config))
+    import webdataset.writer  # noqa: F401  imports torch: seconds that are no part of packing
+
+    _check_labels(source)
+    recipe = _recipe(source, config)
+    state = State(recipe, counts=[0] * len(source.classes))
+    if resume and STATE in (found := storage.names(uri)) and MANIFEST not in found:
+        earlier = load_state(uri)
+        state = earlier if earlier.recipe == recipe else state
+    began = time.monotonic() - state.seconds
+    done = list(state.shards)
+
+    def save() -> None:
+        done[:] = state.shards
+        state.save(uri, time.monotonic() - began)
+
+    try:
+        storage.remove(storage.join(uri, MANIFEST))  # first, so that the rest is never taken for whole
+        save()
+        _clear(uri, keep={STATE, *_files(done)})
+        progress(state.position)
+        _write(_encoded(source, config, state.position, progress), uri, state, config.shard_bytes, save)
+        state.seconds = time.monotonic() - began
+        return _finish(uri, state, source.classes, config, recipe)
+    except UserError as error:
+        error.args = (f"{error}{_what_stays(uri, done)}",)
+        raise
 
 
-def write_shards(
-    samples: Iterator[Sample], uri: str, classes: tuple[str, ...], config: PackConfig, recipe: str = ""
-) -> Manifest:
+def write_shards(samples: Iterator[Sample], uri: str, classes: tuple[str, ...], config: PackConfig) -> Manifest:
     """Write `samples` to `uri` in their order, in place of shards that are there; if it fails, what was written is removed."""
+    state = State("", counts=[0] * len(classes))
     _clear(uri)
     try:
-        shards: list[Shard] = []
-        counts, grey = np.zeros(len(classes), np.int64), True
-        for number, part in enumerate(_cut(samples, config.shard_bytes)):
-            shards.append(_write_shard(uri, f"{number:06d}.tar", sum(shard.samples for shard in shards), part))
-            counts += np.bincount([sample.label for sample in part], minlength=len(counts))
-            grey &= all(sample.grey for sample in part)
-        manifest = Manifest(
-            shards=tuple(shards),
-            classes=classes,
-            class_counts=tuple(counts.tolist()),
-            resolution=config.resolution,
-            channels=1 if grey else 3,
-            source=recipe,
-        )
-        storage.write_bytes(storage.join(uri, MANIFEST), dump_manifest(manifest))
+        _write(samples, uri, state, config.shard_bytes, lambda: None)
+        return _finish(uri, state, classes, config, "")
     except BaseException:
         _clear(uri)
         raise
+
+
+def _write(items: Iterable[Sample | Rejected], uri: str, state: State, shard_bytes: int, save: Callable[[], None]) -> None:
+    """Write `items` behind the shards of `state`. A shard is in memory until it is full; then `save` is told."""
+    tar = _Tar(state.samples)
+    try:
+        for item in items:
+            state.add(item)
+            if isinstance(item, Sample):
+                tar.add(item)
+            if tar.bytes >= shard_bytes:
+                state.shards.append(tar.write(uri, len(state.shards)))
+                save()
+                tar = _Tar(state.samples)
+        if tar.rows:  # the last one may be small: at least a sample, never none
+            state.shards.append(tar.write(uri, len(state.shards)))
+            save()
+    finally:
+        tar.close()
+
+
+def _finish(uri: str, state: State, classes: tuple[str, ...], config: PackConfig, recipe: str) -> Manifest:
+    if not state.shards:
+        why = "".join(f"; {bad.name}: {bad.reason}" for bad in state.rejected[:1])
+        raise ConfigError(f"{uri}: there is no image to pack{why}")
+    manifest = Manifest(
+        shards=tuple(state.shards),
+        classes=classes,
+        class_counts=tuple(state.counts),
+        resolution=config.resolution,
+        channels=1 if state.grey else 3,
+        source=recipe,
+    )
+    if recipe:
+        text = json.dumps(report(state, manifest, config), indent=1, ensure_ascii=False) + "\n"
+        storage.write_bytes(storage.join(uri, REPORT), text.encode(errors="backslashreplace"))
+    storage.write_bytes(storage.join(uri, MANIFEST), dump_manifest(manifest))
+    storage.remove(storage.join(uri, STATE))
     return manifest
 
 
+class _Tar:
+    """A shard in the making. Keys are sample ids, so that nobody has to parse names."""
+
+    def __init__(self, first: int) -> None:
+        from webdataset.writer import TarWriter  # imports torch
+
+        self.rows: list[tuple[int, int, int, int]] = []
+        self._first, self._buffer = first, io.BytesIO()
+        self._tar = TarWriter(self._buffer, mtime=0, user="", group="")
+
+    @property
+    def bytes(self) -> int:
+        """So far, without the end of the tar."""
+        return int(self._tar.tarstream.offset)
+
+    def add(self, sample: Sample) -> None:
+        # A tar member is a header block and its data. The writer sorts by extension: cls, jpg, png, webp.
+        block = self.bytes // 512 + 3
+        self.rows.append((block, len(sample.image), google_crc32c.value(sample.image), sample.label))
+        key = f"{self._first + len(self.rows) - 1:09d}"
+        self._tar.write({"__key__": key, "cls": str(sample.label).encode(), sample.extension: sample.image})
+
+    def close(self) -> None:
+        """The writer complains where it is left open."""
+        self._tar.close()
+
+    def write(self, uri: str, number: int) -> Shard:
+        """Write tar and index, whole."""
+        self.close()
+        name, data = f"{number:06d}.tar", self._buffer.getvalue()
+        index = dump_index(np.array(self.rows, ROW), len(data))
+        storage.write_bytes(storage.join(uri, name), data)
+        storage.write_bytes(storage.join(uri, index_name(name)), index)
+        return Shard(name, len(self.rows), len(data), google_crc32c.value(data), google_crc32c.value(index))
+
+
 def _recipe(source: Source, config: PackConfig) -> str:
-    options = (config.resolution, config.fit, config.shard_bytes, config.seed)
-    return hashlib.sha256(repr((source.fingerprint, source.classes, *options)).encode()).hexdigest()[:32]
+    """How, for people; and a hash of what and how."""
+    content = repr((source.fingerprint, source.classes, sorted(as_json(config).items())))
+    return f"{config} ({hashlib.sha256(content.encode()).hexdigest()[:32]})"
 
 
-def _clear(uri: str) -> None:
+def _check_labels(source: Source) -> None:
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.classes)))
+    if len(wrong):
+        label, name = source.labels[wrong[0]], source.names[int(wrong[0])]
+        raise ConfigError(
+            f"{name} has the label {label}, and there are {len(source.classes)} classes: mend it, or choose another --split"
+        )
+
+
+def _files(shards: Iterable[Shard]) -> list[str]:
+    return [name for shard in shards for name in (shard.name, index_name(shard.name))]
+
+
+def _clear(uri: str, keep: Iterable[str] = ()) -> None:
     """Remove what an earlier pack left; the manifest first, so that the rest is never taken for whole."""
-    ours = [name for name in storage.names(uri) if _OURS.fullmatch(name)]
+    ours = [name for name in storage.names(uri) if _OURS.fullmatch(name) and name not in keep]
     for name in sorted(ours, key=lambda name: name != MANIFEST):
         storage.remove(storage.join(uri, name))
 
 
-def _cut(samples: Iterator[Sample], shard_bytes: int) -> Iterator[list[Sample]]:
-    """Consecutive samples of one shard at a time. The last one may be small: at least a sample, never none."""
-    shard: list[Sample] = []
-    size = 0
-    for sample in samples:
-        shard.append(sample)
-        size += 1536 + -(-len(sample.image) // 512) * 512  # two headers, the label's block, the image's blocks
-        if size >= shard_bytes:
-            yield shard
-            shard, size = [], 0
-    if shard:
-        yield shard
+def _what_stays(uri: str, done: list[Shard]) -> str:
+    """For the end of a failure's message, after what cannot be used again is removed."""
+    with contextlib.suppress(UserError):  # the store may be what failed; the next try clears as well
+        _clear(uri, keep={STATE, *_files(done)} if done else ())
+    if not done:
+        return ""
+    samples = sum(shard.samples for shard in done)
+    return f"; {len(done)} finished shards ({samples:,} images) stay, and the same command goes on behind them"
 
 
-def _write_shard(uri: str, name: str, first: int, samples: list[Sample]) -> Shard:
-    """Write a tar and its index. Keys are sample ids, so that nobody has to parse names."""
-    from webdataset.writer import TarWriter  # imports torch
+def _encoded(source: Source, config: PackConfig, start: int, progress: Callable[[int], None]) -> Iterator[Sample | Rejected]:
+    """The samples from place `start` of the shuffled order on, encoded by threads, a few at a time.
 
-    rows = []
-    buffer = io.BytesIO()
-    with TarWriter(buffer, mtime=0, user="", group="") as tar:
-        for number, sample in enumerate(samples, first):
-            label = str(sample.label).encode()
-            # A tar member is a header block and its data. The writer sorts by extension: cls, jpg, png.
-            block = tar.tarstream.offset // 512 + 3
-            rows.append((block, len(sample.image), google_crc32c.value(sample.image), sample.label))
-            tar.write({"__key__": f"{number:09d}", "cls": label, sample.extension: sample.image})
-    data, index = buffer.getvalue(), dump_index(np.array(rows, ROW), buffer.tell())
-    storage.write_bytes(storage.join(uri, name), data)
-    storage.write_bytes(storage.join(uri, index_name(name)), index)
-    return Shard(name, len(samples), len(data), google_crc32c.value(data), google_crc32c.value(index))
+    Pillow releases the interpreter lock, so that processes would be no faster (and would need the source copied).
+    """
+    order = _order(source, config.seed)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    waiting: deque[Future[list[Sample | Rejected]]] = deque()
+    pool = ThreadPoolExecutor(workers, "encode")
 
-
-def _encoded(source: Source, config: PackConfig, progress: Callable[[int], None]) -> Iterator[Sample]:
-    """All samples in shuffled order, encoded by threads (Pillow releases the interpreter lock), few at a time."""
-    order = np.argsort(np.random.Philox(key=config.seed).random_raw(len(source.labels)), kind="stable")
-    threads = config.threads or min(8, len(os.sched_getaffinity(0)))
-    waiting: deque[Future[list[Sample]]] = deque()
-    pool = ThreadPoolExecutor(threads, "encode")
-
-    def encode(chunk: list[int]) -> list[Sample]:
-        return [_sample(source, i, config) for i in chunk]
+    def encode(chunk: Ints) -> list[Sample | Rejected]:
+        return [_sample(source, i, config) for i in chunk.tolist()]
 
     try:
-        for first in range(0, len(order), _CHUNK):
-            waiting.append(pool.submit(encode, order[first : first + _CHUNK].tolist()))
-            while len(waiting) > (2 * threads if first + _CHUNK < len(order) else 0):
-                samples = waiting.popleft().result()
-                yield from samples
-                progress(len(samples))
+        for first in range(start, len(order), _CHUNK):
+            waiting.append(pool.submit(encode, order[first : first + _CHUNK]))
+            while len(waiting) > (2 * workers if first + _CHUNK < len(order) else 0):
+                items = waiting.popleft().result()
+                yield from items
+                progress(len(items))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _sample(source: Source, i: int, config: PackConfig) -> Sample:
-    name, label = source.names[i], int(source.labels[i])
-    item = source.read(i)
-    if isinstance(item, bytes):
-        image, keep = _opened(item, name, config.resolution)
-        if keep:
-            return Sample(label, item, "jpg" if image.format == "JPEG" else "png", image.mode == "L")
-    else:
-        image = Image.fromarray(item)
-    image = _fitted(image, name, config)
-    out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1)
-    return Sample(label, out.getvalue(), "png", image.mode == "L")
-
-
-def _opened(data: bytes, name: str, resolution: int) -> tuple[Image.Image, bool]:
-    """A decoded picture, upright, in mode L or RGB; and whether its bytes can be stored as they are."""
+def _sample(source: Source, i: int, config: PackConfig) -> Sample | Rejected:
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-            keep = (
-                file.format in ("JPEG", "PNG")
-                and file.mode in ("L", "RGB")
-                and file.size == (resolution, resolution)
-                and file.getexif().get(0x0112, 1) == 1  # stored upright
-            )
-            kind = file.format
-    except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read the image {name} ({reason}): replace or remove it, then run again") from None
-    if image.mode in ("1", "L"):
-        image = image.convert("L")
-    elif image.mode in ("LA", "PA", "RGBA", "P") and ("transparency" in image.info or image.mode.endswith("A")):
-        # Under transparent pixels lies whatever the drawing program left there: show them on white.
-        picture = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    elif image.mode in ("P", "CMYK", "YCbCr", "RGB"):
-        image = image.convert("RGB")
-    else:
-        raise DataError(f"{name} has pixels of type {image.mode}: convert it to 8-bit grey or RGB, then run again")
-    image.format = kind
-    return image, keep
+        return encoded(source, i, config)
+    except (DataError, ConfigError) as error:
+        if not config.skip_bad:
+            raise
+        return Rejected(source.names[i], error.reason if isinstance(error, ImageError) else str(error))
 
 
-def _fitted(image: Image.Image, name: str, config: PackConfig) -> Image.Image:
-    size = config.resolution
-    if config.fit == "crop":
-        return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    width, height = image.size
-    if max(width, height) > size:
-        raise ConfigError(f"{name} is {width} x {height}: too large for --resolution {size} with --fit pad")
-    canvas = Image.new(image.mode, (size, size))
-    canvas.paste(image, ((size - width) // 2, (size - height) // 2))
-    return canvas
+def _order(source: Source, seed: int) -> Ints:
+    """All images, shuffled. Where they lie in blocks, blocks are shuffled, and images within a window of blocks."""
+    randoms = np.random.Philox(key=seed).random_raw(len(source.labels))
+    if source.blocks is None:
+        return np.argsort(randoms, kind="stable")
+    lengths = np.diff(source.blocks.starts)
+    places = np.argsort(np.argsort(np.random.Philox(key=seed, counter=1 << 128).random_raw(len(lengths)), kind="stable"))
+    return np.lexsort((randoms, np.repeat(places // source.blocks.window, lengths)))

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -68,6 +69,11 @@ def test_again_says_so_and_other_flags_need_overwrite(tree: Path, tmp_path: Path
         (["TREE", "DST"], "--resolution is missing"),
         (["TREE", "DST", "--resolution", "33"], "--resolution 33: choose one of"),
         (["TREE", "DST", "--resolution", "32", "--shard-size", "0"], "--shard-size 0"),
+        (["TREE", "DST", "--resolution", "32", "--workers", "0"], "--workers 0"),
+        (["TREE", "DST", "--resolution", "32", "--keep"], "--keep stores images as they are"),
+        (["TREE", "DST", "--keep", "--fit", "pad"], "--keep stores images as they are"),
+        (["TREE", "DST", "--resolution", "32", "--quality", "90"], "--quality: png has none"),
+        (["TREE", "DST", "--resolution", "32", "--format", "jpg", "--quality", "0"], "--quality 0: from 1 to 100"),
         (["none", "DST", "--resolution", "32"], "SRC none does not exist"),
         (["TREE", "TREE", "--resolution", "32"], "is not empty (it holds bars)"),
         (["TREE", "/sys/biggan-test", "--resolution", "32"], "cannot write /sys/biggan-test"),
@@ -102,39 +108,56 @@ def test_to_s3(tree: Path, tmp_path: Path, s3: S3Server) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_killed_pack_is_never_taken_for_whole(tmp_path: Path) -> None:
-    """Killed at any moment, the next run packs everything, to the same bytes."""
+def test_a_killed_pack_goes_on_behind_its_finished_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 in the midst, the same command again: the same bytes, and what was finished is not written anew."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (4_000, 32, 32), np.uint8), np.zeros(4_000, np.uint8)
     (tmp_path / "src").mkdir()
     for name, array in (("images-idx3", images), ("labels-idx1", labels)):
         header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
         (tmp_path / "src" / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.cli",
-        "shard",
-        str(tmp_path / "src"),
-        str(tmp_path / "dst"),
-        "--shard-size",
-        "1",
-    ]
-    child = subprocess.Popen(command)
+    command = ["shard", str(tmp_path / "src"), str(tmp_path / "dst"), "--shard-size", "1"]
+    dst, fresh = tmp_path / "dst" / "train", tmp_path / "fresh" / "train"
+    child = subprocess.Popen([sys.executable, "-m", "jobs.cli", *command])
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "dst" / "train" / "000002.tar").exists():
+        while not (dst / "000002.tar").exists():
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
     finally:
         child.wait()
-    assert not (tmp_path / "dst" / "train" / "manifest.json").exists()
-    assert main(command[3:]) == 0
-    assert main([*command[3:4], str(tmp_path / "src"), str(tmp_path / "fresh"), "--shard-size", "1"]) == 0
-    for path in (tmp_path / "fresh" / "train").iterdir():
-        assert (tmp_path / "dst" / "train" / path.name).read_bytes() == path.read_bytes()
-    assert len(os.listdir(tmp_path / "dst" / "train")) == len(os.listdir(tmp_path / "fresh" / "train"))
+    assert not (dst / "manifest.json").exists()
+    before = {name: (dst / name).stat().st_mtime_ns for name in ("000000.tar", "000001.tar")}
+    assert main(command) == 0
+    assert "going on behind" in capsys.readouterr().out
+    assert {name: (dst / name).stat().st_mtime_ns for name in before} == before
+    assert main([*command[:2], str(tmp_path / "fresh"), *command[3:]]) == 0
+    assert sorted(os.listdir(dst)) == sorted(os.listdir(fresh))
+    for path in fresh.iterdir():
+        if path.name != "report.json":  # which tells the time that it took
+            assert (dst / path.name).read_bytes() == path.read_bytes()
+
+
+def test_bad_images_can_be_skipped_and_are_reported(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "blob" / "0002.png").write_bytes(b"no image")
+    dst = tmp_path / "dst"
+    assert main(["shard", str(tree), str(dst), "--resolution", "64", "--on-error", "skip", "--workers", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "15 images, RGB 64 x 64" in said
+    assert "shorter side 48 to 48 px (median 48), 15 smaller than the resolution" in said
+    assert "left out 1 images, such as blob/0002.png" in said
+    (rejected,) = json.loads((dst / "report.json").read_bytes())["rejected"]
+    assert rejected["name"] == "blob/0002.png"
+
+
+def test_images_can_be_kept_and_packed_again(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shard", str(tree), str(tmp_path / "kept"), "--keep"]) == 0
+    assert "16 images, RGB of any size" in capsys.readouterr().out
+    assert main(["shard", str(tmp_path / "kept"), str(tmp_path / "small"), "--resolution", "32", "--format", "webp"]) == 0
+    manifest = load_manifest(str(tmp_path / "small"))
+    assert (manifest.resolution, manifest.class_counts) == (32, (4, 4, 4, 4))
+    assert manifest.source.startswith("32 px, cropped, lanczos, webp of quality 95 (")
 
 
 @pytest.mark.slow

@@ -128,6 +128,47 @@ def test_damaged_idx_files_are_named(tmp_path: Path, damage: str) -> None:
         open_source(str(tmp_path))
 
 
+@pytest.mark.parametrize("path", ["../blob/x.png", "blob/../../x.png", "/blob/x.png", "blob\\..\\..\\x.png"])
+def test_a_zip_member_that_leaves_the_zip_is_refused(tree: Path, tmp_path: Path, path: str) -> None:
+    file = zip_of(tree, tmp_path / "a.zip")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(path, b"")
+    with pytest.raises(ConfigError, match=r"a\.zip has a member .* refused"):
+        open_source(str(file))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tree: Path, tmp_path: Path) -> None:
+    file = zip_of(tree, tmp_path / "a.zip")
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("blob/zero.png", bytes(80 << 20))
+    (source,) = open_source(str(file))
+    names = list(source.names)
+    with pytest.raises(DataError, match=r"blob/zero\.png in .* a zip bomb is not unpacked"):
+        source.read(names.index("blob/zero.png"))
+    assert source.read(names.index("blob/0000.png")) == (tree / "blob" / "0000.png").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["stored bytes", "compressed bytes"])
+def test_a_damaged_zip_member_is_named(tree: Path, tmp_path: Path, damage: str) -> None:
+    kind = zipfile.ZIP_STORED if damage == "stored bytes" else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", kind) as archive:
+        archive.write(tree / "blob" / "0000.png", "blob/0000.png")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[60:80] = bytes(20)
+    (tmp_path / "a.zip").write_bytes(data)
+    (source,) = open_source(str(tmp_path / "a.zip"))
+    with pytest.raises(DataError, match=r"cannot read blob/0000\.png in .*a\.zip"):
+        source.read(0)
+
+
+def test_an_idx_bomb_is_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 20, zipped=True)
+    header = bytes([0, 0, 8, 3]) + struct.pack(">III", 100_000, 28, 28)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header))
+    with pytest.raises(DataError, match=r"train-images-idx3.*a zip bomb"):
+        open_source(str(tmp_path))
+
+
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("hello")
@@ -138,14 +179,14 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     for place, message in {
         "none": "none does not exist",
         "empty": "empty has no images",
-        "file": "neither a folder nor a zip",
+        "file": "file is none of",
         "hole": "class folder zebra has no images",
         "loose": "x.png is in no class folder",
     }.items():
         with pytest.raises(ConfigError, match=message):
             open_source(str(tmp_path / place))
     with pytest.raises(ConfigError, match="copy them here"):
-        open_source("s3://bucket/images")
+        open_source("memory://images")
 
 
 def test_a_damaged_zip_is_named(tree: Path, tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""One split of images to be packed, and what the kinds of sources share. `pipeline.sources` opens them."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, DataError
+
+SPLITS = ("train", "test", "val", "valid", "validation")
+BLOCK_BYTES = 128 << 20  # of blocks that are mixed at a time
+
+_BOMB_RATIO, _BOMB_BYTES = 1000, 64 << 20
+
+Pixels = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How images lie together in a source that reads many at once (row groups, stretches of a tar)."""
+
+    starts: Ints
+    """First image of each block, and the number of images at the end: [blocks + 1]."""
+    window: int
+    """So many blocks are mixed at a time."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of images with labels."""
+
+    split: str
+    """train, test, ...; empty where the source is not split."""
+    classes: tuple[str, ...]
+    """Names by label."""
+    names: Sequence[str]
+    """Of each image, for messages."""
+    labels: Ints
+    """Of each image: [n]."""
+    read: Callable[[int], bytes | Pixels]
+    """Image i: a file's bytes, or uint8 pixels [H, W] or [H, W, 3]. Threads may call it."""
+    fingerprint: str
+    """Changes when the images do (for files: names, sizes and times of change)."""
+    side: int | None = None
+    """Pixels of the longer side, where all images have the same size; None where that is not known."""
+    blocks: Blocks | None = None
+    """None where any image is read as cheaply as the next one."""
+
+
+class Names(Sequence[str]):
+    """Names that are made when somebody asks, for sources of millions of images."""
+
+    def __init__(self, count: int, name: Callable[[int], str]) -> None:
+        self._count, self._name = count, name
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        numbers = range(self._count)[i]
+        return self._name(numbers) if isinstance(numbers, int) else [self._name(n) for n in numbers]
+
+
+class BlockCache(Generic[T]):
+    """The blocks that were used last. Threads that want the same one wait for a single load."""
+
+    def __init__(self, load: Callable[[int], T], capacity: int) -> None:
+        self._load, self._capacity = load, capacity
+        self._kept: OrderedDict[int, Future[T]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, block: int) -> T:
+        """Block number `block`, with the errors of its load."""
+        with self._lock:
+            future = self._kept.get(block)
+            missing = future is None
+            if future is None:
+                future = self._kept[block] = Future()
+            self._kept.move_to_end(block)
+            if len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)  # whoever still waits for it holds it
+        if missing:
+            try:
+                future.set_result(self._load(block))
+            except BaseException as error:
+                future.set_exception(error)  # stays: a damaged block is damaged for each of its images
+        return future.result()
+
+
+def refuse_bomb(name: str, stored: int, claimed: int) -> None:
+    """Raise DataError where `stored` bytes claim to hold so many more that only an attack explains it."""
+    if claimed > _BOMB_BYTES and claimed > _BOMB_RATIO * stored:
+        raise DataError(f"{name} claims to hold {claimed:,} bytes in {stored:,}: a zip bomb is not unpacked; remove it")
+
+
+def refuse_climbing(place: str, path: str) -> None:
+    """Raise ConfigError for a member of an archive whose path leaves it."""
+    if path.startswith("/") or ".." in path.replace("\\", "/").split("/"):
+        raise ConfigError(f"SRC {place} has a member {path!r}: paths that leave the archive are refused; pack a clean one")
+
+
+def same_classes(place: str, sources: list[Source]) -> list[Source]:
+    """`sources`, if their splits have the same classes. Raises ConfigError otherwise."""
+    for source in sources[1:]:
+        if odd := set(source.classes) ^ set(sources[0].classes):
+            raise ConfigError(
+                f"SRC {place}: class {min(odd)} is in only one of {sources[0].split} and {source.split}; "
+                "splits must have the same classes"
+            )
+    return sources

@@ -1,0 +1,178 @@
+"""ImageNet (ILSVRC 2012) as it is distributed, read where it lies: nothing is unpacked.
+
+The training tar holds a tar per class, the validation tar images whose labels the development kit has. Labels are the
+places of the sorted WordNet ids, as everybody numbers ImageNet's classes. One pass notes where each image is, 20 bytes
+for each; then any image is one read.
+"""
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.source import Ints, Names, Source, refuse_bomb, refuse_climbing
+
+TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+_CLASS = re.compile(r"(?:.*/)?(n\d{8})\.tar")
+_VAL = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
+_KIT_BYTES = 64 << 20  # of one of its files; they have 100 kB
+
+
+def open_imagenet(place: str, tars: list[Path], say: Callable[[str], None]) -> list[Source]:
+    """The splits in these tars (`TRAIN`, `VAL`), with the `DEVKIT` beside them.
+
+    Classes are called by id and first word, as in "n01440764 tench"; by id alone where there is no development kit.
+    Raises ConfigError where the validation tar has no development kit, DataError for a damaged tar.
+    """
+    kit = tars[0].with_name(DEVKIT)
+    words, truth = _devkit(kit) if kit.exists() else ({}, [])
+    sources = []
+    for tar in tars:
+        say(f"looking up where the images are in {tar.name}")
+        sources.append(_train(tar, words) if tar.name == TRAIN else _val(tar, words, truth))
+    if len({source.classes for source in sources}) > 1:
+        raise ConfigError(f"SRC {place}: {TRAIN} has other classes than {DEVKIT}: get both again")
+    return sources
+
+
+class _Places:
+    """Where images lie in a tar: offset and length of each."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.offsets, self.lengths, self.keys = array("q"), array("i"), array("i")
+
+    def add(self, offset: int, length: int, key: int) -> None:
+        self.offsets.append(offset)
+        self.lengths.append(length)
+        self.keys.append(key)
+
+    def source(self, split: str, classes: tuple[str, ...], labels: Ints) -> Source:
+        descriptor = os.open(self.file, os.O_RDONLY)  # stays open as long as the program
+
+        def name(i: int) -> str:
+            header = os.pread(descriptor, 512, self.offsets[i] - 512)  # that of the image comes right before it
+            return f"{header[:100].rstrip(bytes(1)).decode(errors='replace')} in {self.file}"
+
+        def read(i: int) -> bytes:
+            data = os.pread(descriptor, self.lengths[i], self.offsets[i])
+            if len(data) < self.lengths[i]:
+                raise DataError(f"{self.file} ends before byte {self.offsets[i] + self.lengths[i]:,}: get it again")
+            return data
+
+        found = self.file.stat()
+        seal = hashlib.sha256(repr((self.file.name, found.st_size, found.st_mtime_ns)).encode())
+        for numbers in (self.offsets, self.lengths, labels):
+            seal.update(np.asarray(numbers).tobytes())
+        return Source(split, classes, Names(len(labels), name), labels, read, seal.hexdigest())
+
+
+def _train(file: Path, words: dict[str, str]) -> Source:
+    ids: list[str] = []
+    places = _Places(file)
+    with open(file, "rb", buffering=0) as stream:
+        for outer, start, length in _members(stream, str(file)):
+            match = _CLASS.fullmatch(outer)
+            if not match:
+                raise ConfigError(f"SRC {file} has a member {outer}: expected n01440764.tar and so on, a tar for each class")
+            inner = _Slice(stream, start, length)
+            for _, offset, size in _members(inner, f"{outer} in {file}"):
+                places.add(start + offset, size, len(ids))
+            ids.append(match[1])
+    if not places.keys:
+        raise ConfigError(f"SRC {file} has no images: get it again")
+    order = sorted(ids)
+    number = np.array([order.index(name) for name in ids], np.int64)
+    return places.source("train", _names(order, words), number[np.asarray(places.keys)])
+
+
+def _val(file: Path, words: dict[str, str], truth: list[str]) -> Source:
+    if not words:
+        raise ConfigError(f"SRC {file} has no labels: put {DEVKIT} beside it, or name {TRAIN} itself as SRC")
+    places = _Places(file)
+    with open(file, "rb", buffering=0) as stream:
+        for name, offset, size in _members(stream, str(file)):
+            match = _VAL.fullmatch(name)
+            if not match or not 1 <= int(match[1]) <= len(truth):
+                raise DataError(f"SRC {file} has a member {name}, for which {DEVKIT} has no label: get both again")
+            places.add(offset, size, int(match[1]) - 1)
+    if not places.keys:
+        raise ConfigError(f"SRC {file} has no images: get it again")
+    order = sorted(words)
+    number = {name: label for label, name in enumerate(order)}
+    return places.source("val", _names(order, words), np.array([number[truth[key]] for key in places.keys], np.int64))
+
+
+def _names(ids: list[str], words: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name} {words[name]}" if name in words else name for name in ids)
+
+
+def _members(stream: io.RawIOBase, place: str) -> list[tuple[str, int, int]]:
+    """(name, offset, length) of each file in a tar that begins at 0. Raises DataError where it is damaged or cut."""
+    found = []
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                refuse_climbing(place, member.name)
+                if member.isreg():
+                    found.append((member.name, member.offset_data, member.size))
+            # tarfile takes a damaged header for the end. The real end is a block of zeros.
+            stream.seek(tar.offset)
+            if stream.read(512) != bytes(512):
+                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"SRC {place} is damaged ({error}): get it again") from None
+    return found
+
+
+class _Slice(io.RawIOBase):
+    """Bytes [start, start + length) of a file, as a file of their own."""
+
+    def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        self._file.seek(self._start + self._at)
+        data = self._file.read(left if size < 0 else min(size, left)) or b""
+        self._at += len(data)
+        return data
+
+
+def _devkit(file: Path) -> tuple[dict[str, str], list[str]]:
+    """(first word by WordNet id, for the classes; the id of each validation image)."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise ConfigError(f"{file.name} has a MATLAB file: `pip install 'biggan-pipeline[imagenet]'` to read it") from None
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                refuse_climbing(str(file), member.name)
+                if member.name.endswith(("data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")):
+                    refuse_bomb(member.name, _KIT_BYTES // 1000, member.size)
+                    content = tar.extractfile(member)
+                    files[member.name.rpartition("/")[2]] = content.read() if content else b""
+        synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
+        classes = [row for row in synsets if int(row["num_children"]) == 0]  # the others are groups of classes
+        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in classes}
+        truth = [by_number[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
+        return {str(row["WNID"]): str(row["words"]).split(",")[0] for row in classes}, truth
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): get it again") from None

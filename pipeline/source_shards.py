@@ -1,0 +1,82 @@
+"""Shards that have our index and manifest, to be packed again: at another resolution, in another form.
+
+A stretch of a tar is read at once and kept while its images are packed, so that an object store is not asked for each.
+"""
+
+import itertools
+
+import google_crc32c
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import ConfigError, DataError
+from pipeline.index import MANIFEST, Index, Manifest, load_index, load_manifest
+from pipeline.source import BLOCK_BYTES, SPLITS, BlockCache, Blocks, Ints, Names, Source
+
+_STRETCH = 4 << 20  # bytes read at once
+
+
+def open_shards(uri: str) -> list[Source]:
+    """The shards at `uri`, or those of its splits; none where there is no manifest. Raises DataError for a damaged one."""
+    found = storage.names(uri)
+    if MANIFEST in found:
+        return [_source("", uri)]
+    splits = [name for name in SPLITS if name in found and storage.exists(storage.join(uri, name, MANIFEST))]
+    return [_source(split, storage.join(uri, split)) for split in splits]
+
+
+def foreign(place: str) -> ConfigError:
+    """What to do with tars that have no index."""
+    return ConfigError(f"SRC {place}: tars without a {MANIFEST}; run `biggan index URI` first, which indexes shards")
+
+
+def _source(split: str, uri: str) -> Source:
+    manifest = load_manifest(uri)
+    rows = np.concatenate([load_index(uri, shard) for shard in manifest.shards])
+    firsts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
+    starts = np.concatenate([*_starts(manifest, rows, firsts), [len(rows)]]).astype(np.int64)
+    window = max(1, BLOCK_BYTES // _STRETCH)
+
+    def place(sample: int) -> tuple[int, str]:
+        shard = int(np.searchsorted(firsts, sample, side="right")) - 1
+        return shard, storage.join(manifest.tars or uri, manifest.shards[shard].name)
+
+    def load(block: int) -> tuple[int, bytes]:
+        """(its place in the tar, the bytes)"""
+        first, last = rows[starts[block]], rows[starts[block + 1] - 1]
+        start, end = 512 * int(first["block"]), 512 * int(last["block"]) + int(last["length"])
+        return start, storage.read_range(place(int(starts[block]))[1], start, end)
+
+    def name(i: int) -> str:
+        shard, tar = place(i)
+        return f"{tar}, sample {i - firsts[shard]}"
+
+    cache = BlockCache(load, 2 * window)
+
+    def read(i: int) -> bytes:
+        start, data = cache.get(int(np.searchsorted(starts, i, side="right")) - 1)
+        row = rows[i]
+        at = 512 * int(row["block"]) - start
+        image = data[at : at + int(row["length"])]
+        if google_crc32c.value(image) != row["crc"]:
+            raise DataError(f"{name(i)} does not have its checksum: restore the tar or pack it again from its source")
+        return image
+
+    return Source(
+        split=split,
+        classes=manifest.classes,
+        names=Names(len(rows), name),
+        labels=rows["label"].astype(np.int64),
+        read=read,
+        fingerprint=manifest.fingerprint,
+        blocks=Blocks(starts, window),
+    )
+
+
+def _starts(manifest: Manifest, rows: Index, firsts: Ints) -> list[Ints]:
+    """First sample of each stretch, for each shard: one begins where the tar has gone on by `_STRETCH` bytes."""
+    starts = []
+    for first, end in itertools.pairwise(firsts):
+        places = rows["block"][first:end].astype(np.int64) * 512 // _STRETCH
+        starts.append(first + np.flatnonzero(np.diff(places, prepend=-1)))
+    return starts
