@@ -37,9 +37,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.data_images import SIZE, make_images
-from benchmarks.data_peers import PACKAGES, PACKERS, SHARD_MB, package_version, torchvision_is_missing
+from benchmarks.data_peers import BATCH, PACKAGES, PACKERS, SHARD_MB, package_version, torchvision_is_missing
 from benchmarks.latency_server import serve
-from benchmarks.report import report
+from benchmarks.report import report, table
 from jobs import cli
 from pipeline import storage
 from pipeline.index import MANIFEST, dump_manifest, index_name, load_manifest
@@ -127,7 +127,8 @@ def run_arm(arm: str, where: str, environment: Mapping[str, str]) -> dict[str, f
         words = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
         print(f"{arm} failed:\n{done.stderr}", file=sys.stderr)
         raise RuntimeError(words[-1][:120])
-    return json.loads(lines[-1])
+    found: dict[str, float] = json.loads(lines[-1])
+    return found
 
 
 def ratio(rounds: Rounds, arm: str, of: str) -> float | None:
@@ -170,7 +171,7 @@ def summary(rounds: Rounds, failures: Mapping[str, str]) -> list[dict[str, Any]]
         else:
             micros = median(map(cost, found))
             row |= {"cpu us/sample": round(micros, 1), "samples/s per core": round(1e6 / micros)}
-            row |= {"samples/s, wall": round(median(each["samples"] / each["wall_s"] for each in found))}
+            row |= {"samples/s, wall": round(median(each["per_second"] for each in found))}
             row["times ours"] = ratio(rounds, arm, f"{group}/ours" if group != "stack" else "stack/bare")
             version = package_version(name) if name in PACKAGES else None
             row["note"] = f"{PACKAGES[name]} {version}" if version else "times the bare decoder" if group == "stack" else ""
@@ -206,7 +207,10 @@ def measure(work: Path, samples: int, count: int, latency: float) -> tuple[Round
             if arm not in failures:
                 where = resumes.get(arm) or places.get(arm.split("/")[0], str(folder))
                 try:
-                    found[arm] = run_arm(arm, where, environment)
+                    one = run_arm(arm, where, environment)
+                    if not arm.startswith("resume/") and one["samples"] < samples - BATCH:
+                        raise RuntimeError(f"gave {one['samples']} of {samples} samples")
+                    found[arm] = one
                 except (RuntimeError, subprocess.TimeoutExpired) as error:
                     failures[arm] = f"failed: {error}"
                 print(f"round {number + 1} of {count}: {arm} {failures.get(arm, 'done')}", file=sys.stderr, flush=True)
@@ -227,6 +231,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.samples = 1, 1024
+    if args.rounds < 1 or args.samples < 1024:
+        parser.error("--rounds has to be at least 1, --samples at least 1024: CPU time is counted in steps of 10 ms")
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
@@ -242,7 +248,8 @@ def main() -> None:
         "packages": {name: package_version(name) for name in PACKAGES},
         "torchvision_stubbed": torchvision_is_missing(),
     }
-    report("data", [*rows, *bars], figures, ok=all(row["ok"] for row in bars))
+    print("\n".join([*table(rows), ""]))
+    report("data", bars, figures, ok=all(row["ok"] for row in bars))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def cropped(pixels: Tensor, mirror: bool) -> Tensor:
 
 def same_decoder(data: bytes) -> Tensor:
     """JPEG to uint8 [224, 224, 3] with our decoder. Height, width, channels: a batch becomes channels_last for nothing."""
-    return cropped(torch.from_numpy(simplejpeg.decode_jpeg(bytes(data), "RGB")), random.random() < 0.5)
+    return cropped(torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")), random.random() < 0.5)
 
 
 def recipe(data: Any) -> Tensor:
@@ -97,6 +97,8 @@ def mds(where: str, transform: Transform, cache: Path) -> Iterable[Any]:
         os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
         place = {"remote": f"{where}/mds", "local": str(cache / "mds")}
     dataset = Images(**place, shuffle=True, batch_size=BATCH)
+    for stream in dataset.streams:
+        stream._downloader.clean_up()  # or the workers share one open connection, and get pieces of each other's shards
     return DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
@@ -127,6 +129,8 @@ def litdata(where: str, transform: Transform, cache: Path) -> Iterable[Any]:
         keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
         options["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], **keys}
         options["cache_dir"] = str(cache)
+        # Its store of choice refuses a server without TLS, and litdata has no option for that.
+        litdata.streaming.downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
     dataset = Images(f"{where}/litdata", shuffle=True, drop_last=False, **options)
     return litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
