@@ -1,6 +1,6 @@
 """Loaders side by side: CPU time per sample and samples/s, ours beside webdataset, MosaicML's MDS, litdata and a folder.
 
-    python -m benchmarks.data [--rounds 3] [--samples 4096] [--work DIR] [--quick]
+    python -m benchmarks.data [--rounds 3] [--samples 8192] [--work DIR] [--quick]
 
 same     JPEG 256 x 256 to shuffled uint8 batches of 64, cropped to 224 and half of them mirrored, all with simplejpeg, each
          loader as it is normally run: ours two threads in the process, the others DataLoader with two workers.
@@ -17,11 +17,13 @@ the bars compare the medians of the ratios within the rounds. "samples/s per cor
 that does nothing else. The wall rates depend on what else the machine does, and a loader that is bounded by latency
 shows there only.
 
-What favours whom. The set is in the page cache, and small. Ours finishes its batches in one buffer that it uses again; the
-others' batches cross from a worker in new shared memory, which is the price of processes. Ours checks a crc32c of each
-image, the others check nothing. Mirroring is torch's for all (NumPy's is 15 times slower), the uint8 batches of all lie in
-the order that costs each least. From s3 the others fill a cache on disk, which starts empty in the epoch that is measured,
-and start their workers within it; a later epoch would find the set on disk, where ours, without a cache, reads it again.
+What favours whom. Every batch ends in one buffer of the consumer's process, which it uses again: ours by cropping into it,
+the others' by a copy out of the worker's shared memory, as `pin_memory` makes it. The start of workers and of epochs is
+not counted (local sets), or thinly (one epoch of a small set pays what ImageNet's would not notice). Ours checks a crc32c
+of each image, the others check nothing. Mirroring is torch's for all (NumPy's is 15 times slower), and uint8 batches lie
+in the order of axes that costs each least. The set is in the page cache. From s3 the others fill a cache on disk, which
+starts empty in the epoch that is measured, and start their workers within it; a later epoch would find the set on disk,
+where ours, without a cache, reads it again.
 """
 
 import argparse
@@ -50,7 +52,7 @@ ARMS = (
     *(f"recipe/{name}" for name in LOCAL),
     *("stack/bare", "stack/ours1", "stack/ours2"),
     *("http/ours", "http/webdataset", "s3/ours", "s3/mds", "s3/litdata"),
-    *("resume/local", "resume/http"),
+    *("resume/local", "resume/http", "resume/s3"),
 )
 RESUME_SHARDS, RESUME_SHARD = 1280, 1000  # ImageNet's 1.28 M samples
 WHY_NOT = (
@@ -199,7 +201,11 @@ def measure(work: Path, samples: int, count: int, latency: float) -> tuple[Round
     }
     environment = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **signed}
     places = {"http": f"{address}/{folder.name}", "s3": f"s3://{folder.name}"}
-    resumes = {"resume/local": str(many), "resume/http": f"{address}/{many.relative_to(work)}"}
+    resumes = {
+        "resume/local": str(many),
+        "resume/http": f"{address}/{many.relative_to(work)}",
+        "resume/s3": f"s3://{many.relative_to(work)}",
+    }
     rounds: list[dict[str, dict[str, float]]] = [{} for _ in range(count)]
     for number, found in enumerate(rounds):
         first = number * len(ARMS) // count
@@ -222,7 +228,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often each arm runs (default 3)")
-    parser.add_argument("--samples", type=int, default=4096, help="pictures in the set (default 4096)")
+    parser.add_argument("--samples", type=int, default=8192, help="pictures in the set (default 8192)")
     parser.add_argument("--latency", type=float, default=20, metavar="MS", help="of the server's first byte (default 20)")
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="where the sets are made, and found again (default: temporary)"
