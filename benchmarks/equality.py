@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.data import pack_patterns
+from benchmarks.patterns import pack_patterns
 from benchmarks.report import report
 from model.batchnorm import set_group
 from model.biggan import Discriminator, Generator

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.data import pack_patterns
+from benchmarks.patterns import pack_patterns
 from benchmarks.report import report
 from pipeline import checkpoint
 from pipeline.tracking import Delivery, connect
