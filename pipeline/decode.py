@@ -5,18 +5,24 @@ goes through Pillow. Both release the interpreter lock.
 """
 
 import io
+import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 Filter = Literal["lanczos", "bicubic", "box"]
 
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded: a few kilobytes can claim gigabytes."""
+
+_ORIENTATION = 0x0112  # in EXIF
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
 
 
 class UndecodableError(ValueError):
@@ -50,23 +56,45 @@ def _has_exif(data: bytes) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a picture's file is."""
+
+    format: str
+    """Pillow's name: JPEG, PNG, WEBP, ..."""
+    mode: str
+    size: tuple[int, int]
+    """Width and height, pixels, before it was turned."""
+    turned: bool
+    """Whether it had to be turned to stand upright."""
+
+
 def upright(data: bytes) -> Image.Image:
+    """The picture of `opened`."""
+    return opened(data)[0]
+
+
+def opened(data: bytes) -> tuple[Image.Image, Stored]:
     """The picture as a person sees it, in mode L or RGB: turned as its EXIF says, on white where it is transparent.
 
-    Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255). `format` is that of the file. Raises
-    UndecodableError, also for more than `MAX_PIXELS`.
+    Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255). Raises UndecodableError, also for more than
+    `MAX_PIXELS`.
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"it claims {file.width} x {file.height} pixels")
+                raise ValueError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}")
             file.load()
-            image, kind = ImageOps.exif_transpose(file), file.format
+            turned = file.getexif().get(_ORIENTATION, 1) != 1
+            stored = Stored(file.format or "", file.mode, file.size, turned)
+            image: Image.Image = file
+            if turned:
+                ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, and copies hold the interpreter lock
+    except UnidentifiedImageError:
+        raise UndecodableError("it is in no format that Pillow knows") from None
     except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
         raise UndecodableError(_first_line(error)) from None
-    image = _grey_or_rgb(image)
-    image.format = kind
-    return image
+    return _grey_or_rgb(image), stored
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -76,11 +104,11 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
         # Under transparent pixels lies whatever the drawing program left there: show them on white.
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    if image.mode in ("P", "CMYK", "YCbCr", "RGB"):
-        return image.convert("RGB")
-    raise UndecodableError(f"its pixels are of type {image.mode}: convert it to 8-bit grey or RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode in ("1", "P", "CMYK", "YCbCr"):
+        return image.convert("L" if image.mode == "1" else "RGB")
+    raise UndecodableError(f"its pixels are of type {image.mode}, not 8-bit grey or RGB")
 
 
 def fitted(image: Image.Image, side: int, resample: Filter = "lanczos") -> Image.Image:

@@ -1,29 +1,19 @@
 """How one image becomes one sample: decoded, cropped or padded, resampled, encoded; or kept as it is."""
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.decode import Filter, UndecodableError, fitted, opened
 from pipeline.errors import ConfigError, DataError
 from pipeline.source import Source
 
 Fit = Literal["crop", "pad"]
-Filter = Literal["lanczos", "bicubic", "box"]
 Form = Literal["png", "jpg", "webp"]
 
-MAX_PIXELS = 10**8  # a larger one is taken for an attack: 300 MB when decoded
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_FILTERS = {
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-}
-_ORIENTATION = 0x0112
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
 
 
 class ImageError(DataError):
@@ -96,35 +86,13 @@ def encoded(source: Source, i: int, config: PackConfig) -> Sample:
 def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, str]:
     """A decoded picture, upright, in mode L or RGB; and its extension if its bytes can be stored as they are."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}")
-            file.load()
-            fits = file.size == (config.resolution, config.resolution) and file.mode in ("L", "RGB")
-            upright = file.getexif().get(_ORIENTATION, 1) == 1
-            extension = _KEPT.get(file.format or "", "")
-            image: Image.Image = file
-            if not upright:
-                ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, and copies hold the interpreter lock
-    except UnidentifiedImageError:
-        raise ImageError(name, "it is in no format that Pillow knows") from None
-    except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ImageError(name, reason) from None
-    if config.resolution is not None and not (fits and upright and extension in ("jpg", config.form)):
+        image, stored = opened(data)
+    except UndecodableError as error:
+        raise ImageError(name, str(error)) from None
+    extension = _KEPT.get(stored.format, "")
+    fits = stored.size == (config.resolution, config.resolution) and stored.mode in ("L", "RGB") and not stored.turned
+    if config.resolution is not None and not (fits and extension in ("jpg", config.form)):
         extension = ""
-    if image.mode in ("L", "RGB"):
-        return image, extension
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("LA", "PA", "RGBA", "P") and ("transparency" in image.info or image.mode.endswith("A")):
-        # Under transparent pixels lies whatever the drawing program left there: show them on white.
-        picture = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    elif image.mode in ("P", "CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    else:
-        raise DataError(f"{name} has pixels of type {image.mode}: convert it to 8-bit grey or RGB, then run again")
     return image, extension
 
 
@@ -147,7 +115,7 @@ def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: 
 
 def _fitted(image: Image.Image, name: str, size: int, config: PackConfig) -> Image.Image:
     if config.fit == "crop":
-        return image if image.size == (size, size) else ImageOps.fit(image, (size, size), _FILTERS[config.filter])
+        return fitted(image, size, config.filter)
     width, height = image.size
     if max(width, height) > size:
         raise ConfigError(f"{name} is {width} x {height}: too large for --resolution {size} with --fit pad")

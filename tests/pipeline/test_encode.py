@@ -92,9 +92,12 @@ def test_transparency_becomes_white_and_palettes_become_colours(tmp_path: Path) 
     assert pack_one(tmp_path, PackConfig(32))[0][0, 0].tolist() == [200, 100, 0]
 
 
-def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
+def test_pixels_of_16_bits_keep_their_upper_eight_and_floats_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "src" / "a" / "x.png", Image.fromarray(np.full((32, 32), 40_000, np.uint16)))
-    with pytest.raises(DataError, match=r"a/x\.png has pixels of type I;16"):
+    assert (pack_one(tmp_path, PackConfig(32))[0] == 40_000 >> 8).all()
+    (tmp_path / "src" / "a" / "x.png").unlink()
+    save(tmp_path / "src" / "a" / "x.tif", Image.fromarray(np.zeros((32, 32), np.float32)))
+    with pytest.raises(DataError, match=r"a/x\.tif \(its pixels are of type F"):
         pack_one(tmp_path, PackConfig(32))
 
 
