@@ -1,0 +1,47 @@
+"""All bytes of shards read again and compared with index and manifest."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import google_crc32c
+
+from pipeline import storage
+from pipeline.errors import DataError, UserError
+from pipeline.index import Manifest, Shard, load_index, load_manifest
+from pipeline.indexing import MAX_MEMBER, Progress, Scan, pieces
+from pipeline.tar import BLOCK, TarError, members
+
+
+def verify(uri: str, threads: int, progress: Progress) -> list[str]:
+    """Read everything again; returns what is not as index and manifest say, one line each."""
+    manifest = load_manifest(uri)
+
+    def check(shard: Shard) -> list[str]:
+        return list(_faults(uri, manifest, shard, progress))
+
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        return [fault for faults in pool.map(check, manifest.shards) for fault in faults]
+
+
+def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> Iterator[str]:
+    place, found = storage.join(manifest.tars or uri, shard.name), Scan(shard.name)
+    rows: dict[int, tuple[int, int]] = {}
+    try:
+        rows = {block: (length, crc) for block, length, crc, _ in load_index(uri, shard).tolist()}
+    except DataError as error:
+        yield str(error)
+    try:
+        for member in members(pieces(place, found, progress), lambda _, size: size <= MAX_MEMBER):
+            expected = rows.pop(member.offset // BLOCK, None)
+            if expected and expected != (member.size, google_crc32c.value(member.data or b"")):
+                yield f"{place}: {member.name} is not the image that its index means"
+    except (TarError, UserError) as error:
+        yield f"{place}: {error}"
+        return
+    if rows:
+        yield f"{place} lacks {len(rows)} images of its index"
+    if found.bytes != shard.bytes:
+        yield f"{place} has {found.bytes:,} bytes instead of {shard.bytes:,}"
+    elif found.crc32c != shard.crc32c:
+        yield f"{place} does not have its checksum"
+    progress(shard.samples, 0)
