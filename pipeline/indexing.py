@@ -137,7 +137,7 @@ def scan(uri: str, name: str, rules: Rules, progress: Progress) -> Scan:
         sample: list[Member] = []
         key = None
         for member in members(pieces(place, found, progress), wanted):
-            parts = _key_of(member.name, place)
+            parts = key_of(member.name, place)
             if parts is None:
                 continue
             if key is not None and parts[0] != key:
@@ -175,7 +175,7 @@ def pieces(place: str, found: Scan, progress: Progress) -> Iterator[bytes]:
     found.crc32c = int.from_bytes(crc.digest())
 
 
-def _key_of(path: str, place: str) -> tuple[str, str] | None:
+def key_of(path: str, place: str) -> tuple[str, str] | None:
     """(key, extension), or None for what webdataset passes over. Raises DataError for a path that leads elsewhere."""
     if path.startswith("/") or ".." in path.split("/"):
         raise DataError(f"{place} has a member {path!r}, which points outside: write it again with plain paths")
