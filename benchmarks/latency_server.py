@@ -17,21 +17,25 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers from `folder`, `latency` seconds late."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def __init__(self, folder: Path, latency: float, *args: object) -> None:
-        self._folder, self._latency = folder, latency
+        self.folder, self._latency = folder, latency
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_HEAD(self) -> None:
+        """As GET, without the bytes."""
         self.do_GET()
 
     def do_GET(self) -> None:
+        """A file or a range of it."""
         time.sleep(self._latency)
-        path = self._folder / unquote(urlsplit(self.path).path).lstrip("/")
-        if not path.is_file() or not path.resolve().is_relative_to(self._folder):
+        path = self.folder / unquote(urlsplit(self.path).path).lstrip("/")
+        if not path.is_file() or not path.resolve().is_relative_to(self.folder):
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -39,14 +43,14 @@ class _Handler(BaseHTTPRequestHandler):
         with open(path, "rb") as file:
             found = os.fstat(file.fileno())
             size = found.st_size
-            first, end = _range(self.headers.get("Range", ""), size)
+            first, end = byte_range(self.headers.get("Range", ""), size)
             whole = (first, end) == (0, size) and "Range" not in self.headers
             self.send_response(200 if whole else 206 if first < end else 416)
             if not whole:
                 self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
             self.send_header("Content-Length", str(max(0, end - first)))
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("ETag", f'"{found.st_mtime_ns:x}-{size:x}"')
+            self.send_header("ETag", self.version(found))
             self.send_header("Last-Modified", self.date_time_string(int(found.st_mtime)))
             self.end_headers()
             if self.command == "GET":
@@ -54,11 +58,15 @@ class _Handler(BaseHTTPRequestHandler):
                 while first < end:
                     first += os.sendfile(self.connection.fileno(), file.fileno(), first, end - first)
 
+    def version(self, found: os.stat_result) -> str:
+        """An ETag."""
+        return f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+
     def log_message(self, *message: object) -> None:
         """Nothing: requests are many."""
 
 
-def _range(header: str, size: int) -> tuple[int, int]:
+def byte_range(header: str, size: int) -> tuple[int, int]:
     """Bytes [first, end) that a Range header asks for."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
     if not match or not any(match.groups()):
@@ -69,7 +77,9 @@ def _range(header: str, size: int) -> tuple[int, int]:
     return int(first), min(size, int(last) + 1) if last else size
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """Threads that end with the process."""
+
     daemon_threads = True
     request_queue_size = 128
 
@@ -77,9 +87,9 @@ class _Server(ThreadingHTTPServer):
         """A client may leave in the middle of an answer."""
 
 
-def serve(folder: Path, latency: float) -> _Server:
+def serve(folder: Path, latency: float) -> Server:
     """A server at 127.0.0.1, on a free port, that answers in threads until its `shutdown`."""
-    server = _Server(("127.0.0.1", 0), partial(_Handler, folder.resolve(), latency))
+    server = Server(("127.0.0.1", 0), partial(Handler, folder.resolve(), latency))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 

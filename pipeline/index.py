@@ -108,11 +108,22 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 def load_manifest(uri: str) -> Manifest:
     """Read and check the manifest of the shards at `uri`. Raises ConfigError where none is, DataError if damaged."""
+    try:
+        return _load_manifest(uri)
+    except DataError:  # once more: it may have been damaged on its way
+        return _load_manifest(uri)
+
+
+def _load_manifest(uri: str) -> Manifest:
     place = storage.join(uri, MANIFEST)
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:
-        splits = [name for name in storage.names(uri)[:20] if storage.exists(storage.join(uri, name, MANIFEST))]
+        splits = (
+            []
+            if uri.startswith("http")
+            else [name for name in storage.names(uri)[:20] if storage.exists(storage.join(uri, name, MANIFEST))]
+        )
         hint = f"pack them with `biggan shard SRC {uri}`"
         if splits:
             hint = f"name one of its splits: {', '.join(storage.join(uri, name) for name in splits)}"

@@ -1,96 +1,282 @@
-"""interim"""
+"""Encoded images by sample id: whole runs by range requests into bounded memory, each image checked by its crc32c.
 
+What may go wrong on the way: a store that fails for a while (asked again, up to `PATIENCE`), one answer among many that is
+late (a second request is sent, and the first to come is taken), bytes that are wrong (read once more, then the sample is
+bad), a shard that is shorter than its index says (what is in front of the cut is good), one that is another now (an error).
+"""
+
+import statistics
 import threading
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
 
 from pipeline import storage
-from pipeline.errors import DataError
+from pipeline.cache import Cache
+from pipeline.errors import DataError, StorageError
 from pipeline.index import Index, Manifest, Part, load_index
 from pipeline.mixture import Mixture
 from pipeline.order import Ints, Order
 from pipeline.quarantine import BadSampleError
 
+PATIENCE = 180.0
+"""Seconds for which a failing store is asked again. Each request has retries of its own as well (`object_stores`)."""
+
+T = TypeVar("T")
+
+_INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
+_HEDGE_AFTER = 4.0  # times the median, and not below `_HEDGE_LEAST` seconds
+_HEDGE_LEAST = 0.5
+_HEDGE_SHARE = 0.05  # of all requests, at most
 _MEND = "restore the file, or pack again with `biggan shard SRC DST --overwrite`"
 
 
 @dataclass(frozen=True)
 class Encoded:
+    """One image as it is stored."""
+
     label: int
     data: bytes
     shard: str
     sample: int
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as it was found."""
+
+    place: str
+    name: str
+    first: int
+    """Its first sample."""
+    rows: Index
+    size: int
+    version: str | None
+    part: Part
+
+
+@dataclass(frozen=True)
+class _Run:
+    start: int
+    """Place of the first byte in the tar."""
+    data: bytes
+    shard: _Shard
+    fresh: bool = False
+    """Whether it was read because an earlier reading was damaged."""
+
+
 class Reader:
-    def __init__(self, uri: str, manifest: Manifest, order: Order | Mixture, *, capacity: int, requests: int = 8) -> None:
+    """Encoded images of a manifest; threads may share it.
+
+    Args:
+        uri: where the manifest was found.
+        order: whose runs are read.
+        capacity: runs that are kept. `image` reads a run that is not among them, so nothing but speed depends on it.
+        requests: range requests in flight: enough to hide a store's latency.
+        cache: of runs, on local disk.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        manifest: Manifest,
+        order: Order | Mixture,
+        *,
+        capacity: int,
+        requests: int = 8,
+        cache: Cache | None = None,
+    ) -> None:
         self.manifest, self.order = manifest, order
         self.bytes_read = 0
-        self._uri, self._capacity = uri, capacity
+        """Fetched from the store so far."""
+        self.hedged = 0
+        """Second requests sent because the first was late."""
+        self._capacity, self._cache = capacity, cache
         self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, ()),)
         self._part_ends = np.cumsum([part.shards for part in self._parts])
         self._first = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
-        self._indexes: dict[int, Index] = {}
-        self._kept: OrderedDict[int, Future[tuple[int, bytes]]] = OrderedDict()
+        self._shards: OrderedDict[int, Future[_Shard]] = OrderedDict()
+        self._runs: OrderedDict[int, Future[_Run]] = OrderedDict()
+        self._seconds: deque[float] = deque(maxlen=64)
+        self._asked = 0
         self._lock = threading.Lock()
-        self._ilock = threading.Lock()
-        self._requests = ThreadPoolExecutor(requests, "fetch")
+        self._closed = threading.Event()
+        self._fetchers = ThreadPoolExecutor(requests, "fetch")
+        self._lines = ThreadPoolExecutor(2 * requests, "fetch-line")
 
     def close(self) -> None:
-        self._requests.shutdown(cancel_futures=True)
-
-    def _run(self, run: int) -> "Future[tuple[int, bytes]]":
-        with self._lock:
-            if run in self._kept:
-                self._kept.move_to_end(run)
-            else:
-                self._kept[run] = self._requests.submit(self._read, run)
-                while len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
-            return self._kept[run]
+        """Give up what is being read, and wait until the threads are gone."""
+        self._closed.set()
+        self._fetchers.shutdown(cancel_futures=True)
+        self._lines.shutdown(cancel_futures=True)
 
     def expect(self, samples: Ints) -> None:
+        """Start reading the runs of these samples, in this order; returns at once."""
         for run in dict.fromkeys(self.order.run_of(samples).tolist()):
             self._run(run)
 
-    def key(self, sample: int) -> str:
-        return f"{sample:09d}"
-
     def image(self, sample: int) -> Encoded:
-        shard = int(np.searchsorted(self._first, sample, side="right")) - 1
-        start, data = self._run(int(np.searchsorted(self.order.starts, sample, side="right")) - 1).result()
-        block, length, crc, label = self._indexes[shard][sample - self._first[shard]].item()
-        image = data[block * 512 - start : block * 512 - start + length]
-        name = self.manifest.shards[shard].name
-        if google_crc32c.value(image) != crc:
-            raise BadSampleError(name, sample, self.key(sample), "checksum")
-        labels = self._part(shard).labels
-        return Encoded(labels[label] if labels else label, image, name, sample)
+        """One image; waits until its run is there.
 
-    def _read(self, run: int) -> tuple[int, bytes]:
-        first, end = self.order.starts[run : run + 2]
-        shard = int(np.searchsorted(self._first, first, side="right")) - 1
-        rows = self._index(shard)[first - self._first[shard] : end - self._first[shard]]
-        start, stop = 512 * int(rows[0]["block"]), 512 * int(rows[-1]["block"]) + int(rows[-1]["length"])
+        Raises BadSampleError if it is damaged, DataError if its shard or index is gone or another one, StorageError.
+        """
+        number = int(np.searchsorted(self.order.starts, sample, side="right")) - 1
+        run = self._run(number).result()
+        data, reason, label = self._checked(run, sample)
+        if reason and not run.fresh:
+            run = self._run(number, instead_of=run).result()
+            data, reason, label = self._checked(run, sample)
+        if reason:
+            raise BadSampleError(run.shard.name, sample, self.key(sample), reason)
+        labels = run.shard.part.labels
+        return Encoded(labels[label] if labels else label, data, run.shard.name, sample)
+
+    def key(self, sample: int) -> str:
+        """The name of a sample's image in its shard, without its extension: for people. Its id if it cannot be read."""
+        shard = self._shard(int(np.searchsorted(self._first, sample, side="right")) - 1)
+        header = 512 * (int(shard.rows[sample - shard.first]["block"]) - 1)
         try:
-            data = storage.read_range(self._place(shard), start, stop)
+            name = storage.read_range(shard.place, header, header + 100).split(b"\0")[0].decode()
+        except (StorageError, UnicodeDecodeError):
+            name = ""
+        folder, slash, file = name.rpartition("/")
+        return folder + slash + file.partition(".")[0] if name else str(sample)
+
+    def _checked(self, run: _Run, sample: int) -> tuple[bytes, str, int]:
+        """(image, what is wrong with it or nothing, its shard's own label)."""
+        block, length, crc, label = run.shard.rows[sample - run.shard.first].item()
+        begin = block * 512 - run.start
+        data = run.data[begin : begin + length]
+        if len(data) < length:
+            expected = self.manifest.shards[self._number(run.shard.first)].bytes
+            return data, f"the shard has {run.shard.size:,} bytes instead of {expected:,}; {_MEND}", label
+        return data, "" if google_crc32c.value(data) == crc else f"it does not have its checksum; {_MEND}", label
+
+    def _number(self, sample: int) -> int:
+        return int(np.searchsorted(self._first, sample, side="right")) - 1
+
+    def _run(self, number: int, instead_of: _Run | None = None) -> "Future[_Run]":
+        with self._lock:
+            found = self._runs.get(number)
+            if found is not None and instead_of is not None and found.done() and found.result() is instead_of:
+                found = None
+            if found is None:
+                found = self._runs[number] = self._fetchers.submit(self._fetch, number, instead_of is not None)
+            self._runs.move_to_end(number)
+            while len(self._runs) > self._capacity:
+                self._runs.popitem(last=False)
+            return found
+
+    def _fetch(self, number: int, fresh: bool) -> _Run:
+        first, end = self.order.starts[number : number + 2]
+        shard = self._shard(self._number(int(first)))
+        rows = shard.rows[first - shard.first : end - shard.first]
+        start, stop = 512 * int(rows[0]["block"]), 512 * int(rows[-1]["block"]) + int(rows[-1]["length"])
+        stop = min(stop, shard.size)
+        if start >= stop:
+            return _Run(start, b"", shard, fresh)
+        key = f"{self.manifest.shards[self._number(int(first))].crc32c:08x}-{start}-{stop}"
+        if self._cache and fresh:
+            self._cache.drop(key)
+        if self._cache and not fresh and (data := self._cache.get(key)) is not None:
+            return _Run(start, data, shard)
+        data = self._read(shard, start, stop)
+        if len(data) != stop - start:
+            raise DataError(f"{shard.place} became shorter while it was read; {_MEND}")
+        with self._lock:
+            self.bytes_read += len(data)
+        if self._cache:
+            self._cache.put(key, data)
+        return _Run(start, data, shard, fresh)
+
+    def _read(self, shard: _Shard, start: int, stop: int) -> bytes:
+        def ask() -> bytes:
+            return storage.read_range(shard.place, start, stop, shard.version)
+
+        local = storage.local_path(shard.place) is not None
+        try:
+            return self._patiently(ask if local else lambda: self._hedged(ask))
         except storage.NotFoundError:
-            raise DataError(f"{self._place(shard)} is missing; {_MEND}") from None
-        self.bytes_read += len(data)
-        return start, data
+            raise DataError(f"{shard.place} is missing; {_MEND}") from None
+        except storage.ChangedError:
+            raise DataError(f"{shard.place} is another file than when this process first read it; {_MEND}") from None
 
-    def _index(self, shard: int) -> Index:
-        with self._ilock:
-            if shard not in self._indexes:
-                self._indexes[shard] = load_index(self._part(shard).uri, self.manifest.shards[shard])
-            return self._indexes[shard]
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask until there is an answer, or `PATIENCE` is spent."""
+        began, pause, changes = time.monotonic(), 0.1, 0
+        while True:
+            try:
+                return ask()
+            except storage.NotFoundError:
+                raise
+            except StorageError as error:
+                changes += isinstance(error, storage.ChangedError)
+                spent = time.monotonic() - began
+                if changes > 3 or self._closed.is_set():
+                    raise
+                if spent > PATIENCE:
+                    raise StorageError(f"{error} (asked again for {spent:.0f} s)") from error
+            self._closed.wait(pause)
+            pause = min(2 * pause, 10.0)
 
-    def _part(self, shard: int) -> Part:
-        return self._parts[int(np.searchsorted(self._part_ends, shard, side="right"))]
+    def _hedged(self, ask: Callable[[], bytes]) -> bytes:
+        """Ask, and ask a second time if the answer is late."""
+        began = time.monotonic()
+        first = self._lines.submit(ask)
+        with self._lock:
+            self._asked += 1
+            known = len(self._seconds) >= 16
+            limit = max(_HEDGE_LEAST, _HEDGE_AFTER * statistics.median(self._seconds)) if known else None
+        asked = {first}
+        if limit is not None and not wait(asked, limit).done:
+            with self._lock:
+                may = self.hedged < _HEDGE_SHARE * self._asked + 1
+                self.hedged += may
+            if may:
+                asked = {first, self._lines.submit(ask)}
+        done, others = wait(asked, return_when=FIRST_COMPLETED)
+        if others and all(one.exception() for one in done):
+            done, others = wait(others)
+        for one in others:
+            one.cancel()
+        answer = next((one for one in done if not one.exception()), next(iter(done))).result()
+        with self._lock:
+            self._seconds.append(time.monotonic() - began)
+        return answer
 
-    def _place(self, shard: int) -> str:
-        return storage.join(self._part(shard).tars, self.manifest.shards[shard].name)
+    def _shard(self, number: int) -> _Shard:
+        """A shard's index and state, looked up once."""
+        with self._lock:
+            found = self._shards.get(number)
+            if mine := found is None:
+                found = self._shards[number] = Future()
+            self._shards.move_to_end(number)
+            while len(self._shards) > _INDEXES:
+                self._shards.popitem(last=False)
+        assert found is not None
+        if mine:
+            try:
+                found.set_result(self._look_up(number))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
+
+    def _look_up(self, number: int) -> _Shard:
+        expected = self.manifest.shards[number]
+        part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
+        place = storage.join(part.tars, expected.name)
+        try:
+            size, version = self._patiently(lambda: storage.head(place))
+        except storage.NotFoundError:
+            raise DataError(f"{place} is missing; {_MEND}") from None
+        try:
+            rows = self._patiently(lambda: load_index(part.uri, expected))
+        except DataError:  # once more: it may have been damaged on its way
+            rows = self._patiently(lambda: load_index(part.uri, expected))
+        return _Shard(place, expected.name, int(self._first[number]), rows, size, version, part)

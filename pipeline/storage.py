@@ -1,18 +1,16 @@
-"""Bytes behind a URI: a plain path, `file://`, `s3://`, or any other scheme that fsspec knows.
+"""Bytes behind a URI: a plain path, `file://`, an object store (`pipeline.object_stores`), or what else fsspec knows.
 
-Local files and `memory://` need nothing. `s3://` goes through obstore, configured by AWS's own environment variables
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...). Other schemes need their fsspec driver.
+Local files and `memory://` need nothing. s3://, gs://, az:// and http:// go through obstore, with the clouds' own variables
+and credentials. Other schemes need their fsspec driver.
 A write is whole or absent: nobody ever finds half of it under its name. Failures are `NotFoundError` or `StorageError`;
 a local refusal (no permission, read-only) is `ConfigError`.
 """
 
 import contextlib
 import errno
-import functools
 import os
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -20,15 +18,20 @@ from urllib.parse import unquote
 import fsspec
 import obstore
 from obstore import exceptions as obstore_errors
-from obstore.store import S3Store
 
+from pipeline import object_stores
 from pipeline.errors import ConfigError, StorageError
 
-_INSTANCE_METADATA = "http://169.254.169.254/"
+_INSTANCE_METADATA = ("169.254.169.254", "metadata.google.internal")  # the last resort for credentials
+_WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region")
 
 
 class NotFoundError(StorageError):
     """Nothing is stored under that name."""
+
+
+class ChangedError(StorageError):
+    """What is stored under that name is no longer what it was."""
 
 
 def local_path(uri: str) -> Path | None:
@@ -49,36 +52,54 @@ def read_bytes(uri: str) -> bytes:
     with _errors(uri, "read"):
         if path := local_path(uri):
             return path.read_bytes()
-        if uri.startswith("s3://"):
-            store, key = _s3(uri)
-            return bytes(obstore.get(store, key).bytes())
+        if found := object_stores.find(uri):
+            return bytes(obstore.get(*found).bytes())
         filesystem, name = _fsspec(uri)
         return bytes(filesystem.cat_file(name))
 
 
-def read_range(uri: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of what is stored under `uri`; fewer where it ends earlier."""
+def read_range(uri: str, start: int, end: int, version: str | None = None) -> bytes:
+    """Bytes [start, end) of what is stored under `uri`; fewer where it ends earlier.
+
+    Raises ChangedError if a version (of `head`) is given and another one is there; fsspec's schemes are not asked.
+    """
     with _errors(uri, "read"):
         if path := local_path(uri):
             with open(path, "rb", buffering=0) as file:
+                if version is not None and _file_version(os.fstat(file.fileno())) != version:
+                    raise ChangedError(f"{uri} has changed")
                 return os.pread(file.fileno(), end - start, start)
-        if uri.startswith("s3://"):
-            store, key = _s3(uri)
-            return bytes(obstore.get_range(store, key, start=start, end=end))
+        if found := object_stores.find(uri):
+            # A whole get, not `get_range`: it goes on at the byte where a connection broke.
+            options: Any = {"range": (start, end)}
+            result = obstore.get(*found, options=options | ({"if_match": version} if version else {}))
+            if version and result.meta["e_tag"] != version:
+                raise ChangedError(f"{uri} has changed")
+            return bytes(result.bytes())
         filesystem, name = _fsspec(uri)
         return bytes(filesystem.cat_file(name, start=start, end=end))
 
 
-def size(uri: str) -> int:
-    """Bytes stored under `uri`."""
+def head(uri: str) -> tuple[int, str | None]:
+    """(bytes stored under `uri`, a name of this version of it if the store has one)."""
     with _errors(uri, "read"):
         if path := local_path(uri):
-            return path.stat().st_size
-        if uri.startswith("s3://"):
-            store, key = _s3(uri)
-            return int(obstore.head(store, key)["size"])
+            status = path.stat()
+            return status.st_size, _file_version(status)
+        if found := object_stores.find(uri):
+            meta = obstore.head(*found)
+            return int(meta["size"]), meta["e_tag"]
         filesystem, name = _fsspec(uri)
-        return int(filesystem.size(name))
+        return int(filesystem.size(name)), None
+
+
+def size(uri: str) -> int:
+    """Bytes stored under `uri`."""
+    return head(uri)[0]
+
+
+def _file_version(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def exists(uri: str) -> bool:
@@ -97,10 +118,9 @@ def names(uri: str) -> list[str]:
     with _errors(uri, "list"):
         if path := local_path(uri):
             return sorted(os.listdir(path)) if path.is_dir() else []
-        if uri.startswith("s3://"):
-            store, key = _s3(uri)
-            found = obstore.list_with_delimiter(store, key.rstrip("/") + "/" if key else None)
-            below = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        if found := object_stores.find(uri):
+            listed = obstore.list_with_delimiter(found[0], found[1].rstrip("/") + "/" if found[1] else None)
+            below = [*listed["common_prefixes"], *(entry["path"] for entry in listed["objects"])]
         else:
             filesystem, name = _fsspec(uri)
             below = filesystem.ls(name, detail=False) if filesystem.isdir(name) else []
@@ -112,9 +132,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     with _errors(uri, "write"):
         if path := local_path(uri):
             _write_file(path, data)
-        elif uri.startswith("s3://"):
-            store, key = _s3(uri)
-            obstore.put(store, key, data)  # an object appears when its upload is complete
+        elif found := object_stores.find(uri):
+            obstore.put(*found, data)  # an object appears when its upload is complete
         else:
             filesystem, name = _fsspec(uri)
             filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
@@ -126,9 +145,8 @@ def remove(uri: str) -> None:
     with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
         if path := local_path(uri):
             path.unlink()
-        elif uri.startswith("s3://"):
-            store, key = _s3(uri)
-            obstore.delete(store, key)
+        elif found := object_stores.find(uri):
+            obstore.delete(*found)
         else:
             filesystem, name = _fsspec(uri)
             filesystem.rm_file(name)
@@ -162,41 +180,6 @@ def _write_file(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def _s3(uri: str) -> tuple[S3Store, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise ConfigError(f"{uri}: an S3 address is s3://BUCKET/PATH")
-    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _s3_store(bucket, environment), key
-
-
-@functools.lru_cache(maxsize=16)
-def _s3_store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
-    """One connection pool per bucket and environment. obstore reads credentials from the environment by itself."""
-    variables = dict(environment)
-    endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL")
-    config: dict[str, Any] = {
-        # AWS's own tools read the second name, obstore only the first.
-        "region": variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1",
-        **({"endpoint": endpoint} if endpoint else {}),
-    }
-    return S3Store(
-        bucket,
-        config=config,  # type: ignore[arg-type]
-        client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "timeout": "60s"},
-        # Rides over ten seconds to a minute of trouble; with obstore's own backoff the retries end after three seconds.
-        retry_config={
-            "max_retries": 10,
-            "retry_timeout": timedelta(seconds=120),
-            "backoff": {
-                "init_backoff": timedelta(seconds=0.2),
-                "max_backoff": timedelta(seconds=10),
-                "base": 4,
-            },
-        },
-    )
-
-
 def _fsspec(uri: str) -> tuple[Any, str]:
     try:
         filesystem, name = fsspec.core.url_to_fs(uri)
@@ -210,23 +193,33 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
     """Say every backend's failure in one line."""
     try:
         yield
+    except obstore_errors.PreconditionError as error:
+        raise ChangedError(f"{uri} has changed") from error
     except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
         raise StorageError(
-            f"cannot {verb} {uri}: the store refused the credentials; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-            "and the bucket's policy"
+            f"cannot {verb} {uri}: the store refused the credentials; check {_credentials(uri)} and the bucket's policy"
         ) from error
     except (FileNotFoundError, NotADirectoryError, obstore_errors.NotFoundError) as error:
         raise NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket") from error
     except obstore_errors.BaseError as error:
-        if _INSTANCE_METADATA in str(error):  # obstore's last resort for credentials
-            raise StorageError(
-                f"cannot {verb} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
+        if any(host in str(error) for host in _INSTANCE_METADATA):
+            raise StorageError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}") from error
+        if any(sign in str(error) for sign in _WRONG_REGION):
+            raise ConfigError(f"cannot {verb} {uri}: its bucket is in another region; set AWS_REGION to that") from error
         raise StorageError(f"cannot {verb} {uri}: {_first_line(error)}") from error
     except OSError as error:
         if local_path(uri) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ConfigError(f"cannot {verb} {uri}: {error.strerror}; name another place or mend its permissions") from error
         raise StorageError(f"cannot {verb} {uri}: {_reason(error)}") from error
+
+
+def _credentials(uri: str) -> str:
+    return {
+        "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+        "http": "the address",
+        "https": "the address",
+    }.get(uri.partition("://")[0], "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
 
 
 def _reason(error: OSError) -> str:

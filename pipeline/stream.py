@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.assemble import Assembler, Pending
+from pipeline.cache import Cache
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
 from pipeline.mixture import make_order
@@ -63,6 +64,10 @@ class DataConfig:
     """Threads that decode, per process."""
     read_ahead: int = 4
     """Micro-batches that are kept ready, per process."""
+    cache: str | None = None
+    """Folder on a local disk that keeps what has been read, for all ranks of a node. Default: none."""
+    cache_gb: float = 100.0
+    """Size that it may have; what was used least recently goes first."""
     bad_fraction: float = 0.001
     """Share of the samples that may turn out damaged before the run stops; each is replaced by a neighbour and recorded."""
     transform: str | None = None
@@ -81,6 +86,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
+        if not self.cache_gb > 0:
+            raise ValueError(f"cache_gb={self.cache_gb}: must be above 0")
         if not 0 <= self.bad_fraction < 1:
             raise ValueError(f"bad_fraction={self.bad_fraction}: must be at least 0 and below 1")
 
@@ -90,6 +97,10 @@ class DataConfig:
         if side is None:
             raise ConfigError(f"the images at {self.uri} have different sizes: type data.resolution=N")
         return side, side, manifest.channels
+
+    def make_cache(self) -> Cache | None:
+        """The cache of this node. Raises ConfigError if its folder cannot be written."""
+        return Cache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
 
     def quarantine(self, manifest: Manifest, path: Path | None = None) -> Quarantine:
         """A record of bad samples with this budget."""
@@ -152,7 +163,7 @@ class Stream:
         self._config = config
         self._share = Share(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
-        self._reader = Reader(config.uri, manifest, self._order, capacity=capacity)
+        self._reader = Reader(config.uri, manifest, self._order, capacity=capacity, cache=config.make_cache())
         self.quarantine = quarantine or config.quarantine(manifest)
         self._assembler = Assembler(
             self._reader,

@@ -1,0 +1,90 @@
+"""Connections to object stores through obstore, with the clouds' own variables and chains of credentials.
+
+s3:// reads AWS_* (or instance metadata, web identity; profiles of ~/.aws where boto3 is installed), gs:// what Google's
+tools read (GOOGLE_APPLICATION_CREDENTIALS, application default, metadata), az:// AZURE_STORAGE_*; http:// and https:// are
+read only.
+"""
+
+import functools
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+from pipeline.errors import ConfigError
+
+Store = S3Store | GCSStore | AzureStore | HTTPStore
+
+SCHEMES = ("s3", "gs", "az", "abfs", "http", "https")
+REQUEST_SECONDS = 30.0
+"""A request that takes longer is given up, and sent again."""
+RETRY_SECONDS = 120.0
+"""A store that has not answered by then is dead."""
+
+_VARIABLES = {"s3": ("AWS_",), "gs": ("GOOGLE_",), "az": ("AZURE_",), "abfs": ("AZURE_",), "http": (), "https": ()}
+
+
+def find(uri: str) -> tuple[Store, str] | None:
+    """The store of a URI and the key in it; None for schemes that are read in other ways. Raises ConfigError."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme not in SCHEMES:
+        return None
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise ConfigError(f"{uri}: an address is {scheme}://{'HOST' if scheme.startswith('http') else 'BUCKET'}/PATH")
+    environment = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(_VARIABLES[scheme] or "-"))
+    )
+    return _connect(scheme, bucket, environment, REQUEST_SECONDS, RETRY_SECONDS), key
+
+
+@functools.lru_cache(maxsize=16)
+def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...], seconds: float, patience: float) -> Store:
+    """One connection pool per bucket and environment."""
+    variables = dict(environment)
+    endpoint = (
+        variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or variables.get("AZURE_STORAGE_ENDPOINT", "")
+    )
+    plain = scheme == "http" or endpoint.startswith("http://") or variables.get("AZURE_STORAGE_USE_EMULATOR") == "true"
+    common: dict[str, Any] = {
+        "client_options": {
+            "allow_http": plain,
+            "timeout": timedelta(seconds=seconds),
+            "connect_timeout": timedelta(seconds=min(5, seconds)),
+        },
+        # obstore's own backoff is spent after three seconds; trouble at a store lasts ten seconds to a minute.
+        "retry_config": {
+            "max_retries": 10,
+            "retry_timeout": timedelta(seconds=patience),
+            "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 4},
+        },
+    }
+    if scheme == "s3":
+        # AWS's own tools read the second name of the region, obstore only the first.
+        region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
+        config = {"region": region, **({"endpoint": endpoint} if endpoint else {})}
+        return S3Store(bucket, config=config, **_profile(variables), **common)  # type: ignore[arg-type]
+    if scheme == "gs":
+        return GCSStore(bucket, **common)
+    if scheme in ("az", "abfs"):
+        return AzureStore(bucket.partition("@")[0], **common)
+    return HTTPStore.from_url(f"{scheme}://{bucket}", **common)
+
+
+def _profile(variables: dict[str, str]) -> dict[str, Any]:
+    """Credentials of a profile, which obstore does not read by itself, if nothing else is given and boto3 is there."""
+    chosen = any(name in variables for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"))
+    files = (
+        variables.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        variables.get("AWS_CONFIG_FILE", "~/.aws/config"),
+    )
+    if chosen or not any(Path(file).expanduser().exists() for file in files):
+        return {}
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        return {"credential_provider": Boto3CredentialProvider()}
+    except ImportError as error:
+        raise ConfigError(f"profiles of ~/.aws need boto3: pip install boto3, or set AWS_ACCESS_KEY_ID ({error})") from None
