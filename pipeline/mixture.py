@@ -44,11 +44,17 @@ class Mixture:
 
     def batch(self, position: int, size: int) -> tuple[Ints, Ints]:
         """(epochs, samples), each int64 [size]: as `Order.batch`, an epoch being that of the sample's part."""
-        parts, before = self._parts(position, size)
-        epochs, samples = np.empty(size, np.int64), np.empty(size, np.int64)
+        return self.at(np.arange(position, position + size, dtype=np.int64))
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """(epochs, samples), each int64 [n], of positions [n] near each other."""
+        lowest = int(positions.min())
+        parts, before = self._parts(lowest, int(positions.max()) + 1 - lowest)
+        epochs, samples = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
         for part, order in enumerate(self.orders):
-            chosen = parts == part
-            epochs[chosen], found = order.batch(before[part], int(chosen.sum()))
+            within = before[part] + np.cumsum(parts == part) - 1  # of the part's own positions
+            chosen = parts[positions - lowest] == part
+            epochs[chosen], found = order.at(within[positions - lowest][chosen])
             samples[chosen] = self._first[part] + found
         return epochs, samples
 

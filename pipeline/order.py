@@ -48,8 +48,12 @@ class Order:
 
     def batch(self, position: int, size: int) -> tuple[Ints, Ints]:
         """(epochs, samples), each int64 [size], of the positions [position, position + size)."""
-        epochs, places = np.divmod(np.arange(position, position + size, dtype=np.int64), self.samples)
-        samples = np.empty(size, np.int64)
+        return self.at(np.arange(position, position + size, dtype=np.int64))
+
+    def at(self, positions: Ints) -> tuple[Ints, Ints]:
+        """(epochs, samples), each int64 [n], of any positions [n]; only the windows that they lie in are shuffled."""
+        epochs, places = np.divmod(positions, self.samples)
+        samples = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             samples[chosen] = self._at(int(epoch), places[chosen])
@@ -86,12 +90,12 @@ class Order:
         """Steps in a lane's first window: another number for each, or all lanes would want new runs at once."""
         return self._window * (lane + 1) // (self.lane_count + 1)
 
-    def _window_shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, Ints]:
+    def _window_shuffle(self, epoch: int, lane: int, window: int) -> tuple[int, NDArray[np.int32]]:
         """First step of a lane's window, and the permutation of its steps."""
         steps = self._lane_length if lane < self.lane_count else self.samples - self.lane_count * self._lane_length
         end = int(self._phase(np.array(lane))) + window * self._window
         first, end = max(0, end - self._window), min(steps, end)
-        return first, permutation(end - first, self.seed, (epoch, 1 + lane, window))
+        return first, permutation(end - first, self.seed, (epoch, 1 + lane, window)).astype(np.int32)
 
     def _permuted_runs(self, epoch: int) -> tuple[Ints, Ints]:
         """(where each run ends in the epoch's sequence, what to add to a place in it to get the sample)."""

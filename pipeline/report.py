@@ -48,6 +48,9 @@ class Recorder:
             f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, "
             f"{config.precision}, {ranks.device.type}"
         )
+        if (times := stream.amplification()) > 2:
+            better = -(-config.data.lanes // ranks.world_size) * ranks.world_size
+            self.say(f"each byte of the data is read by {times:.0f} ranks: data.lanes={better} would save that in a new run")
 
     def say(self, line: str) -> None:
         if not self.bar.disable:

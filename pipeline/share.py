@@ -46,11 +46,11 @@ class Share:
     def plans(self, order: Order | Mixture, position: int) -> Iterator[Plan]:
         """This rank's micro-batches from `position` on, without end."""
         for start in itertools.count(position, self.global_batch):
-            epochs, samples = order.batch(start, self.global_batch)
             by_lane = np.argsort(order.lanes(start, self.global_batch), kind="stable")
             for first in range(self.rank * self.micro_batch, self.global_batch, self.world_size * self.micro_batch):
-                chosen = by_lane[first : first + self.micro_batch]
-                yield Plan(samples[chosen], epochs[chosen], start + chosen.astype(np.int64))
+                positions = start + by_lane[first : first + self.micro_batch].astype(np.int64)
+                epochs, samples = order.at(positions)
+                yield Plan(samples, epochs, positions)
 
     def amplification(self, order: Order | Mixture) -> float:
         """How many ranks read each byte: 1 where every lane stays with one rank.

@@ -203,6 +203,10 @@ class Stream:
         """Bytes of shards fetched so far."""
         return self._reader.bytes_read
 
+    def amplification(self) -> float:
+        """How many ranks read each byte (`Share.amplification`)."""
+        return self._share.amplification(self._order)
+
     def close(self) -> None:
         """Stop reading ahead and wait until the threads are gone."""
         self._end()
