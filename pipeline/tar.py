@@ -53,9 +53,12 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
                 raise TarError(f"the header at byte {start} claims a name of {size} bytes")
             text = stream.take(size, "a name")
             stream.skip(-size % BLOCK)
-            if kind == b"L":
-                extended[b"path"] = text.split(b"\0")[0]
-            elif kind != b"K":
+            if kind in b"LK":
+                name, _, rest = text.partition(b"\0")
+                if not name or rest.strip(b"\0") or kind in extended:
+                    raise TarError(f"the long name at byte {start} is damaged")
+                extended[kind] = name
+            else:
                 (shared if kind == b"g" else extended).update(_records(text, start))
             continue
         records, extended = shared | extended, {}
@@ -65,7 +68,9 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
             raise TarError(f"the member at byte {start} is of type {kind.decode('latin-1')!r} or sparse: write plain files")
         if b"size" in records:
             size = _decimal(records[b"size"], start)
-        name = (records.get(b"path") or _name(header)).decode("utf-8", "surrogateescape")
+        name = (records.get(b"path") or records.get(b"L") or _name(header)).decode("utf-8", "surrogateescape")
+        if not name:
+            raise TarError(f"the member at byte {start} has no name")
         offset = stream.offset
         data = stream.take(size, name) if wanted(name, size) else None
         if data is None:
