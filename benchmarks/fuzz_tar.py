@@ -3,7 +3,8 @@
     python -m benchmarks.fuzz_tar --seconds 600 --seed 0
 
 Tars of random small files in every format are cut, and have bytes changed, blocks removed, repeated, exchanged or zeroed.
-tarfile stops at damage without a word, so what it finds has to begin what the scanner finds, never to differ from it.
+What is read must begin with tarfile's members (which stops at damage without a word), byte for byte. A long name has no
+checksum in a tar: where one was damaged, each reads something, and the table counts it.
 """
 
 import argparse
@@ -85,6 +86,7 @@ def main() -> None:
     refused: Counter[str] = Counter()
     read: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     while time.monotonic() - began < args.seconds:
         data = _tar(rng)
         kind = _damage(data, rng)
@@ -95,13 +97,16 @@ def main() -> None:
             refused[kind] += 1
             continue
         read[kind] += 1
-        if _theirs(bytes(data)) != found:
-            wrong[kind] += 1
+        theirs = _theirs(bytes(data))
+        found = found[: len(theirs)]
+        wrong[kind] += [content for _, content in theirs] != [content for _, content in found]
+        names[kind] += theirs != found
     rows = [
-        {"damage": kind, "refused": refused[kind], "read": read[kind], "unlike tarfile": wrong[kind]} for kind in sorted(read)
+        {"damage": kind, "refused": refused[kind], "read": read[kind], "other data": wrong[kind], "other names": names[kind]}
+        for kind in sorted(read)
     ]
     figures = {"seed": args.seed, "tars": sum(refused.values()) + sum(read.values()), "slowest_seconds": round(slowest, 3)}
-    report("fuzz_tar", rows, figures, not wrong and not refused["nothing"] and slowest < 5)
+    report("fuzz_tar", rows, figures, not wrong.total() and not names["nothing"] and not refused["nothing"] and slowest < 5)
 
 
 if __name__ == "__main__":
