@@ -104,13 +104,22 @@ def build(tree: Mapping[str, Any]) -> RunConfig:
         return pydantic.TypeAdapter(RunConfig).validate_python(tree)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part in _all_names() or isinstance(part, int))
+        key = ".".join(_named(first["loc"], tree))
         if first["type"] == "missing":
             raise ConfigError(f"config key {key} is missing: add it to the file or type {key}=VALUE") from None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
             raise ConfigError(f"config {key + '.' if key else ''}{message}") from None
         raise ConfigError(f"config key {key}={first['input']!r}: {message}") from None
+
+
+def _named(place: tuple[int | str, ...], tree: Any) -> Iterable[str]:
+    """The parts of a place that a user would type: pydantic names the types on the way, too."""
+    for part in place:
+        below = isinstance(tree, Mapping) and part in tree
+        if below or part in _all_names() or isinstance(part, int):
+            yield str(part)
+        tree = tree[part] if below else tree
 
 
 def to_yaml(config: RunConfig) -> str:

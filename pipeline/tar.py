@@ -54,10 +54,10 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
             text = stream.take(size, "a name")
             stream.skip(-size % BLOCK)
             if kind in b"LK":
-                name, _, rest = text.partition(b"\0")
-                if not name or rest.strip(b"\0") or kind in extended:
+                long, _, rest = text.partition(b"\0")
+                if not long or rest.strip(b"\0") or kind in extended:
                     raise TarError(f"the long name at byte {start} is damaged")
-                extended[kind] = name
+                extended[kind] = long
             else:
                 (shared if kind == b"g" else extended).update(_records(text, start))
             continue

@@ -157,3 +157,16 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes) -> None
 def test_a_config_that_is_not_there_lists_the_presets(source: str) -> None:
     said = message(source)
     assert source in said and all(name in said for name in preset_names())
+
+
+def test_sets_are_mixed_by_name() -> None:
+    mixed = build(tree() | {"data": {"mix": {"cats": {"uri": "a"}, "dogs": {"uri": "b", "weight": 3}}}})
+    assert mixed.data.mix["dogs"].weight == 3 and mixed.data.mix["cats"].weight == 1
+    assert flatten(mixed)["data.mix.dogs.weight"] == 3
+    assert "data.uri and data.mix are both given" in message("fashion-mnist", "data.mix.cats.uri=a")
+    assert "data.mix.cats.weight=0" in message("fashion-mnist", "data.mix.cats.uri=a", "data.mix.cats.weight=0")
+    for key, near in (
+        ("data.mix.cats.wieght=3", "data.mix.NAME.weight"),
+        ("data.mix.cats.weight=0", "data.mix.cats.uri is missing"),
+    ):
+        assert near in message("fashion-mnist", key)

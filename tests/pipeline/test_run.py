@@ -181,3 +181,15 @@ def test_a_status_that_was_never_written_whole_is_none(tmp_path: Path, text: str
     if text is not None:
         (tmp_path / "status.json").write_text(text)
     assert read_status(tmp_path / "status.json") is None
+
+
+def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, manifest: Manifest) -> None:
+    check_model(config, manifest)
+    with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: type the same"):
+        check_model(replace(config, data=replace(config.data, resolution=64)), manifest)
+    mixed = replace(manifest, resolution=None)
+    with pytest.raises(ConfigError, match=r"have different sizes: type data.resolution=N"):
+        check_model(config, mixed)
+    check_model(replace(config, data=replace(config.data, resolution=32)), mixed)
+    with pytest.raises(ConfigError, match=r"shards at .* have 64: type model.resolution=64, data.resolution=32 \(to resample"):
+        check_model(config, replace(manifest, resolution=64))
