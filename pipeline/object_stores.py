@@ -69,7 +69,9 @@ def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...],
     if scheme == "gs":
         return GCSStore(bucket, **common)
     if scheme in ("az", "abfs"):
-        return AzureStore(bucket.partition("@")[0], **common)
+        container, _, host = bucket.partition("@")  # abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH
+        account: Any = {"account_name": host.partition(".")[0]} if host else {}
+        return AzureStore(container, **account, **common)
     return HTTPStore.from_url(f"{scheme}://{bucket}", **common)
 
 

@@ -213,7 +213,7 @@ class Reader:
         while True:
             try:
                 return ask()
-            except storage.NotFoundError:
+            except (storage.NotFoundError, storage.RefusedError):
                 raise
             except StorageError as error:
                 changes += isinstance(error, storage.ChangedError)

@@ -22,12 +22,17 @@ from obstore import exceptions as obstore_errors
 from pipeline import object_stores
 from pipeline.errors import ConfigError, StorageError
 
-_INSTANCE_METADATA = ("169.254.169.254", "metadata.google.internal")  # the last resort for credentials
+# Instance metadata are the last resort for credentials.
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "Account must be specified")
 _WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region")
 
 
 class NotFoundError(StorageError):
     """Nothing is stored under that name."""
+
+
+class RefusedError(StorageError):
+    """The store does not let us in, and will not later."""
 
 
 class ChangedError(StorageError):
@@ -196,14 +201,14 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
     except obstore_errors.PreconditionError as error:
         raise ChangedError(f"{uri} has changed") from error
     except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
-        raise StorageError(
+        raise RefusedError(
             f"cannot {verb} {uri}: the store refused the credentials; check {_credentials(uri)} and the bucket's policy"
         ) from error
     except (FileNotFoundError, NotADirectoryError, obstore_errors.NotFoundError) as error:
         raise NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket") from error
     except obstore_errors.BaseError as error:
-        if any(host in str(error) for host in _INSTANCE_METADATA):
-            raise StorageError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}") from error
+        if any(sign in str(error) for sign in _NO_CREDENTIALS):
+            raise RefusedError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}") from error
         if any(sign in str(error) for sign in _WRONG_REGION):
             raise ConfigError(f"cannot {verb} {uri}: its bucket is in another region; set AWS_REGION to that") from error
         raise StorageError(f"cannot {verb} {uri}: {_first_line(error)}") from error

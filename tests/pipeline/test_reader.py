@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 import time
@@ -224,3 +225,37 @@ def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.Monk
     found.close()
     server.shutdown()
     server.server_close()
+
+
+def test_a_store_that_refuses_is_not_asked_again(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Handler):
+        def do_GET(self) -> None:
+            if "Range" in self.headers:
+                self.send_response(403)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+    server = Server(("127.0.0.1", 0), partial(Refusing, shards.resolve(), 0.0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found = open_reader(f"http://127.0.0.1:{server.server_port}")
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="refused the credentials"):
+        found.image(0)
+    assert time.monotonic() - began < 10
+    found.close()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "az://container/x", "abfs://c@account.dfs.core.windows.net/x"])
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """Without any, on a machine that no cloud gives some: at once, by the names of the variables."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(object_stores, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(object_stores, "REQUEST_SECONDS", 1.0)
+    with pytest.raises(StorageError, match="no credentials; set A"):
+        storage.read_bytes(uri)
