@@ -110,9 +110,13 @@ class Reader:
         self._fetchers = ThreadPoolExecutor(requests, "fetch")
         self._lines = ThreadPoolExecutor(2 * requests, "fetch-line")
 
+    def interrupt(self) -> None:
+        """Do not ask again for what could not be read."""
+        self._closed.set()
+
     def close(self) -> None:
         """Give up what is being read, and wait until the threads are gone."""
-        self._closed.set()
+        self.interrupt()
         self._fetchers.shutdown(cancel_futures=True)
         self._lines.shutdown(cancel_futures=True)
 

@@ -92,6 +92,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def check_model(config: RunConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the networks and the shards do not speak of the same images."""
+    if manifest.samples < config.batch.global_batch:
+        raise ConfigError(
+            f"batch.global_batch={config.batch.global_batch} but the shards have {manifest.samples} images: type "
+            f"batch.global_batch={1 << manifest.samples.bit_length() - 1} or name more images"
+        )
     side, _, channels = config.data.shape(manifest)
     if config.data.resolution and side != config.model.resolution:
         raise ConfigError(f"data.resolution={side} but model.resolution={config.model.resolution}: type the same for both")

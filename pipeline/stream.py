@@ -180,7 +180,7 @@ class Stream:
         # A daemon, so that the interpreter does not wait for it, and ended by the finaliser at exit: a daemon that is
         # still inside torch when the interpreter ends aborts the process.
         self._thread = threading.Thread(target=self._produce, args=(position,), name="read-ahead", daemon=True)
-        self._end = weakref.finalize(self, _end, self._stop, self._thread)
+        self._end = weakref.finalize(self, _end, self._stop, self._reader, self._thread)
         self._thread.start()
 
     def __iter__(self) -> Self:
@@ -263,8 +263,9 @@ class Stream:
         )
 
 
-def _end(stop: threading.Event, thread: threading.Thread) -> None:
+def _end(stop: threading.Event, reader: Reader, thread: threading.Thread) -> None:
     stop.set()
+    reader.interrupt()
     thread.join()
 
 

@@ -69,7 +69,7 @@ def test_changes_are_told_and_kept(config: RunConfig, manifest: Manifest) -> Non
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("model", {"ch": 8}), ("", {"seed": 1}), ("optim", {"optimizer": "sgd"})],
+    [("model", {"ch": 8}), ("", {"seed": 1}), ("optim", {"optimizer": "sgd"}), ("data", {"lanes": 24})],
 )
 def test_what_weights_or_order_hang_on_cannot_change(
     config: RunConfig, manifest: Manifest, part: str, change: dict[str, Any]
@@ -187,6 +187,10 @@ def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, 
     check_model(config, manifest)
     with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: type the same"):
         check_model(replace(config, data=replace(config.data, resolution=64)), manifest)
+    with pytest.raises(
+        ConfigError, match=r"batch.global_batch=512 but the shards have 256 images: type batch.global_batch=256"
+    ):
+        check_model(replace(config, batch=BatchConfig(512, 8)), manifest)
     mixed = replace(manifest, resolution=None)
     with pytest.raises(ConfigError, match=r"have different sizes: type data.resolution=N"):
         check_model(config, mixed)
