@@ -81,7 +81,7 @@ def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(order: torch.mem
     torch.manual_seed(0)
     images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8).contiguous(memory_format=order)
     flips, numbers = torch.tensor([True, False, True, True, False]), torch.arange(5)
-    batch = MicroBatch(images, numbers, numbers, numbers, numbers, flips)
+    batch = MicroBatch(images, numbers, numbers, numbers, numbers, flips, torch.ones(5, dtype=torch.bool))
     expected = [data_peers.cropped(image.permute(1, 2, 0), bool(flip)) for image, flip in zip(images, flips, strict=True)]
     finished = data_arms.Finish(normalise=False)(batch)
     assert torch.equal(finished, torch.stack(expected).permute(0, 3, 1, 2))
