@@ -57,6 +57,7 @@ def test_ranks_share_the_budget(tmp_path: Path) -> None:
     for rank in ranks:
         rank.join()
         assert rank.exitcode == 0
-    assert {json.loads(line)["sample"] for line in path.read_text().splitlines()} == set(range(500))
+    # Who reads while another writes may take a line for torn, and leave an empty one.
+    assert {json.loads(line)["sample"] for line in path.read_text().splitlines() if line} == set(range(500))
     with pytest.raises(DataError, match="501 samples"):
         Quarantine(500, path).add(bad(900))
