@@ -31,8 +31,10 @@ def test_a_process_and_its_descendants() -> None:
         assert shell.stdout and shell.stdout.readline() == b"up\n"
         wanted = {("sh", "-c"), ("sleep", "60"), ("sleep", "61")}
         deadline = time.monotonic() + 30  # forked children are shells until they have become sleeps
-        while {tuple(command[:2]) for command in (tree := processes_of(shell.pid)).values()} != wanted:
+        tree = processes_of(shell.pid)
+        while {tuple(command[:2]) for command in tree.values()} != wanted:
             assert time.monotonic() < deadline, tree
+            tree = processes_of(shell.pid)
         # Nothing of a launcher or a worker here, so whatever is asked for, everything goes.
         assert victims(shell.pid, "worker", random.Random(0)) == ("everything", list(tree))
         there = [Process(pid, started(pid)) for pid in tree]
