@@ -251,6 +251,9 @@ def main() -> None:
         "load_before": before,
         "bars": {row["bar"]: {"value": row["value"], "at_most": row["at most"], "ok": row["ok"]} for row in bars},
         "arms": {row["arm"]: {key: value for key, value in row.items() if key != "arm"} for row in rows},
+        "cpu_us_by_round": {
+            arm: [round(cost(found[arm]), 1) for found in rounds if "cpu_s" in found.get(arm, {})] for arm in ARMS
+        },
         "packages": {name: package_version(name) for name in PACKAGES},
         "torchvision_stubbed": torchvision_is_missing(),
     }
