@@ -108,6 +108,8 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 def load_manifest(uri: str) -> Manifest:
     """Read and check the manifest of the shards at `uri`. Raises ConfigError where none is, DataError if damaged."""
+    if uri.startswith("pipe:") or "{" in uri or uri.endswith((".tar", ".tar.gz", ".tgz")):
+        raise ConfigError(f"{uri} names tars: type `biggan index '{uri}' --out FOLDER` once, and then the folder")
     try:
         return _load_manifest(uri)
     except DataError:  # once more: it may have been damaged on its way

@@ -47,6 +47,12 @@ def test_no_shards_names_the_command_or_the_splits(copy: Path, tmp_path: Path) -
         load_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/train-{000..127}.tar", "pipe:cat x.tar", "x/000.tar"])
+def test_names_of_tars_lead_to_the_index(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"biggan index '.*' --out FOLDER"):
+        load_manifest(uri)
+
+
 @pytest.mark.parametrize("damage", ["cut", "edited", "older"])
 def test_a_damaged_manifest_is_refused(copy: Path, damage: str) -> None:
     path = copy / "manifest.json"
