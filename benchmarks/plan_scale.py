@@ -1,15 +1,19 @@
-"""The order of training for more data and ranks than can be had here: its memory, its time, what it makes the ranks read.
+"""The plan of a very large run: time, memory, and how often each byte of the data would be read.
 
-    python -m benchmarks.plan_scale --samples 1000000000 --ranks 1024
+    python -m benchmarks.plan_scale [--samples 1e9 --ranks 1024 --sample-bytes 110000 --shard-bytes 1e9]
 
-Only the plan is made: shards are described, not stored. Memory is what the process grows by, at its peak, from having the
-shards' descriptions to having used the plan on both sides of an epoch's end. Reading is simulated for some ranks: each keeps
-as many runs as `Share.open_runs` says, and what it fetches is compared with what it needs.
+No data is read: shards are described, the plan is built and used as a rank uses it, and the runs that ranks would fetch
+are counted with the cache of runs that each of them keeps, over several windows of every lane, once the caches are full.
+`expected` is what `Order.amplification` says beforehand. Ends with `ok` false if a limit of the project is broken: 200 MB
+and 2 s for the plan, milliseconds to seek, 1.1 where the lanes are those that `lanes_for` says; or if `expected` is off by a
+fifth.
 """
 
 import argparse
 import resource
+import sys
 import time
+import tracemalloc
 from collections import OrderedDict
 from typing import Any
 
@@ -17,80 +21,148 @@ import numpy as np
 
 from benchmarks.report import report
 from pipeline.index import Shard
-from pipeline.order import Order
-from pipeline.share import Share
+from pipeline.mixture import Mixture, part_seed
+from pipeline.order import LANES, Ints, Order, lanes_for, open_runs
 
-_IMAGE = 110_000  # bytes: ImageNet's mean
-_SHARD = 1_000_000_000
-
-
-def _shards(samples: int) -> list[Shard]:
-    each = _SHARD // _IMAGE
-    return [Shard(f"{i:06d}.tar", min(each, samples - i * each), _SHARD, 0, 0) for i in range(-(-samples // each))]
+SEED = 1
+SEEKS = 50
+MICRO = 64
+WATCHED = 16  # ranks whose reads are counted, of all
+WINDOWS = 3  # that each lane walks while they are counted
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def fetched(order: Order, share: Share, steps: int, ranks: int = 4) -> float:
-    """Runs that some neighbouring ranks fetch, divided by those that hold what they need; a run that two need counts once."""
-    capacity, count, needed = share.open_runs(order, 6), 0, set()
-    for rank in range(share.world_size // 2, min(share.world_size, share.world_size // 2 + ranks)):
-        kept: OrderedDict[int, None] = OrderedDict()
-        plans = Share(share.global_batch, share.micro_batch, rank, share.world_size).plans(order, 0)
-        for _ in range(steps * share.global_batch // (share.micro_batch * share.world_size)):
-            for run in np.unique(order.run_of(next(plans).samples)).tolist():
-                needed.add(run)
-                count += run not in kept
-                kept[run] = None
-                kept.move_to_end(run)
-                while len(kept) > capacity:
-                    kept.popitem(last=False)
-    return count / len(needed)
-
-
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1_000_000_000)
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_scale", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--samples", type=float, default=1e9)
     parser.add_argument("--ranks", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=600, help="that reading is simulated for (default 600)")
+    parser.add_argument("--sample-bytes", type=float, default=110_000)
+    parser.add_argument("--shard-bytes", type=float, default=1e9)
     args = parser.parse_args()
-    shards, batch = _shards(args.samples), 2 * args.ranks
-    before = _peak()
-    began = time.perf_counter()
-    order = Order(shards, 0, args.ranks)
-    built = time.perf_counter() - began
-    mine = Share(batch, batch // args.ranks, args.ranks // 3, args.ranks)
-    began = time.perf_counter()
-    next(mine.plans(order, args.samples // 2))
-    first = time.perf_counter() - began
-    seeks = []
-    for position in np.linspace(0, args.samples - batch, 20).astype(int).tolist():
-        began = time.perf_counter()
-        next(mine.plans(order, position))
-        seeks.append(time.perf_counter() - began)
-    next(mine.plans(order, args.samples - batch // 2))
-    memory = _peak() - before
-    rows: list[dict[str, Any]] = []
-    for lanes in (48, args.ranks, 2 * args.ranks):
-        share, plan = Share(batch, batch // args.ranks, 0, args.ranks), Order(shards, 0, lanes)
-        said, read = share.amplification(plan), fetched(plan, share, args.steps)
-        rows.append({"ranks": args.ranks, "lanes": lanes, "global batch": batch, "said": said, "simulated": read})
-    good = [row["simulated"] for row in rows if row["lanes"] >= args.ranks]
-    figures = {
-        "samples": args.samples,
-        "ranks": args.ranks,
+    ranks, batch = args.ranks, args.ranks * MICRO
+
+    tracemalloc.start()
+    shards = describe(int(args.samples), args.sample_bytes, args.shard_bytes)
+    shards_mb = tracemalloc.get_traced_memory()[0] / 1e6
+    tracemalloc.stop()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures: dict[str, Any] = times(shards, ranks, batch)
+    figures["rss_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3  # Linux counts in kB
+    tracemalloc.start()
+    times(shards, ranks, batch)
+    figures |= {"traced_mb": tracemalloc.get_traced_memory()[1] / 1e6, "shards_mb": shards_mb}
+    tracemalloc.stop()
+    print("\n".join(f"{name}: {value:,.3f}" for name, value in figures.items()))
+
+    # (ranks, lanes, batch, micro-batch): first those that `lanes_for` chooses, then what else a user may type.
+    good = [
+        (w, lanes_for(w * MICRO * n, MICRO), w * MICRO * n, MICRO) for w, n in ((ranks, 1), (ranks, 4), (max(1, ranks // 2), 2))
+    ]
+    bad = [
+        (ranks, LANES, batch, MICRO),
+        (ranks, ranks, batch, MICRO // 4),
+        (ranks, ranks + 24, batch, MICRO),
+        (ranks, ranks * 2 + 48, batch, MICRO),
+        (-(-ranks * 3 // 4), ranks, -(-ranks * 3 // 4) * MICRO, MICRO),
+        (32, LANES, 32 * MICRO, MICRO),
+        (8, LANES, 2048, MICRO),
+    ]
+    rows = [row(Order(shards, SEED, case[1]), *case) | {"advised": case in good} for case in good + bad]
+    w, lanes, total, micro = good[0]
+    cut = len(shards) // 10
+    parts = [Order(part, part_seed(SEED, i), lanes) for i, part in enumerate((shards[cut:], shards[:cut]))]
+    for weights in ((0.5, 0.5), (0.99, 0.01)):
+        rows.append({**row(Mixture(parts, weights, SEED), w, lanes, total, micro), "advised": True, "weights": weights})
+
+    worst = max(found["amplification"] for found in rows if found["advised"])
+    ok = figures["total_s"] <= 2 and max(figures["traced_mb"], figures["rss_mb"]) <= 200
+    ok = ok and figures["seek_ms"] <= 10 and worst <= 1.1
+    ok = ok and all(abs(found["expected"] / found["amplification"] - 1) <= 0.2 for found in rows)
+    figures |= {"samples": args.samples, "shards": len(shards), "amplification": worst, "cases": rows}
+    report("plan_scale", rows, figures, ok)
+    return 0 if ok else 1
+
+
+def describe(samples: int, sample_bytes: float, shard_bytes: float) -> list[Shard]:
+    """Shards of that size; the last one holds the rest."""
+    each = int(shard_bytes // sample_bytes)
+    counts = [min(each, samples - first) for first in range(0, samples, each)]
+    return [Shard(f"{i:06d}.tar", count, int(count * sample_bytes), 0, 0) for i, count in enumerate(counts)]
+
+
+def times(shards: list[Shard], ranks: int, batch: int) -> dict[str, Any]:
+    """What a rank waits for: the plan, its first slice, any later point, a whole batch that two epochs share."""
+    clock = [time.perf_counter()]
+    order = Order(shards, SEED, lanes_for(batch, MICRO))
+    clock.append(time.perf_counter())
+    order.at(slices(by_lane(order, 0, batch), MICRO, 0, ranks)[0])
+    clock.append(time.perf_counter())
+    for point in np.random.default_rng(0).integers(0, order.samples - batch, SEEKS).tolist():
+        order.at(slices(by_lane(order, point, batch), MICRO, ranks // 2, ranks)[0])
+    clock.append(time.perf_counter())
+    order.batch(order.samples - batch // 2, batch)
+    clock.append(time.perf_counter())
+    build, first, seeks, boundary = np.diff(clock).tolist()
+    return {
         "runs": len(order.starts) - 1,
-        "seconds_to_build": round(built, 3),
-        "seconds_to_first_batch": round(first, 3),
-        "milliseconds_to_seek_median": round(1e3 * float(np.median(seeks)), 2),
-        "megabytes": round(memory, 1),
-        "amplification": round(max(good), 3),
+        "build_s": build,
+        "first_slice_s": first,
+        "seek_ms": 1e3 * seeks / SEEKS,
+        "two_epochs_s": boundary,
+        "total_s": clock[-1] - clock[0] - seeks,
     }
-    report("plan_scale", rows, figures, memory < 200 and built + first < 2 and max(good) <= 1.1)
+
+
+def row(plan: Order | Mixture, ranks: int, lanes: int, batch: int, micro: int) -> dict[str, Any]:
+    """One line of the table."""
+    parts = len(plan.orders) if isinstance(plan, Mixture) else 1
+    run_samples = plan.samples / (len(plan.starts) - 1)
+    steps = int(np.ceil(8 * run_samples * lanes / batch)) + 1  # that a lane needs for a window
+    capacity = open_runs(lanes, batch, micro, ranks)
+    watched = np.random.default_rng(0).choice(ranks, min(WATCHED, ranks), replace=False).tolist()
+    caches: list[list[OrderedDict[int, None]]] = [[OrderedDict() for _ in range(parts)] for _ in watched]
+    drawn = fetched = 0
+    for step in range((1 + WINDOWS) * steps * parts):
+        ordered = by_lane(plan, step * batch, batch)
+        for rank, cache in zip(watched, caches, strict=True):
+            for positions in slices(ordered, micro, rank, ranks):
+                samples = plan.at(positions)[1]
+                part = plan.part_of(samples) if isinstance(plan, Mixture) else np.zeros_like(samples)
+                counted = step >= steps * parts
+                drawn += len(samples) * counted
+                for i in range(parts):
+                    runs = np.unique(plan.run_of(samples[part == i]))
+                    fetched += counted * fetch(cache[i], plan.starts, runs, capacity)
+    return {
+        "ranks": ranks,
+        "lanes": lanes,
+        "batch": batch,
+        "micro": micro,
+        "open_runs": capacity,
+        "amplification": fetched / drawn,
+        "expected": plan.amplification(batch, micro, ranks),
+    }
+
+
+def by_lane(plan: Order | Mixture, start: int, batch: int) -> Ints:
+    """The positions of a batch, as `pipeline.stream` sorts them."""
+    return start + np.argsort(plan.lanes(start, batch), kind="stable")
+
+
+def slices(positions: Ints, micro: int, rank: int, ranks: int) -> list[Ints]:
+    """A rank's micro-batches of a sorted batch."""
+    return [positions[first : first + micro] for first in range(rank * micro, len(positions), ranks * micro)]
+
+
+def fetch(kept: OrderedDict[int, None], starts: Ints, runs: Ints, capacity: int) -> int:
+    """Samples that are read to have `runs` in a cache of the last used ones, as the stream keeps it."""
+    missing = [run for run in runs.tolist() if run not in kept]
+    for run in runs.tolist():
+        kept[run] = None
+        kept.move_to_end(run)
+    while len(kept) > max(capacity, len(runs)):
+        kept.popitem(last=False)
+    return sum(int(starts[run + 1] - starts[run]) for run in missing)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -279,7 +279,12 @@ def _classes(scans: list[Scan], rules: Rules) -> tuple[tuple[str, ...], dict[str
     texts = sorted({text for one in scans for text in one.labels})
     if rules.label == "none":
         return rules.classes or ("all",), {"0": 0}
-    if not all(re.fullmatch(r"\d{1,7}", text) for text in texts):
+    numbers = [text for text in texts if re.fullmatch(r"\d{1,7}", text)]
+    if len(numbers) < len(texts):
+        if numbers and rules.classes is None:  # one damaged label would make names of all the others
+            odd = next(text for text in texts if text not in numbers)
+            name = next(one.name for one in scans if odd in one.labels)
+            raise ConfigError(f"{name} has a sample with the label {odd!r}, others have numbers: name all with --classes FILE")
         if rules.classes is None:
             return tuple(texts), {text: label for label, text in enumerate(texts)}
         number = {name: label for label, name in enumerate(rules.classes)}

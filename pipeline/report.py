@@ -20,6 +20,7 @@ from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.engines import Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
+from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.stream import Stream
 from pipeline.tracking import Tracker
@@ -49,7 +50,7 @@ class Recorder:
             f"{config.precision}, {ranks.device.type}"
         )
         if (times := stream.amplification()) > 2:
-            better = -(-config.data.lanes // ranks.world_size) * ranks.world_size
+            better = lanes_for(plan.global_batch, plan.micro_batch)
             self.say(f"each byte of the data is read by {times:.0f} ranks: data.lanes={better} would save that in a new run")
 
     def say(self, line: str) -> None:

@@ -53,16 +53,8 @@ class Share:
                 yield Plan(samples, epochs, positions)
 
     def amplification(self, order: Order | Mixture) -> float:
-        """How many ranks read each byte: 1 where every lane stays with one rank.
-
-        Ranks take turns at a lane where there are more ranks than lanes, or where the batch is no multiple of the lanes.
-        """
-        pairs: set[tuple[int, int]] = set()
-        taker = np.arange(self.global_batch) % (self.world_size * self.micro_batch) // self.micro_batch
-        for t in range(16):
-            lanes = np.sort(order.lanes(t * self.global_batch, self.global_batch))
-            pairs.update(zip(taker.tolist(), lanes.tolist(), strict=True))
-        return len(pairs) / len({lane for _, lane in pairs})
+        """Bytes that all ranks read for each byte of the data; 1 where every lane stays with one rank."""
+        return order.amplification(self.global_batch, self.micro_batch, self.world_size)
 
     def open_runs(self, order: Order | Mixture, ahead: int) -> int:
         """Runs that this rank draws from at a time: a window (and what it cuts) in each of its lanes, and those of the next

@@ -60,6 +60,8 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
                 extended[kind] = long
             else:
                 (shared if kind == b"g" else extended).update(_records(text, start))
+                if b"size" in shared:
+                    raise TarError(f"the header at byte {start} gives all members one size")
             continue
         records, extended = shared | extended, {}
         if kind in _NOTHING or (kind == b"\0" and header[:100].rstrip(b"\0").endswith(b"/")):

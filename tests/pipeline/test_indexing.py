@@ -158,6 +158,7 @@ GOOD = [("a.cls", b"1"), ("a.png", picture(1))]
             "label '-1'",
         ),
         ([("a.cls", b"7"), ("a.png", picture(1))], {"classes": ("x", "y")}, "label '7', but --classes has 2 names"),
+        ([*GOOD, ("b.cls", b"x1"), ("b.png", picture(1))], {}, "the label 'x1', others have numbers"),
         ([("a.cls", b"5000000"), ("a.png", picture(1))], {}, "labels end at 1,000,000"),
         ([("a.json", b"{"), ("a.png", picture(1))], {"label": "json:x"}, "cannot read the label in .json"),
         ([("a.json", b'{"x": [1]}'), ("a.png", picture(1))], {"label": "json:x"}, "no number and no text"),
