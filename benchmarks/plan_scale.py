@@ -3,13 +3,15 @@
     python -m benchmarks.plan_scale [--samples 1e9 --ranks 1024 --sample-bytes 110000 --shard-bytes 1e9]
 
 No data is read: shards are described, the plan is built and used as a rank uses it, and the runs that ranks would fetch
-are counted with the cache of runs that each of them keeps, over several windows of every lane, once the caches are full.
+are counted with the cache of runs that each of them keeps, over several windows of every lane, once the caches are full;
+`if_dropped`: with a cache that lets go of a run once all of its samples are drawn.
 `expected` is what `Order.amplification` says beforehand. Ends with `ok` false if a limit of the project is broken: 200 MB
 and 2 s for the plan, milliseconds to seek, 1.1 where the lanes are those that `lanes_for` says; or if `expected` is off by a
 fifth.
 """
 
 import argparse
+import itertools
 import resource
 import sys
 import time
@@ -119,28 +121,55 @@ def row(plan: Order | Mixture, ranks: int, lanes: int, batch: int, micro: int) -
     steps = int(np.ceil(8 * run_samples * lanes / batch)) + 1  # that a lane needs for a window
     capacity = open_runs(lanes, batch, micro, ranks)
     watched = np.random.default_rng(0).choice(ranks, min(WATCHED, ranks), replace=False).tolist()
-    caches: list[list[OrderedDict[int, None]]] = [[OrderedDict() for _ in range(parts)] for _ in watched]
-    drawn = fetched = 0
+    caches = {
+        (rank, part, drops): Cache(capacity, drops) for rank in watched for part in range(parts) for drops in (False, True)
+    }
+    drawn, fetched = 0, {False: 0, True: 0}
     for step in range((1 + WINDOWS) * steps * parts):
+        counted = step >= steps * parts
         ordered = by_lane(plan, step * batch, batch)
-        for rank, cache in zip(watched, caches, strict=True):
+        for rank in watched:
             for positions in slices(ordered, micro, rank, ranks):
                 samples = plan.at(positions)[1]
                 part = plan.part_of(samples) if isinstance(plan, Mixture) else np.zeros_like(samples)
-                counted = step >= steps * parts
                 drawn += len(samples) * counted
-                for i in range(parts):
-                    runs = np.unique(plan.run_of(samples[part == i]))
-                    fetched += counted * fetch(cache[i], plan.starts, runs, capacity)
+                for i, drops in itertools.product(range(parts), fetched):
+                    fetched[drops] += counted * caches[rank, i, drops].fetch(plan.starts, plan.run_of(samples[part == i]))
     return {
         "ranks": ranks,
         "lanes": lanes,
         "batch": batch,
         "micro": micro,
         "open_runs": capacity,
-        "amplification": fetched / drawn,
+        "amplification": fetched[False] / drawn,
+        "if_dropped": fetched[True] / drawn,
         "expected": plan.amplification(batch, micro, ranks),
     }
+
+
+class Cache:
+    """A rank's runs: the last used ones, as the stream keeps them; with `drops`, less those that are drawn to the end."""
+
+    def __init__(self, capacity: int, drops: bool) -> None:
+        self._capacity, self._drops = capacity, drops
+        self._left: OrderedDict[int, int] = OrderedDict()  # samples not drawn yet, of each run
+
+    def fetch(self, starts: Ints, drawn: Ints) -> int:
+        """Samples that are read to have these runs, one for each sample that is drawn."""
+        if self._drops:
+            for run in [run for run, left in self._left.items() if left <= 0]:
+                del self._left[run]
+        runs, counts = np.unique(drawn, return_counts=True)
+        read = 0
+        for run, count in zip(runs.tolist(), counts.tolist(), strict=True):
+            if run not in self._left:
+                self._left[run] = int(starts[run + 1] - starts[run])
+                read += self._left[run]
+            self._left[run] -= count
+            self._left.move_to_end(run)
+        while len(self._left) > max(self._capacity, len(runs)):
+            self._left.popitem(last=False)
+        return read
 
 
 def by_lane(plan: Order | Mixture, start: int, batch: int) -> Ints:
@@ -151,17 +180,6 @@ def by_lane(plan: Order | Mixture, start: int, batch: int) -> Ints:
 def slices(positions: Ints, micro: int, rank: int, ranks: int) -> list[Ints]:
     """A rank's micro-batches of a sorted batch."""
     return [positions[first : first + micro] for first in range(rank * micro, len(positions), ranks * micro)]
-
-
-def fetch(kept: OrderedDict[int, None], starts: Ints, runs: Ints, capacity: int) -> int:
-    """Samples that are read to have `runs` in a cache of the last used ones, as the stream keeps it."""
-    missing = [run for run in runs.tolist() if run not in kept]
-    for run in runs.tolist():
-        kept[run] = None
-        kept.move_to_end(run)
-    while len(kept) > max(capacity, len(runs)):
-        kept.popitem(last=False)
-    return sum(int(starts[run + 1] - starts[run]) for run in missing)
 
 
 if __name__ == "__main__":

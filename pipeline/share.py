@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.mixture import Mixture
-from pipeline.order import WINDOW, Ints, Order
+from pipeline.order import WINDOW, Ints, Order, open_runs
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ class Share:
     def open_runs(self, order: Order | Mixture, ahead: int) -> int:
         """Runs that this rank draws from at a time: a window (and what it cuts) in each of its lanes, and those of the next
         `ahead` micro-batches."""
-        slices = self.global_batch // (self.micro_batch * self.world_size)
-        lanes = min(order.lane_count, slices * (-(-self.micro_batch * order.lane_count // self.global_batch) + 2))
-        if self.global_batch < order.lane_count:
-            lanes = order.lane_count
+        parts = len(order.orders) if isinstance(order, Mixture) else 1
+        now = parts * open_runs(order.lane_count, self.global_batch, self.micro_batch, self.world_size)
         window = WINDOW * -(-order.samples // (len(order.starts) - 1))
         new = min(1.0, ahead * self.micro_batch * self.world_size / order.lane_count / window)
-        return (lanes + 1) * (WINDOW + 2 + math.ceil(WINDOW * new))
+        return now + math.ceil(now * new)
