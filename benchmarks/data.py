@@ -17,8 +17,8 @@ the bars compare the medians of the ratios within the rounds. "samples/s per cor
 that does nothing else. The wall rates depend on what else the machine does, and a loader that is bounded by latency
 shows there only.
 
-What favours whom. Every batch ends in one buffer of the consumer's process, which it uses again: ours by cropping into it,
-the others' by a copy out of the worker's shared memory, as `pin_memory` makes it. The start of workers and of epochs is
+What favours whom. Every batch ends in a buffer of the consumer's process that is used again: ours is decoded into it, the
+others' come by a copy out of the worker's shared memory, as `pin_memory` makes it. The start of workers and of epochs is
 not counted (local sets), or thinly (one epoch of a small set pays what ImageNet's would not notice). Ours checks a crc32c
 of each image, the others check nothing. Mirroring is torch's for all (NumPy's is 15 times slower), and uint8 batches lie
 in the order of axes that costs each least. The set is in the page cache. From s3 the others fill a cache on disk, which

@@ -109,40 +109,35 @@ def _checked(batches: Iterable[Tensor], transform: data_peers.Transform) -> Iter
     return ()
 
 
-def ours(where: str, finish: Callable[[MicroBatch], Tensor], threads: int = THREADS) -> dict[str, float]:
+def ours(
+    where: str, finish: Callable[[MicroBatch], Tensor], crop: int | None = CROP, threads: int = THREADS
+) -> dict[str, float]:
     """Our stream; its consumer finishes the batches on the CPU, in this thread."""
     uri = f"{where}/shards"
     manifest = load_manifest(uri)
-    config = DataConfig(uri=uri, flip=True, decode_threads=threads)
+    config = DataConfig(uri=uri, crop=crop, flip=True, decode_threads=threads)
     shape: dict[str, Any] = {"seed": 0, "global_batch": BATCH, "micro_batch": BATCH, "rank": 0, "world_size": 1}
-    with Stream(config, manifest, **shape) as stream:
+    with Stream(config, manifest, mirror=True, **shape) as stream:
         return measured(lambda: (finish(batch) for batch in itertools.islice(stream, manifest.samples // BATCH)))
 
 
 class Finish:
-    """What the others' transforms do to one image, for a batch: crop, mirror and, for float32, normalise.
+    """What the others' transforms do to one image once it is cropped and mirrored, for a batch: normalise, for float32.
 
-    Its result lies in the same memory every time, as the staging buffers of a training step do, and in the stream's own
+    The floats lie in the same memory every time, as the staging buffers of a training step do, and in the stream's own
     order of axes.
     """
 
     def __init__(self, normalise: bool) -> None:
-        self._normalise, self._out, self._floats = normalise, torch.empty(0), torch.empty(0)
+        self._normalise, self._floats = normalise, torch.empty(0)
 
     def __call__(self, batch: MicroBatch) -> Tensor:
         """uint8 or float32 [m, 3, 224, 224]."""
-        if not len(self._out):
-            last = batch.images.is_contiguous(memory_format=torch.channels_last)
-            order = torch.channels_last if last else torch.contiguous_format
-            self._out = torch.empty(len(batch.images), 3, CROP, CROP, dtype=torch.uint8, memory_format=order)
-            self._floats = torch.empty_like(self._out, dtype=torch.float32)
-        margin = (batch.images.shape[-1] - CROP) // 2
-        images = batch.images[:, :, margin : margin + CROP, margin : margin + CROP]
-        for i, mirror in enumerate(batch.flips.tolist()):  # image by image stays in the cache
-            self._out[i] = images[i].flip(-1) if mirror else images[i]
         if not self._normalise:
-            return self._out
-        for image, normal in zip(self._out, self._floats, strict=True):
+            return batch.images
+        if not len(self._floats):
+            self._floats = torch.empty_like(batch.images, dtype=torch.float32)
+        for image, normal in zip(batch.images, self._floats, strict=True):
             normal.copy_(image).div_(255).sub_(MEAN[:, None, None]).div_(STD[:, None, None])
         return self._floats
 
@@ -196,7 +191,7 @@ def run(arm: str, where: str, cache: Path) -> dict[str, float]:
     if name == "bare":
         return bare(where)
     if group == "stack":
-        return ours(where, lambda batch: batch.images, threads=int(name.removeprefix("ours")))
+        return ours(where, lambda batch: batch.images, crop=None, threads=int(name.removeprefix("ours")))
     if name == "ours":
         return ours(where, Finish(normalise=group == "recipe"))
     if data_peers.torchvision_is_missing():

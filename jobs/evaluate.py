@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="real images to compare with (default: the split `test` beside the training split)",
     )
+    parser.add_argument("--crop", type=int, metavar="N", help="as data.crop (default: as the run did, or none)")
     parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="classes in turn (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which latents (default: %(default)s)")
     parser.add_argument("--truncation", type=float, metavar="T", help="draw latents within -T..T (default: anywhere)")
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--seed {args.seed}: must be at least 0")
     if args.truncation is not None and not args.truncation > 0:
         raise ConfigError(f"--truncation {args.truncation}: must be above 0; leave it out for no truncation")
+    if args.crop is not None and args.crop < 1:
+        raise ConfigError(f"--crop {args.crop}: must be at least 1")
     if args.checkpoint is not None and not args.checkpoint.isdecimal():
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
 
@@ -120,14 +123,21 @@ def _evaluate(
     from pipeline import storage
     from pipeline.classifier import obtain_judge, real_batches
     from pipeline.evaluation import BATCH, frechet_distance, judge, sample_batches
+    from pipeline.run import load_run_config
     from pipeline.stream import DataConfig
 
     cache = args.cache or storage.join(args.model, "evaluation")
-    side = trained.config.resolution
-    expert = obtain_judge(DataConfig(train[0], resolution=side), train[1], cache, lambda line: print(line, flush=True))
+    crop, side = args.crop, trained.config.resolution
+    if crop is None and Path(args.model, "config.yaml").is_file():
+        crop = load_run_config(args.model).data.crop
+    expert = obtain_judge(
+        DataConfig(train[0], crop=crop, resolution=side), train[1], cache, lambda line: print(line, flush=True)
+    )
     judged = {}
     for name, (uri, manifest) in {"test": test, "train": train}.items():
-        batches = real_batches(DataConfig(uri, resolution=side), manifest, min(args.samples, manifest.samples), BATCH)
+        batches = real_batches(
+            DataConfig(uri, crop=crop, resolution=side), manifest, min(args.samples, manifest.samples), BATCH
+        )
         judged[name] = judge(expert.classifier, batches)
     generator = trained.generator.to(next(expert.classifier.parameters()).device)
     labels = {"num_classes": len(trained.classes), "count": args.samples}

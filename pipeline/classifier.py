@@ -96,6 +96,8 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
     identity: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "fingerprint": manifest.fingerprint}
     if train.shape(manifest)[0] != manifest.resolution:
         identity["resolution"] = train.shape(manifest)[0]
+    if train.crop:
+        identity["crop"] = train.crop
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     place = storage.join(cache, f"classifier-{key}.safetensors")
     notes = storage.join(cache, f"classifier-{key}.json")  # written last: without it the weights do not count

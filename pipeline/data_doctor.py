@@ -93,7 +93,7 @@ def examine(config: DataConfig, manifest: Manifest, seconds: float, wanted: floa
     out = np.empty((config.decode_threads, *config.shape(manifest)), np.uint8)
 
     def decode(thread: int) -> float:
-        return _rate(lambda i: decode_into(images[i % len(images)], out[thread]), part / 2)
+        return _rate(lambda i: decode_into(images[i % len(images)], out[thread], config.crop), part / 2)
 
     with ThreadPoolExecutor(config.decode_threads) as pool:
         together = sum(pool.map(decode, range(config.decode_threads)))
@@ -121,7 +121,7 @@ def _read(
     for chunk in np.array_split(runs, max(1, len(runs) // 8)):
         reader.expect(order.starts[chunk])
         for run in chunk.tolist():
-            images.append(bytes(reader.image(int(order.starts[run])).data))
+            images.append(reader.image(int(order.starts[run])).data)
             done += int(order.starts[run + 1] - order.starts[run])
         if (spent := time.perf_counter() - began) > seconds:
             break

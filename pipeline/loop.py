@@ -52,6 +52,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         world_size=ranks.world_size,
         position=progress.images,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
+        mirror=ranks.device.type == "cpu",
     )
     with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
         while progress.images < config.total_images:

@@ -100,6 +100,8 @@ class Reader:
         self._capacity, self._cache = capacity, cache
         self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, ()),)
         self._part_ends = np.cumsum([part.shards for part in self._parts])
+        # Files are read by the thread that needs them, and ahead by the kernel: handing a run over costs more than reading it.
+        self._direct = cache is None and all(storage.local_path(part.tars) for part in self._parts)
         self._first = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         self._shards: OrderedDict[int, Future[_Shard]] = OrderedDict()
         self._runs: OrderedDict[int, Future[_Run]] = OrderedDict()
@@ -123,7 +125,13 @@ class Reader:
     def expect(self, samples: Ints) -> None:
         """Start reading the runs of these samples, in this order; returns at once."""
         for run in dict.fromkeys(self.order.run_of(samples).tolist()):
-            self._run(run)
+            if self._touch(run):
+                continue
+            if self._direct:
+                shard, start, stop = self._extent(run)
+                storage.will_need(shard.place, start, stop)
+            else:
+                self._run(run)
 
     def image(self, sample: int) -> Encoded:
         """One image; waits until its run is there.
@@ -131,7 +139,7 @@ class Reader:
         Raises BadSampleError if it is damaged, DataError if its shard or index is gone or another one, StorageError.
         """
         number = int(np.searchsorted(self.order.starts, sample, side="right")) - 1
-        run = self._run(number).result()
+        run = (self._runs.get(number) or self._run(number)).result()
         data, reason, label = self._checked(run, sample)
         if reason and not run.fresh:
             run = self._run(number, instead_of=run).result()
@@ -166,26 +174,41 @@ class Reader:
         return int(np.searchsorted(self._first, sample, side="right")) - 1
 
     def _run(self, number: int, instead_of: _Run | None = None) -> "Future[_Run]":
+        fresh = instead_of is not None
         with self._lock:
             found = self._runs.get(number)
-            if found is not None and instead_of is not None and found.done() and found.result() is instead_of:
+            if found is not None and fresh and found.done() and found.result() is instead_of:
                 found = None
-            if found is None:
-                found = self._runs[number] = self._fetchers.submit(self._fetch, number, instead_of is not None)
-            self._runs.move_to_end(number)
+            if mine := found is None:
+                found = Future() if self._direct else self._fetchers.submit(self._fetch, number, fresh)
+                self._runs[number] = found
+                self._runs.move_to_end(number)
             while len(self._runs) > self._capacity:
                 self._runs.popitem(last=False)
-            return found
+        if mine and self._direct:
+            _fulfil(found, lambda: self._fetch(number, fresh))
+        return found
+
+    def _touch(self, number: int) -> bool:
+        """Whether a run is here, or on its way: then it stays longer than those that nobody expects."""
+        with self._lock:
+            if here := number in self._runs:
+                self._runs.move_to_end(number)
+            return here
+
+    def _extent(self, number: int) -> tuple[_Shard, int, int]:
+        """Where a run lies: its shard, its first byte and its end, which a cut may have put before its first byte."""
+        first, end = self.order.starts[number : number + 2].tolist()
+        shard = self._shard(self._number(first))
+        blocks, last = shard.rows["block"], end - 1 - shard.first
+        stop = 512 * int(blocks[last]) + int(shard.rows["length"][last])
+        return shard, 512 * int(blocks[first - shard.first]), min(stop, shard.size)
 
     def _fetch(self, number: int, fresh: bool) -> _Run:
-        first, end = self.order.starts[number : number + 2]
-        shard = self._shard(self._number(int(first)))
-        rows = shard.rows[first - shard.first : end - shard.first]
-        start, stop = 512 * int(rows[0]["block"]), 512 * int(rows[-1]["block"]) + int(rows[-1]["length"])
-        stop = min(stop, shard.size)
+        shard, start, stop = self._extent(number)
         if start >= stop:
             return _Run(start, b"", shard, fresh)
-        key = f"{self.manifest.shards[self._number(int(first))].crc32c:08x}-{start}-{stop}"
+        key = f"{self.manifest.shards[self._number(shard.first)].crc32c:08x}-{start}-{stop}"
         if self._cache and fresh:
             self._cache.drop(key)
         if self._cache and not fresh and (data := self._cache.get(key)) is not None:
@@ -263,12 +286,8 @@ class Reader:
             self._shards.move_to_end(number)
             while len(self._shards) > _INDEXES:
                 self._shards.popitem(last=False)
-        assert found is not None
         if mine:
-            try:
-                found.set_result(self._look_up(number))
-            except BaseException as error:
-                found.set_exception(error)
+            _fulfil(found, lambda: self._look_up(number))
         return found.result()
 
     def _look_up(self, number: int) -> _Shard:
@@ -284,3 +303,10 @@ class Reader:
         except DataError:  # once more: it may have been damaged on its way
             rows = self._patiently(lambda: load_index(part.uri, expected))
         return _Shard(place, expected.name, int(self._first[number]), rows, size, version, part)
+
+
+def _fulfil(promise: "Future[T]", make: Callable[[], T]) -> None:
+    try:
+        promise.set_result(make())
+    except BaseException as error:
+        promise.set_exception(error)

@@ -15,6 +15,9 @@ from pipeline.errors import ConfigError
 from pipeline.mixture import Mixture
 from pipeline.order import WINDOW, Ints, Order, open_runs
 
+_TOGETHER = 1024
+"""Positions that a rank looks up at a time: an order's cost is that of the lanes that are touched, however often each is."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,12 +48,16 @@ class Share:
 
     def plans(self, order: Order | Mixture, position: int) -> Iterator[Plan]:
         """This rank's micro-batches from `position` on, without end."""
-        for start in itertools.count(position, self.global_batch):
-            by_lane = np.argsort(order.lanes(start, self.global_batch), kind="stable")
-            for first in range(self.rank * self.micro_batch, self.global_batch, self.world_size * self.micro_batch):
-                positions = start + by_lane[first : first + self.micro_batch].astype(np.int64)
-                epochs, samples = order.at(positions)
-                yield Plan(samples, epochs, positions)
+        batches = max(1, _TOGETHER * self.world_size // self.global_batch)
+        for start in itertools.count(position, batches * self.global_batch):
+            lanes = order.lanes(start, batches * self.global_batch).reshape(batches, self.global_batch)
+            by_lane = np.argsort(lanes, axis=1, kind="stable").reshape(batches, -1, self.world_size, self.micro_batch)
+            starts = start + self.global_batch * np.arange(batches)
+            positions = (starts[:, None, None] + by_lane[:, :, self.rank]).reshape(-1)
+            epochs, samples = order.at(positions)
+            for i in range(0, len(positions), self.micro_batch):
+                micro_batch = slice(i, i + self.micro_batch)
+                yield Plan(samples[micro_batch], epochs[micro_batch], positions[micro_batch])
 
     def amplification(self, order: Order | Mixture) -> float:
         """Bytes that all ranks read for each byte of the data; 1 where every lane stays with one rank."""

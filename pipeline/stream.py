@@ -16,6 +16,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.assemble import Assembler, Pending
@@ -56,6 +57,8 @@ class DataConfig:
     """Instead of `uri`: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
     lanes: int = LANES
     """Places in the data that a batch draws from. With more ranks than lanes, several ranks read the same bytes."""
+    crop: int | None = None
+    """Keep the centred square of so many pixels of each image, as is usual for faces. An image that is smaller is bad."""
     resolution: int | None = None
     """Crop (the largest centred square) and resample (Lanczos) to this many pixels while reading. Default: as stored."""
     flip: bool = False
@@ -82,7 +85,7 @@ class DataConfig:
                 if self.uri
                 else "uri is missing: add it to the file or type data.uri=VALUE"
             )
-        for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "resolution"):
+        for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "crop", "resolution"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -93,7 +96,7 @@ class DataConfig:
 
     def shape(self, manifest: Manifest) -> tuple[int, int, int]:
         """(H, W, C) of the images that a stream gives. Raises ConfigError where nothing says it."""
-        side = self.resolution or manifest.resolution
+        side = self.resolution or self.crop or manifest.resolution
         if side is None:
             raise ConfigError(f"the images at {self.uri} have different sizes: type data.resolution=N")
         return side, side, manifest.channels
@@ -122,7 +125,7 @@ class MicroBatch:
     positions: Tensor
     """int64 [m]: samples consumed before each one, since the start of training."""
     flips: Tensor
-    """bool [m]: which images the consumer has to mirror; all False without `DataConfig.flip`."""
+    """bool [m]: which images the consumer has to mirror; all False without `DataConfig.flip`, and where the stream does it."""
     valid: Tensor
     """bool [m]: False where another image stands in for a damaged one."""
 
@@ -139,6 +142,7 @@ class Stream:
         rank: r, of `world_size` W.
         position: samples consumed before the first batch; the whole state of a stream.
         quarantine: told of bad samples.
+        mirror: mirror images here, as they are decoded, and not on the consumer's device: cheaper where that is the CPU.
 
     Raises ConfigError if B is not a multiple of W * m. `__next__` raises DataError if too much of the shards is not what
     their index says, StorageError if they cannot be read.
@@ -156,11 +160,12 @@ class Stream:
         world_size: int,
         position: int = 0,
         quarantine: Quarantine | None = None,
+        mirror: bool = False,
     ) -> None:
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
         self._order = make_order(manifest, seed, config.lanes)
-        self._config = config
+        self._config, self._mirror = config, mirror
         self._share = Share(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
         self._reader = Reader(config.uri, manifest, self._order, capacity=capacity, cache=config.make_cache())
@@ -170,6 +175,7 @@ class Stream:
             config.shape(manifest),
             config.decode_threads,
             self.quarantine,
+            config.crop,
             config.transform,
             config.transform_workers,
             seed,
@@ -245,13 +251,17 @@ class Stream:
             expected.append(plan)
             if len(expected) > _FETCH_AHEAD:
                 plan = expected.popleft()
-                started.append((plan, self._assembler.start(plan.samples, plan.epochs)))
+                mirrored = self._mirrored(plan) if self._mirror else None
+                started.append((plan, self._assembler.start(plan.samples, plan.epochs, mirrored)))
             if len(started) == _DECODE_AHEAD:
                 yield self._finished(*started.popleft())
 
+    def _mirrored(self, plan: Plan) -> NDArray[np.bool_]:
+        return flips(self._order.seed, plan.epochs, plan.samples) & self._config.flip
+
     def _finished(self, plan: Plan, pending: Pending) -> MicroBatch:
         pending.wait()
-        mirrored = flips(self._order.seed, plan.epochs, plan.samples) & self._config.flip
+        mirrored = np.zeros(len(plan.samples), np.bool_) if self._mirror else self._mirrored(plan)
         return MicroBatch(
             images=pending.images,
             labels=torch.from_numpy(pending.labels),
@@ -272,7 +282,7 @@ def _end(stop: threading.Event, reader: Reader, thread: threading.Thread) -> Non
 def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
     """Every image, uint8 [N, C, H, W], and label, int64 [N], by sample id: for sets that fit in memory."""
     reader = Reader(config.uri, manifest, Order(manifest.shards, seed=0), capacity=64)
-    assembler = Assembler(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest))
+    assembler = Assembler(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest), config.crop)
     images, labels = [], []
     try:
         for chunk in np.array_split(np.arange(manifest.samples), -(-manifest.samples // 1024)):

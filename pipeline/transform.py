@@ -1,7 +1,7 @@
 """A user's own transform of images, by name. Runs in worker processes, so nothing here imports torch.
 
 A transform takes an upright PIL image (mode L or RGB) and a NumPy generator that is a function of (seed, epoch, sample),
-and returns a PIL image, which is then cropped and resampled to the training's size if it has another.
+and returns a PIL image, which is then cropped and resampled to the training's size if it has another. `data.crop` comes before.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import Pixels, fitted, upright
+from pipeline.decode import Pixels, cropped, fitted, upright
 from pipeline.errors import ConfigError
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -27,9 +27,9 @@ def find_transform(name: str) -> Transform:
     return found
 
 
-def transformed(name: str, data: bytes, key: tuple[int, ...], shape: tuple[int, int, int]) -> Pixels:
-    """An encoded image: decoded, transformed by the function `name` under a generator with this key, fitted to `shape`."""
-    image = upright(data)
+def transformed(name: str, data: bytes, key: tuple[int, ...], shape: tuple[int, int, int], crop: int | None) -> Pixels:
+    """An encoded image: decoded, cropped, transformed by the function `name` under a generator with this key, fitted."""
+    image = cropped(upright(data), crop)
     transform = find_transform(name)
     try:
         image = transform(image, np.random.default_rng(key))

@@ -18,7 +18,7 @@ from benchmarks.data_images import SIZE, image_files, jpeg, make_images
 from benchmarks.latency_server import serve
 from pipeline import storage
 from pipeline.index import load_manifest
-from pipeline.stream import DataConfig, MicroBatch, Stream
+from pipeline.stream import DataConfig, Stream
 
 COUNT = 160
 
@@ -76,16 +76,19 @@ def test_what_is_measured_is_one_epoch_after_another_that_warms_up() -> None:
     assert epochs == [0, 1] and found["samples"] == 61 and found["cpu_s"] >= 0 and found["per_second"] > 0
 
 
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(order: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8).contiguous(memory_format=order)
-    flips, numbers = torch.tensor([True, False, True, True, False]), torch.arange(5)
-    batch = MicroBatch(images, numbers, numbers, numbers, numbers, flips, torch.ones(5, dtype=torch.bool))
-    expected = [data_peers.cropped(image.permute(1, 2, 0), bool(flip)) for image, flip in zip(images, flips, strict=True)]
+def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(folder: Path) -> None:
+    uri = str(folder / "shards")
+    config, manifest = DataConfig(uri, crop=data_peers.CROP, flip=True), load_manifest(uri)
+    with (
+        Stream(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
+        Stream(DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1) as plain,
+    ):
+        batch, whole = next(stream), next(plain)
+    assert 0 < whole.flips.sum() < 32 and not batch.flips.any() and torch.equal(batch.samples, whole.samples)
+    pairs = zip(whole.images, whole.flips, strict=True)
+    expected = [data_peers.cropped(image.permute(1, 2, 0), bool(flip)) for image, flip in pairs]
     finished = data_arms.Finish(normalise=False)(batch)
     assert torch.equal(finished, torch.stack(expected).permute(0, 3, 1, 2))
-    assert finished.is_contiguous(memory_format=order)
     normal = (finished.float() / 255 - data_peers.MEAN[:, None, None]) / data_peers.STD[:, None, None]
     assert torch.allclose(data_arms.Finish(normalise=True)(batch), normal, atol=1e-6)
 

@@ -137,3 +137,21 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 def test_floats_are_refused() -> None:
     with pytest.raises(UndecodableError, match="type F"):
         upright(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_is_cut_from_the_middle_before_anything_is_resampled(form: str, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70) + (3,) * (channels == 3), np.uint8)
+    data = encoded(Image.fromarray(pixels), form)
+    whole = upright(data)
+    middle = whole.crop((15, 5, 55, 45))
+    for side in (40, 20):
+        out = np.empty((side, side, channels), np.uint8)
+        decode_into(data, out, crop=40)
+        wanted = np.asarray(fitted(middle, side)).reshape(out.shape)
+        # Two decoders may round a JPEG's colours differently.
+        assert np.abs(out.astype(int) - wanted).max() <= (2 if form == "JPEG" else 0)
+    decode_into(data, out, crop=50)
+    with pytest.raises(UndecodableError, match=r"it has 70 x 50 pixels, and data.crop=51 asks for more"):
+        decode_into(data, out, crop=51)
