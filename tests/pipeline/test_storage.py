@@ -12,12 +12,14 @@ from pipeline.errors import ConfigError, StorageError
 from tests.conftest import S3Server
 
 
-@pytest.fixture(params=["path", "file", "memory", "s3"])
+@pytest.fixture(params=["path", "file", "memory", "s3", "gs", "az"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh folder on each kind of storage."""
     if request.param == "s3":
         server: S3Server = request.getfixturevalue("s3")
         return f"{server.uri}/{tmp_path.name}"
+    if request.param in ("gs", "az"):
+        return f"{request.getfixturevalue({'gs': 'google', 'az': 'azure'}[request.param])}/{tmp_path.name}"
     return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[request.param]
 
 
