@@ -5,7 +5,9 @@ goes to micro-step i // (W m), rank (i % (W m)) // m, where W ranks take micro-b
 samples that is a batch-norm group stays together, in one micro-batch or on neighbouring ranks in the same micro-step.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
@@ -18,16 +20,23 @@ class BatchConfig:
     """Real images in one optimiser step of D, and fakes in one of G, over all ranks."""
     norm_group: int
     """Samples that share batch-norm statistics. Part of the mathematics, unlike ranks and micro-batch."""
-    micro_batch: int | None = None
-    """Images that one rank takes through the networks at once. Default: its whole share of the global batch."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Images that one rank takes through the networks at once. auto: the most that fit into memory, found by trying once in a
+    run. Default: its whole share of the global batch, or the largest part of it that holds whole groups."""
+    memory_gb: float | None = None
+    """For micro_batch=auto, 10^9 bytes that a rank may use (on a GPU: torch's share). Default: 90 % of what is free."""
     d_steps: int = 1
     """Optimiser steps of D for one of G; each uses a global batch of its own."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "norm_group", "micro_batch", "d_steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
+        if self.memory_gb is not None and self.micro_batch != "auto":
+            raise ValueError(f"memory_gb={self.memory_gb}: only micro_batch=auto heeds it: type batch.micro_batch=auto")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise ValueError(f"memory_gb={self.memory_gb}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -50,29 +59,57 @@ class BatchPlan:
         return (micro_step * self.world_size + rank) * self.micro_batch
 
 
-def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
-    """Share `config.global_batch` among `world_size` ranks. Raises ConfigError with the nearest batch or group that works."""
+def micro_batches(config: BatchConfig, world_size: int) -> list[int]:
+    """Every micro-batch, ascending, that shares the batch among `world_size` ranks without a change to its groups.
+
+    Raises ConfigError if there is none, with the nearest batches and groups that have one.
+    """
+    if found := _micro_batches(config.global_batch, config.norm_group, world_size):
+        return found
     total, group = config.global_batch, config.norm_group
-    if config.micro_batch is None and total % world_size:
+    unit = math.lcm(world_size, group)
+    totals = [_typed(config, world_size, global_batch=value) for value in _around(total, unit)]
+    if total % world_size:
         raise ConfigError(
-            f"batch.global_batch={total} cannot be shared by {world_size} ranks: {_nearest_multiples(total, world_size)}"
+            f"batch.global_batch={total} cannot be shared by {world_size} ranks in whole groups of {group}: type "
+            + " or ".join(totals)
         )
-    micro = config.micro_batch or total // world_size
+    divisors = [value for value in range(1, total + 1) if total % value == 0]
+    below, above = [g for g in divisors if g < group], [g for g in divisors if g > group]
+    groups = [_typed(config, world_size, norm_group=value) for value in below[-1:] + above[:1]]
+    raise ConfigError(
+        f"batch.norm_group={group} does not divide batch.global_batch={total}: type {' or '.join(groups + totals)}"
+    )
+
+
+def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
+    """Share `config.global_batch` among `world_size` ranks, in the largest micro-batches where none is given.
+
+    Raises ConfigError with what to type instead.
+    """
+    total, group = config.global_batch, config.norm_group
+    found = micro_batches(config, world_size)
+    micro = config.micro_batch if isinstance(config.micro_batch, int) else found[-1]
+    if micro in found:
+        return BatchPlan(total, micro, total // (world_size * micro), world_size, group)
+    ways = [_typed(config, world_size, micro_batch=_nearest(micro, found))]
     together = world_size * micro
     if total % together:
+        if _fits(group, world_size, micro):
+            ways += [_typed(config, world_size, global_batch=value) for value in _around(total, together)]
         raise ConfigError(
             f"batch.global_batch={total} cannot be shared by {world_size} ranks in micro-batches of {micro}: "
-            f"{_nearest_multiples(total, together)}, or another batch.micro_batch"
+            f"type {' or '.join(ways)}"
         )
-    if not _fits(group, world_size, micro):
-        working = [g for g in range(1, together + 1) if _fits(g, world_size, micro)]
-        nearest = min(working, key=lambda g: abs(g - group))
-        raise ConfigError(
-            f"batch.norm_group={group} does not fit the {together} samples that {world_size} ranks hold at once in "
-            f"micro-batches of {micro}: the nearest that does is {nearest}"
-            + ("; a larger one needs more ranks or a larger batch.micro_batch" if together < group <= total else "")
-        )
-    return BatchPlan(total, micro, total // together, world_size, group)
+    groups = [g for g in range(1, together + 1) if _fits(g, world_size, micro)]
+    ways.append(_typed(config, world_size, norm_group=_nearest(group, groups)))
+    enough = (n for n in range(world_size + 1, total // micro + 1) if total % (n * micro) == 0 and _fits(group, n, micro))
+    if ranks := next(enough, None):
+        ways.append(f"train on {ranks} ranks")
+    raise ConfigError(
+        f"batch.norm_group={group} does not fit the {together} samples that {world_size} ranks hold at once in "
+        f"micro-batches of {micro}: type {' or '.join(ways)}"
+    )
 
 
 def _fits(group: int, ranks: int, micro: int) -> bool:
@@ -80,6 +117,28 @@ def _fits(group: int, ranks: int, micro: int) -> bool:
     return ranks * micro % group == 0 and (group % micro == 0 or micro % group == 0)
 
 
-def _nearest_multiples(total: int, unit: int) -> str:
+def _micro_batches(total: int, group: int, ranks: int) -> list[int]:
+    """Empty exactly if the ranks or the group do not divide the batch: else group / gcd(group, ranks) is one."""
+    share = total // ranks if total % ranks == 0 else 0
+    return [micro for micro in range(1, share + 1) if share % micro == 0 and _fits(group, ranks, micro)]
+
+
+def _around(total: int, unit: int) -> list[int]:
+    """The nearest multiples of `unit` below and above `total`, which is none."""
     below = total // unit * unit
-    return f"use {below} or {below + unit}" if below else f"use {unit}"
+    return [value for value in (below, below + unit) if value]
+
+
+def _nearest(value: int, among: list[int]) -> int:
+    """The largest that is no larger than `value`, or the smallest."""
+    return max((one for one in among if one <= value), default=among[0])
+
+
+def _typed(config: BatchConfig, ranks: int, **change: int) -> str:
+    """`change` as arguments, with another micro-batch where the given one does not go together with it."""
+    new = {"global_batch": config.global_batch, "norm_group": config.norm_group} | change
+    if isinstance(config.micro_batch, int) and "micro_batch" not in change:
+        found = _micro_batches(new["global_batch"], new["norm_group"], ranks)
+        if config.micro_batch not in found:
+            change["micro_batch"] = _nearest(config.micro_batch, found)
+    return " ".join(f"batch.{key}={value}" for key, value in change.items())

@@ -14,7 +14,7 @@ from model.ema import EMA
 from model.latents import Stream as Numbers
 from model.networks import build_discriminator, build_generator
 from pipeline import checkpoint as checkpoints
-from pipeline.batch import BatchPlan, plan_batch
+from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
@@ -22,6 +22,7 @@ from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
+from pipeline.micro_batch import plan_in_memory
 from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
@@ -34,9 +35,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
     manifest = load_data(config.data)
     check_model(config, manifest)
-    plan = plan_batch(config.batch, ranks.world_size)
+    plan = plan_in_memory(config, ranks)
     saved = _agree_on_checkpoint(config, ranks)
-    g, d, ema = _build(config, plan, ranks, saved or initial_checkpoint(config))
+    g, d, ema = build_engines(config, plan, ranks, saved or initial_checkpoint(config))
     progress = saved.progress() if saved else Progress()
     state = State(**saved.state().get("objective", {})) if saved else State()
     objective = Objective(config.objective, plan, ranks, config.seed, state)
@@ -56,7 +57,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     )
     with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
         while progress.images < config.total_images:
-            scale = lr_scale(config.optim, progress.images, config.total_images)
+            scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch)
             g.set_lr(config.optim.g_lr * scale)
             d.set_lr(config.optim.d_lr * scale)
 
@@ -110,7 +111,7 @@ def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
     return choice[0]
 
 
-def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
+def build_engines(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
     """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments."""
     torch.manual_seed(config.seed)
     have = {file.removesuffix(".safetensors") for file in weights.files} if weights else set()

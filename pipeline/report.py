@@ -22,6 +22,7 @@ from pipeline.generators import ema_generator
 from pipeline.index import Manifest
 from pipeline.order import lanes_for
 from pipeline.run import read_identity
+from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
 from pipeline.tracking import Tracker
 
@@ -41,7 +42,7 @@ class Recorder:
         self.tracker: Tracker | None = None
         if not ranks.main:
             return
-        self.tracker = _tracker(config, ranks, manifest)
+        self.tracker = _tracker(config, ranks, plan, manifest)
         self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
         self.say(
             f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
@@ -49,6 +50,9 @@ class Recorder:
             f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, "
             f"{config.precision}, {ranks.device.type}"
         )
+        optim, scale = config.optim, batch_scale(config.optim, plan.global_batch)
+        rule = f", {optim.lr_scaling} in the batch from {optim.lr_batch}" if optim.lr_batch else ""
+        self.say(f"learning rates: G {optim.g_lr * scale:.3g}, D {optim.d_lr * scale:.3g}{rule}")
         if (times := stream.amplification()) > 2:
             better = lanes_for(plan.global_batch, plan.micro_batch)
             self.say(f"each byte of the data is read by {times:.0f} ranks: data.lanes={better} would save that in a new run")
@@ -134,11 +138,12 @@ class Recorder:
         self.tracker.close("FAILED" if error else "FINISHED")
 
 
-def _tracker(config: RunConfig, ranks: Ranks, manifest: Manifest) -> Tracker:
+def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest) -> Tracker:
     run = Path(config.run)
     tags = {
         "biggan.dataset_fingerprint": manifest.fingerprint,
         "biggan.world_size": str(ranks.world_size),
+        "biggan.micro_batch": str(plan.micro_batch),
         "biggan.git_commit": _commit(),
     }
     tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags)

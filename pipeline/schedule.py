@@ -16,6 +16,11 @@ class OptimConfig:
     """Learning rate of G."""
     d_lr: float = 2e-4
     """Learning rate of D."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Rule by which both rates follow the global batch: in proportion (arXiv 1706.02677, for SGD), or to its square root (arXiv
+    1404.5997; for Adam, arXiv 2205.10782)."""
+    lr_batch: int | None = None
+    """Global batch that g_lr and d_lr are meant for, where a rule scales them to another."""
     betas: tuple[float, float] = (0.0, 0.999)
     """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
@@ -38,6 +43,13 @@ class OptimConfig:
         for name in ("warmup", "ema_half_life", "ema_start"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"lr_batch={self.lr_batch}: must be at least 1")
+        if (self.lr_scaling == "none") != (self.lr_batch is None):
+            missing = "lr_batch=BATCH" if self.lr_batch is None else "lr_scaling=linear or sqrt"
+            raise ValueError(
+                f"lr_scaling={self.lr_scaling}: and lr_batch={self.lr_batch} say nothing apart: type optim.{missing}"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
 
@@ -48,12 +60,21 @@ def make_optimizer(config: OptimConfig, network: torch.nn.Module, lr: float) -> 
     return torch.optim.Adam(network.parameters(), lr, config.betas, config.eps, fused=True)
 
 
-def lr_scale(config: OptimConfig, images: int, total: int) -> float:
-    """Factor on both learning rates for the step that starts after `images`."""
-    scale = min(1.0, (images + 1) / config.warmup) if config.warmup else 1.0
+def batch_scale(config: OptimConfig, global_batch: int) -> float:
+    """Factor on both learning rates at `global_batch`, by the rule of `lr_scaling`."""
+    ratio = global_batch / (config.lr_batch or global_batch)
+    return ratio**0.5 if config.lr_scaling == "sqrt" else ratio
+
+
+def lr_scale(config: OptimConfig, images: int, total: int, global_batch: int) -> float:
+    """Factor on both learning rates for the step of `global_batch` that starts after `images`.
+
+    A step of the warm-up has the rate of its last image: the first is not lost, and the one that ends it has the full rate.
+    """
+    scale = min(1.0, (images + global_batch) / config.warmup) if config.warmup else 1.0
     if config.decay_from is not None and images > config.decay_from:
         scale *= max(0.0, (total - images) / (total - config.decay_from))
-    return scale
+    return scale * batch_scale(config, global_batch)
 
 
 def ema_decay(config: OptimConfig, images: int, images_per_step: int) -> float:

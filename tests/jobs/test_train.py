@@ -221,9 +221,12 @@ def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Pat
     ("arguments", "parts"),
     [
         (["optim.g_lrr=1"], ["optim.g_lrr", "optim.g_lr?"]),
-        (["batch.global_batch=33", "batch.micro_batch=null"], ["batch.global_batch=33", "2 ranks", "32 or 34"]),
-        (["batch.global_batch=40"], ["batch.global_batch=40", "2 ranks", "32 or 48"]),
-        (["batch.norm_group=12"], ["batch.norm_group=12", "nearest", "16"]),
+        (
+            ["batch.global_batch=33", "batch.micro_batch=null"],
+            ["batch.global_batch=33", "2 ranks", "batch.global_batch=32 or batch.global_batch=48"],
+        ),
+        (["batch.global_batch=40"], ["batch.norm_group=16", "batch.global_batch=32 or batch.global_batch=48"]),
+        (["batch.norm_group=12"], ["batch.norm_group=12", "type batch.norm_group=8 or batch.norm_group=16"]),
         (["model.num_classes=10"], ["model.num_classes=10", "have 4", "type model.num_classes=4"]),
         (["model.channels=1"], ["model.channels=1", "have 3"]),
         (["model.resolution=64", "model.ch=8", "model.z_dim=20"], ["model.resolution=64", "have 32"]),

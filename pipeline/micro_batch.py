@@ -1,0 +1,149 @@
+"""`batch.micro_batch=auto`: the largest micro-batch that fits into every rank's memory, found by trying, once in a run.
+
+A trial runs on all ranks at once, each in a child process (`pipeline.probe`) that is thrown away: one that ran out of memory
+cannot leave the others in a collective, and nothing of it is left in the processes that train.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline import storage
+from pipeline.batch import BatchPlan, micro_batches, plan_batch
+from pipeline.config import RunConfig, flatten, to_yaml
+from pipeline.engines import Ranks
+from pipeline.errors import ConfigError
+
+FILE = "micro_batch.json"
+"""In a run's folder: what was found, for what, and the peaks in bytes of all that was tried (null: did not fit)."""
+DOES_NOT_FIT = 3
+"""Exit code of a trial."""
+
+_DEPENDS_ON = ("model.", "objective.", "zero.", "batch.", "optim.optimizer", "precision", "activation_checkpointing")
+_GRACE = 10.0
+"""Seconds in which the ranks of a failed trial may notice it by themselves."""
+
+
+def plan_in_memory(config: RunConfig, ranks: Ranks) -> BatchPlan:
+    """`plan_batch`, with `auto` as the largest micro-batch that fits. Collective. Raises ConfigError if none does."""
+    batch = config.batch
+    if batch.micro_batch == "auto":
+        conditions = _conditions(config, ranks)
+        found = _found_before(config, conditions, ranks) or _find(config, conditions, ranks)
+        batch = replace(batch, micro_batch=found, memory_gb=None)
+    return plan_batch(batch, ranks.world_size)
+
+
+def _found_before(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int | None:
+    """What an earlier start of this run found, so that a resume is exact; None if it was for something else."""
+    found: list[int | None] = [None]
+    file = Path(config.run, FILE)
+    if ranks.main and file.exists():
+        saved = json.loads(file.read_text())
+        found = [saved["micro_batch"] if saved["for"] == conditions else None]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _conditions(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
+    """All that memory or the choice depends on, as JSON has it. Collective."""
+    name = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu"
+    keys = {key: value for key, value in flatten(config).items() if key.startswith(_DEPENDS_ON)}
+    return json.loads(json.dumps(keys | {"world_size": ranks.world_size, "devices": sorted(set(_gather(name, ranks)))}))
+
+
+def _find(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int:
+    """Bisect: all ranks try the same micro-batch, and it fits if it fits on each."""
+    candidates = micro_batches(config.batch, ranks.world_size)
+    began, tried = time.monotonic(), dict[int, int | None]()
+    if ranks.main:
+        print(f"batch.micro_batch=auto: trying which of {', '.join(map(str, candidates))} fit into memory", flush=True)
+    fits, fails = 0, len(candidates)  # all before the first fit, none from the second on
+    while fits < fails:
+        middle = (fits + fails) // 2 if tried else fails - 1  # where all fit, one trial is enough
+        peak = tried[candidates[middle]] = _try(config, candidates[middle], ranks)
+        fits, fails = (fits, middle) if peak is None else (middle + 1, fails)
+    if not fits:
+        batch = config.batch
+        raise ConfigError(
+            f"batch.micro_batch=auto: not even {candidates[0]} fit into "
+            + (f"batch.memory_gb={batch.memory_gb}" if batch.memory_gb else "the free memory")
+            + f" of each of {ranks.world_size} ranks: train on more ranks, with a smaller batch.norm_group={batch.norm_group}, "
+            "a smaller model.ch or precision=bf16"
+        )
+    best = candidates[fits - 1]
+    if ranks.main:
+        record = {"micro_batch": best, "for": conditions, "tried": tried}
+        storage.write_bytes(str(Path(config.run, FILE)), json.dumps(record, indent=1).encode())
+        print(
+            f"batch.micro_batch=auto: {best}, whose steps take {(tried[best] or 0) / 1e9:.2f} GB; found by {len(tried)} trials in "
+            f"{time.monotonic() - began:.0f} s; a resume takes it from {FILE}",
+            flush=True,
+        )
+    return best
+
+
+def _try(config: RunConfig, micro_batch: int, ranks: Ranks) -> int | None:
+    """The highest peak of any rank in bytes, or None if a rank had not enough memory. Collective."""
+    port = [_free_port()]
+    dist.broadcast_object_list(port)
+    place = {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.probe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | place,
+        )
+        with child:
+            assert child.stdin and child.stdout
+            child.stdin.write(json.dumps([to_yaml(config), micro_batch]).encode() + b"\n")
+            child.stdin.flush()
+            codes = _wait(child, ranks)
+            answer = child.stdout.read()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+    # Ranks in a collective with one that has left, or was killed by the kernel for its memory, fail as well.
+    if DOES_NOT_FIT in codes or -9 in codes:
+        return None
+    if any(codes):
+        raise RuntimeError(f"the trial of micro-batch {micro_batch} ended with {codes}:\n{said[-4000:]}")
+    return max(_gather(int(answer), ranks))
+
+
+def _wait(child: subprocess.Popen[bytes], ranks: Ranks) -> list[int | None]:
+    """Until all ranks' children have ended, or one has failed: their exit codes, None for those that had to be killed."""
+    codes: list[int | None] = [None]
+    while None in codes and not any(codes):
+        time.sleep(0.1)
+        codes = _gather(child.poll(), ranks)
+    if any(codes):
+        try:
+            child.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return _gather(None, ranks)
+    return _gather(child.wait(), ranks)
+
+
+def _gather(value: Any, ranks: Ranks) -> list[Any]:
+    values: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
