@@ -93,6 +93,8 @@ class Engine:
         # DeepSpeed's default of 1.0 would silently change training.
         if self._engine.gradient_clipping() != config.gradient_clipping:
             raise RuntimeError(f"DeepSpeed clips at {self._engine.gradient_clipping()}, not {config.gradient_clipping}")
+        # DeepSpeed looks for them by itself in half precision only.
+        self.zero.check_grad_overflow = True
 
     @property
     def module(self) -> nn.Module:
@@ -124,10 +126,17 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
-    def step(self) -> Tensor:
-        """Update the parameters; returns the norm of the gradient [], before clipping."""
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Update the parameters; returns the norm of the gradient [], before clipping, and whether it was skipped, 0 or 1 [].
+
+        All ranks skip an update if one of them has a NaN or an infinite gradient: nothing is as if it had been.
+        """
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm())
+        return torch.as_tensor(self._engine.get_global_grad_norm()), torch.tensor(float(self.zero.overflow))
+
+    def parameters(self) -> list[Tensor]:
+        """As far as this rank holds them: of ZeRO-3, its partitions."""
+        return [getattr(p, "ds_tensor", p.detach()) for p in self.module.parameters()]
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

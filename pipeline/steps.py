@@ -40,7 +40,8 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
         loss, values = objective.d_loss(d, real, (fake, y), position, micro_step)
         d.backward(loss / accumulation)
         _add(sums, values, accumulation)
-    return sums | {"grad_norm/d": d.step()} | objective.after_d_step()
+    norm, skipped = d.step()
+    return sums | {"grad_norm/d": norm, "skipped/d": skipped} | objective.after_d_step(bool(skipped))
 
 
 def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
@@ -54,7 +55,8 @@ def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: in
             loss, values = objective.g_loss(d.apply, g.module, (g(z, y), y), position, micro_step)
             g.backward(loss / accumulation)
             _add(sums, values, accumulation)
-    return sums | {"grad_norm/g": g.step()}
+    norm, skipped = g.step()
+    return sums | {"grad_norm/g": norm, "skipped/g": skipped}
 
 
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor], accumulation: int) -> None:

@@ -137,7 +137,8 @@ class Stream:
         global_batch: B, samples per update over all ranks and micro-steps.
         micro_batch: m.
         rank: r, of `world_size` W.
-        position: samples consumed before the first batch; the whole state of a stream.
+        position: samples consumed before the first batch; with `rollbacks` the whole state of a stream.
+        rollbacks: as of `Order`.
         quarantine: told of bad samples.
 
     Raises ConfigError if B is not a multiple of W * m. `__next__` raises DataError if too much of the shards is not what
@@ -155,11 +156,12 @@ class Stream:
         rank: int,
         world_size: int,
         position: int = 0,
+        rollbacks: int = 0,
         quarantine: Quarantine | None = None,
     ) -> None:
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
-        self._order = make_order(manifest, seed, config.lanes)
+        self._order = make_order(manifest, seed, config.lanes, rollbacks)
         self._config = config
         self._share = Share(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
