@@ -60,12 +60,29 @@ class SpectralNorm(nn.Module):
         if self.sn_eps is None:
             return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):
-            sigma = torch.dot(self.u, self.matrix() @ self.v)
-            return self.weight / sigma
+            return self.weight / self.sigma()
+
+    def sigma(self) -> Tensor:
+        """The estimate u^T W v [] of the largest singular value."""
+        return torch.dot(self.u, self.matrix() @ self.v)
 
 
 def spectral_layers(network: nn.Module) -> Iterator[SpectralNorm]:
     return (layer for layer in network.modules() if isinstance(layer, SpectralNorm) and layer.sn_eps is not None)
+
+
+@torch.no_grad()
+def singular_values(matrix: Tensor, count: int = 3, rounds: int = 10) -> Tensor:
+    """Estimates of the largest `count` singular values of [out, rest] from below, descending, [count] or all there are.
+
+    Subspace iteration (Golub & Van Loan, section 8.2.4) with 8 vectors more than are asked for. Uses no random state.
+    """
+    matrix = matrix.detach().float()
+    width = min(count + 8, *matrix.shape)
+    vectors = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    for _ in range(rounds):
+        vectors = torch.linalg.qr(matrix.mT @ (matrix @ vectors)).Q
+    return torch.linalg.svdvals(matrix @ vectors)[:count]
 
 
 def power_iteration(network: nn.Module, times: int = 1) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +56,8 @@ class Progress:
 
     images: int = 0
     g_steps: int = 0
+    rollbacks: int = 0
+    """How often the run has gone back (`pipeline.health`): part of the key of the data's order."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,16 @@ def committed(uri: str) -> Iterator[Checkpoint]:
                 yield Checkpoint(folder, files)
 
 
-def newest(uri: str) -> Checkpoint | None:
-    """The newest checkpoint that is committed and intact; damaged ones are named in a warning and passed over."""
+def newest(uri: str, good: Callable[[Checkpoint], bool] = lambda _: True) -> Checkpoint | None:
+    """The newest checkpoint that is committed, intact and `good`; damaged ones are named in a warning and passed over."""
     for checkpoint in committed(uri):
         try:
             checkpoint.verify()
         except (DataError, storage.NotFoundError) as error:
             log.warning("passing over a damaged checkpoint: %s", error)
         else:
-            return checkpoint
+            if good(checkpoint):
+                return checkpoint
     return None
 
 

@@ -23,6 +23,7 @@ from pipeline.batch import BatchConfig
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.engines import ZeroConfig
 from pipeline.errors import ConfigError
+from pipeline.health import HealthConfig
 from pipeline.objective import ObjectiveConfig
 from pipeline.schedule import OptimConfig
 from pipeline.stream import DataConfig
@@ -44,6 +45,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     init: str | None = None
     """A run, or checkpoints anywhere, as `biggan import` makes them: the weights to start from, instead of random ones."""

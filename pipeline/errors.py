@@ -27,6 +27,12 @@ class StorageError(UserError):
     exit_code = 74
 
 
+class TrainingError(UserError):
+    """The training itself went bad, and trying again unchanged would most likely end the same way (`EX_SOFTWARE`)."""
+
+    exit_code = 70
+
+
 def as_user_error(error: OSError) -> UserError | None:
     """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
     where = f" ({error.filename})" if error.filename else ""

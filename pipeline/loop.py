@@ -19,7 +19,8 @@ from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
 from pipeline.engines import Engine, Ranks, share_batch_norm
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.health import Failure, Fault, Health, History
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
 from pipeline.micro_batch import plan_in_memory
@@ -32,13 +33,29 @@ from pipeline.stream import MicroBatch, Stream
 
 
 def train(config: RunConfig, ranks: Ranks) -> None:
-    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
+    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it.
+
+    Raises TrainingError if the run goes bad and does not get over it.
+    """
     manifest = load_data(config.data)
     check_model(config, manifest)
+    health = Health(config.health, Path(config.run), ranks, config.objective)
+    fault = Fault(ranks.rank)
     plan = plan_in_memory(config, ranks)
-    saved = _agree_on_checkpoint(config, ranks)
+    while failure := _attempt(config, ranks, plan, manifest, health, fault):
+        health.heal(failure)
+    if ranks.main:
+        write_status(Path(config.run), Status("finished", config.total_images, 0))
+    dist.barrier()
+
+
+def _attempt(
+    config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault
+) -> Failure | None:
+    """Train from the newest good checkpoint until `total_images`, or until the run goes bad."""
+    saved = _agree_on_checkpoint(config, ranks, health.history)
     g, d, ema = build_engines(config, plan, ranks, saved or initial_checkpoint(config))
-    progress = saved.progress() if saved else Progress()
+    progress = health.begin(saved.progress() if saved else None)
     state = State(**saved.state().get("objective", {})) if saved else State()
     objective = Objective(config.objective, plan, ranks, config.seed, state)
     if ranks.main:
@@ -52,40 +69,49 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         rank=ranks.rank,
         world_size=ranks.world_size,
         position=progress.images,
+        rollbacks=progress.rollbacks,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
         mirror=ranks.device.type == "cpu",
     )
+    failure = None
     with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
-        while progress.images < config.total_images:
-            scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch)
+        health.tracker = recorder.tracker
+        while progress.images < config.total_images and not failure:
+            scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * health.lr_scale
             g.set_lr(config.optim.g_lr * scale)
             d.set_lr(config.optim.d_lr * scale)
 
-            before = progress
+            before, spoilt = progress, fault.strikes(progress.g_steps)
             for _ in range(config.batch.d_steps):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
-                recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, objective, progress.images))
+                reals = _reals(stream, ranks.device, spoilt)
+                recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
             position = progress.g_steps * plan.global_batch
             draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
-            values = g_step(g, d, draw, objective, position)
+            values = health.see(g_step(g, d, draw, objective, position))
             recorder.add(values)
             progress = replace(progress, g_steps=progress.g_steps + 1)
             if not values["skipped/g"]:
                 ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
 
-            if _due(config.log_every, before, progress, config):
-                recorder.report(progress, scale)
+            report, save = (_due(every, before, progress, config) for every in (config.log_every, config.checkpoint.every))
+            if failure := health.failure(before, progress, report or save, (g, d), ema, objective.state):
+                break
+            if report:
+                health.report(recorder.report(progress, scale), progress, g, d)
             if _due(config.sample_every, before, progress, config):
-                recorder.samples(progress, g, ema)
-            if _due(config.checkpoint.every, before, progress, config):
+                health.samples(recorder.samples(progress, g, ema), progress, g, d)
+            if health.wants_save(save, progress.images >= config.total_images):
                 with recorder.timed("checkpoint"):
                     _save(config, manifest, ranks, g, d, ema, progress, objective.state)
+                health.saved(progress)
+            failure = health.collapsed(progress)
+        health.tracker = None
+        recorder.status = "FAILED" if failure else "FINISHED"
     stream.close()
-    if ranks.main:
-        write_status(Path(config.run), Status("finished", progress.images, 0))
-    dist.barrier()
+    return failure
 
 
 def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:
@@ -93,10 +119,19 @@ def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool
     return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
 
 
-def find_checkpoint(config: RunConfig) -> Checkpoint | None:
-    """The newest intact checkpoint of this run. Raises ConfigError if another run saves itself at the same place."""
+def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint of this run from before its failures.
+
+    Raises ConfigError if another run saves itself at the same place, TrainingError if there are only later ones.
+    """
+    history = history or History()
     uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
-    found = checkpoints.newest(uri)
+    found = checkpoints.newest(uri, history.takes)
+    if not found and checkpoints.newest(uri):
+        raise TrainingError(
+            f"{uri} has no checkpoint from before image {history.good_until:,}, where the run went bad: name a new run, or "
+            f"delete {Path(config.run, 'health.json')} to go on from the newest all the same"
+        )
     if found and found.state().get("run", uid) != uid:
         raise ConfigError(
             f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
@@ -104,9 +139,9 @@ def find_checkpoint(config: RunConfig) -> Checkpoint | None:
     return found
 
 
-def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
-    """Rank 0 looks for the newest intact checkpoint; all take the same."""
-    choice = [find_checkpoint(config) if ranks.main else None]
+def _agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
+    """Rank 0 looks for the newest good checkpoint; all take the same."""
+    choice = [find_checkpoint(config, history) if ranks.main else None]
     dist.broadcast_object_list(choice)
     return choice[0]
 
@@ -139,9 +174,10 @@ def build_engines(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Che
     return g, d, ema
 
 
-def _reals(stream: Stream, device: torch.device) -> Iterator[Pair]:
+def _reals(stream: Stream, device: torch.device, spoilt: bool) -> Iterator[Pair]:
     for batch in stream:
-        yield on_device(batch, device)
+        x, y = on_device(batch, device)
+        yield (x * torch.nan if spoilt else x), y
 
 
 def on_device(batch: MicroBatch, device: torch.device) -> Pair:

@@ -145,13 +145,13 @@ def _pairs(sums: list[Fraction]) -> list[tuple[Fraction, Fraction]]:
     return list(pairwise(sums))
 
 
-def make_order(manifest: Manifest, seed: int, lanes: int) -> Order | Mixture:
-    """The order of training on `manifest`."""
+def make_order(manifest: Manifest, seed: int, lanes: int, rollbacks: int = 0) -> Order | Mixture:
+    """The order of training on `manifest`. Of a mixture, `rollbacks` changes the parts' orders, not which part stands where."""
     if not manifest.parts:
-        return Order(manifest.shards, seed, lanes)
+        return Order(manifest.shards, seed, lanes, rollbacks)
     ends = list(accumulate(part.shards for part in manifest.parts))
     orders = [
-        Order(manifest.shards[end - part.shards : end], part_seed(seed, i), lanes)
+        Order(manifest.shards[end - part.shards : end], part_seed(seed, i), lanes, rollbacks)
         for i, (end, part) in enumerate(zip(ends, manifest.parts, strict=True))
     ]
     return Mixture(orders, [part.weight for part in manifest.parts], seed)

@@ -124,6 +124,7 @@ class Objective:
         on_real, on_fake = logits[:2]
         loss = self.loss.d(on_real, on_fake)
         values = {"loss/d": loss, "d/real": on_real.mean(), "d/fake": on_fake.mean()}
+        values |= {"d/sign_real": on_real.sign().mean(), "d/sign_fake": on_fake.sign().mean()}
         if penalise:
             penalty = regularizers.gradient_penalty(on_real, x)
             loss = loss + config.r1_every * config.r1 / 2 * penalty
@@ -166,7 +167,7 @@ class Objective:
         if skipped:
             return {}
         self.state = replace(state, d_steps=state.d_steps + 1)
-        if not (config.lecam or config.augment == "ada"):
+        if skipped or not (config.lecam or config.augment == "ada"):
             return {}  # the others need no host synchronisation
         real, fake, sign = (total / self.ranks.world_size for total in self.ranks.sum(list(seen)))
         images = self.plan.global_batch

@@ -1,4 +1,4 @@
-"""The order of training: which sample stands at which position, as a pure function of (manifest, seed, lanes, position).
+"""The order of training: which sample stands where, as a pure function of (manifest, seed, lanes, rollbacks, position).
 
 A *run* is a contiguous slice of a shard that is read at once. An epoch permutes the runs, lays them end to end and cuts
 that sequence into equal *lanes*; position g of the epoch belongs to lane g mod lanes, so every batch draws from all over
@@ -41,14 +41,16 @@ class Order:
         shards: as in the manifest; only their sample counts and sizes matter.
         seed: of the run.
         lanes: see above. `lanes_for` says which number lets each run be read by one rank only.
+        rollbacks: how often the run has gone back because it went bad; each number is another order.
 
     Raises ConfigError if there are no samples, or if `lanes` is out of range.
     """
 
-    def __init__(self, shards: Sequence[Shard], seed: int, lanes: int = LANES) -> None:
+    def __init__(self, shards: Sequence[Shard], seed: int, lanes: int = LANES, rollbacks: int = 0) -> None:
         if not 1 <= lanes <= MAX_LANES:
             raise ConfigError(f"data.lanes={lanes}: must be from 1 to {MAX_LANES}")
         self.seed = seed
+        self._key = seed + (rollbacks << 64)  # the two words of a Philox key
         self.lane_count = lanes
         self.starts: Ints = _run_starts(shards)
         """First sample of each run, and the number of samples at the end: [runs + 1]."""
@@ -116,12 +118,12 @@ class Order:
         steps = self._lane_length if lane < self.lane_count else self.samples - self.lane_count * self._lane_length
         end = int(self._phase(np.array(lane))) + window * self._window
         first, end = max(0, end - self._window), min(steps, end)
-        return first, _small(permutation(end - first, self.seed, (epoch, 1 + lane, window)), end - first)
+        return first, _small(permutation(end - first, self._key, (epoch, 1 + lane, window)), end - first)
 
     def _permuted_runs(self, epoch: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """(runs in the epoch's sequence, where each of them ends in it)."""
         count = len(self.starts) - 1
-        runs = _small(permutation(count, self.seed, (epoch, 0, 0)), count)
+        runs = _small(permutation(count, self._key, (epoch, 0, 0)), count)
         ends = self.starts[1:][runs]
         ends -= self.starts[:-1][runs]
         return runs, _small(np.cumsum(ends, out=ends), self.samples)
@@ -170,11 +172,11 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def permutation(n: int, seed: int, counter: tuple[int, int, int]) -> Ints:
-    """A permutation of n, keyed by `seed` and `counter`; Order uses (epoch, lane + 1 or 0, window or 0)."""
+def permutation(n: int, key: int, counter: tuple[int, int, int]) -> Ints:
+    """A permutation of n, keyed by `key` (128 bits) and `counter`; Order uses (epoch, lane + 1 or 0, window or 0)."""
     # By sorting raw Philox words: NumPy promises those for good, while `Generator.permutation` may change between
     # versions and would change the order under a run that is resumed.
-    generator = np.random.Philox(key=seed, counter=np.array([0, *counter], np.uint64))
+    generator = np.random.Philox(key=key, counter=np.array([0, *counter], np.uint64))
     return np.argsort(generator.random_raw(n), kind="stable")
 
 

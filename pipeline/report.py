@@ -24,7 +24,7 @@ from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
-from pipeline.tracking import Tracker
+from pipeline.tracking import Status, Tracker
 
 
 class Recorder:
@@ -40,6 +40,8 @@ class Recorder:
         self.last_waited = stream.waited
         self.last_spent = dict(self.spent)
         self.tracker: Tracker | None = None
+        self.status: Status = "FINISHED"
+        """How the attempt ends, unless by an exception."""
         if not ranks.main:
             return
         self.tracker = _tracker(config, ranks, plan, manifest)
@@ -74,8 +76,8 @@ class Recorder:
         yield
         self.spent[part] += time.monotonic() - began
 
-    def report(self, progress: Progress, lr_scale: float) -> None:
-        """One line and one set of metrics: means over the updates since the last report and over all ranks."""
+    def report(self, progress: Progress, lr_scale: float) -> dict[str, float]:
+        """One line and one set of metrics; returns the means over the updates since the last report and over all ranks."""
         keys = sorted(self.sums)
         sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
         values = {key: total / self.ranks.world_size / self.counts[key] for key, total in zip(keys, sums, strict=True)}
@@ -88,7 +90,7 @@ class Recorder:
         self.sums, self.counts, self.last_time, self.last_images = {}, {}, now, progress.images
         self.last_waited, self.last_spent = self.stream.waited, dict(self.spent)
         if not self.tracker:
-            return
+            return values
         self.bar.update(progress.images - self.bar.n)
         left = (self.config.total_images - progress.images) / speed
         bad = self.stream.quarantine.count()
@@ -98,27 +100,31 @@ class Recorder:
             f"|grad D| {values['grad_norm/d']:7.3f}  |grad G| {values['grad_norm/g']:7.3f}  left {left / 60:.1f} min"
             + (f"  bad samples {bad}" if bad else "")
         )
-        values |= {
+        tracked = values | {
             "images_per_second": speed,
             "lr/g": lr_scale * self.config.optim.g_lr,
             "lr/d": lr_scale * self.config.optim.d_lr,
             "data/bad_samples": bad,
         }
-        self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
+        self.tracker.metrics(tracked | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
+        return values
 
-    def samples(self, progress: Progress, generator: Engine, ema: EMA) -> None:
-        """A grid of EMA samples, classes (at most 10) as columns, always of the same latents."""
+    def samples(self, progress: Progress, generator: Engine, ema: EMA) -> Tensor | None:
+        """A grid of EMA samples, classes (at most 10) as columns, always of the same latents.
+
+        Returns it on rank 0: uint8 [8, columns, C, r, r].
+        """
         averages = generator.whole(ema.averages)
         if not self.tracker:
-            return
+            return None
         with self.timed("samples"):
             columns = min(10, self.config.model.num_classes)
             labels = torch.arange(columns).repeat(8)
             # Fewer standing samples than the finished generator gets: this is a look, on the training's time.
             buffers = dict(generator.module.named_buffers())
             copy = ema_generator(self.config.model, buffers, averages, self.ranks.device, samples=512)
-            picture = grid(generate(copy, labels, seed=self.config.seed), columns)
-            self.tracker.image(picture.numpy(), "samples/ema", progress.images)
+            images = generate(copy, labels, seed=self.config.seed)
+            self.tracker.image(grid(images, columns).numpy(), "samples/ema", progress.images)
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +141,7 @@ class Recorder:
         )
         if bad := self.stream.quarantine.count():
             print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
-        self.tracker.close("FAILED" if error else "FINISHED")
+        self.tracker.close("FAILED" if error else self.status)
 
 
 def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest) -> Tracker:

@@ -140,7 +140,8 @@ class Stream:
         global_batch: B, samples per update over all ranks and micro-steps.
         micro_batch: m.
         rank: r, of `world_size` W.
-        position: samples consumed before the first batch; the whole state of a stream.
+        position: samples consumed before the first batch; with `rollbacks` the whole state of a stream.
+        rollbacks: as of `Order`.
         quarantine: told of bad samples.
         mirror: mirror images here, as they are decoded, and not on the consumer's device: cheaper where that is the CPU.
 
@@ -159,12 +160,13 @@ class Stream:
         rank: int,
         world_size: int,
         position: int = 0,
+        rollbacks: int = 0,
         quarantine: Quarantine | None = None,
         mirror: bool = False,
     ) -> None:
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
-        self._order = make_order(manifest, seed, config.lanes)
+        self._order = make_order(manifest, seed, config.lanes, rollbacks)
         self._config, self._mirror = config, mirror
         self._share = Share(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
