@@ -27,11 +27,17 @@ from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
+from pipeline.stop import EXIT_CODE, Signals, Stop
 from pipeline.stream import MicroBatch, Stream
+from pipeline.watchdog import Watchdog
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
-    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
+def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
+    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it.
+
+    Returns None, or the reason to stop before that, saved.
+    """
+    stop = Stop(config.stop, Path(config.run), signals, ranks)
     manifest = load_data(config.data)
     check_model(config, manifest)
     plan = plan_batch(config.batch, ranks.world_size)
@@ -53,35 +59,53 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         position=progress.images,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
-    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
-        while progress.images < config.total_images:
+    kept, reason = progress, None
+    with (
+        Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
+        Watchdog(config.hang, Path(config.run), ranks) as watchdog,
+    ):
+        while progress.images < config.total_images and not (reason := stop.agreed()):
             scale = lr_scale(config.optim, progress.images, config.total_images)
             g.set_lr(config.optim.g_lr * scale)
             d.set_lr(config.optim.d_lr * scale)
 
             before = progress
+            watchdog.enter("D steps", progress.images)
             for _ in range(config.batch.d_steps):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
                 recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, objective, progress.images))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
+            watchdog.enter("G step", progress.images)
             position = progress.g_steps * plan.global_batch
             draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
             recorder.add(g_step(g, d, draw, objective, position))
             progress = replace(progress, g_steps=progress.g_steps + 1)
             ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+            watchdog.updated()
 
             if _due(config.log_every, before, progress, config):
-                recorder.report(progress, scale)
+                recorder.report(progress, scale, watchdog.spread())
             if _due(config.sample_every, before, progress, config):
+                watchdog.enter("samples", progress.images)
                 recorder.samples(progress, g.module, ema)
             if _due(config.checkpoint.every, before, progress, config):
+                watchdog.enter("checkpoint", progress.images)
                 with recorder.timed("checkpoint"):
                     _save(config, manifest, ranks, g, d, ema, progress, objective.state)
+                kept = progress
+            watchdog.enter("stop", progress.images)
+        recorder.stopped = bool(reason)
+        if reason and progress != kept:
+            watchdog.enter("checkpoint", progress.images)
+            with recorder.timed("checkpoint"):
+                _save(config, manifest, ranks, g, d, ema, progress, objective.state)
     stream.close()
     if ranks.main:
-        write_status(Path(config.run), Status("finished", progress.images, 0))
+        end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
+        write_status(Path(config.run), end)
     dist.barrier()
+    return reason
 
 
 def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:

@@ -24,6 +24,7 @@ from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.stream import Stream
 from pipeline.tracking import Tracker
+from pipeline.watchdog import SLOW, Spread
 
 
 class Recorder:
@@ -38,6 +39,8 @@ class Recorder:
         self.start_images = self.last_images = start.images
         self.last_waited = stream.waited
         self.last_spent = dict(self.spent)
+        self.stopped = False
+        """Whether training ends before its last image, to go on later."""
         self.tracker: Tracker | None = None
         if not ranks.main:
             return
@@ -70,7 +73,7 @@ class Recorder:
         yield
         self.spent[part] += time.monotonic() - began
 
-    def report(self, progress: Progress, lr_scale: float) -> None:
+    def report(self, progress: Progress, lr_scale: float, spread: Spread | None) -> None:
         """One line and one set of metrics: means over the updates since the last report and over all ranks."""
         keys = sorted(self.sums)
         sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
@@ -100,6 +103,13 @@ class Recorder:
             "lr/d": lr_scale * self.config.optim.d_lr,
             "data/bad_samples": bad,
         }
+        if spread:
+            values["time/step_spread"] = spread.ratio
+            if spread.ratio > SLOW:
+                self.say(
+                    f"{spread.slowest} is slow: {spread.most:.2f} s of its own per update, where the median is "
+                    f"{spread.median:.2f} s and the least {spread.least:.2f} s"
+                )
         self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
 
     def samples(self, progress: Progress, generator: nn.Module, ema: EMA) -> None:
@@ -129,7 +139,7 @@ class Recorder:
         )
         if bad := self.stream.quarantine.count():
             print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
-        self.tracker.close("FAILED" if error else "FINISHED")
+        self.tracker.close("FAILED" if error else "KILLED" if self.stopped else "FINISHED")
 
 
 def _tracker(config: RunConfig, ranks: Ranks, manifest: Manifest) -> Tracker:
