@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import stop
 from pipeline.errors import StorageError, UserError, as_user_error
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
 """Environment variable: the process that started `accelerate launch`."""
+
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+"""That the launcher passes on to the workers: its default, and those two, which would kill it and leave the workers behind."""
 
 HELP = "train a GAN; the same command again resumes"
 
@@ -29,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Train. Returns 0 when `total_images` are reached, else the exit code of what went wrong."""
+    """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
     if worker := "LOCAL_RANK" in os.environ:
-        _die_with_parent()  # before the imports, which take seconds
+        signals = stop.Signals()  # before the imports, which take seconds
+        _die_with_parent()
         if _outlived_launcher():
             return 1
 
@@ -42,12 +48,13 @@ def run(args: argparse.Namespace) -> int | None:
         print(to_yaml(config), end="")
         return 0
     if worker:
-        return _work(config)
+        return _work(config, signals)
     return _launch(config, args)
 
 
 def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     """Find every mistake that can be found without workers, start them, and tell how they ended."""
+    began_at = time.time()
     import torch
 
     from pipeline import checkpoint, initial, run
@@ -72,13 +79,20 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
 
     logs = Path(config.run, "logs")
     logs.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix="biggan-status-") as status, open(logs / "stderr.log", "ab") as errors:
+    old_dumps = set(logs.glob("hang-*.txt"))
+    _forget_stop(Path(config.run))
+    with (
+        tempfile.NamedTemporaryFile(prefix="biggan-status-") as status,
+        open(logs / "stderr.log", "ab") as errors,
+        stop.forwarded(Path(config.run)),
+    ):
         print(f"starting {processes} workers with accelerate launch; their stderr is in {errors.name}", flush=True)
         began = errors.tell()
         code = subprocess.run(
             _accelerate_command(processes, args),
             env=_environment(processes, torch.cuda.is_available())
-            | {run.STATUS_VARIABLE: status.name, _PARENT_VARIABLE: str(os.getpid())},
+            | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(config.stop.grace)}
+            | {run.STATUS_VARIABLE: status.name, _PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(began_at)},
             stderr=errors,
             preexec_fn=_die_with_parent,
             check=False,
@@ -89,6 +103,19 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
         return end.exit_code or 1
     if end and end.state == "finished":
         return 0
+    if end and end.state == "stopped":
+        print(f"stopped by {end.message} at image {end.images:,} of {config.total_images:,}: the same command goes on there")
+        return stop.EXIT_CODE
+    if end is None and _ended_by_signal(code, logs / "stderr.log", began):
+        print("stopped by a signal before training began: the same command starts again")
+        return stop.EXIT_CODE
+    if dumps := sorted(set(logs.glob("hang-*.txt")) - old_dumps):
+        from pipeline.watchdog import EXIT_CODE, explain
+
+        message = f"{explain(dumps)}; the stacks are in {logs}/hang-rank*; the same command resumes from the last checkpoint"
+        run.write_status(Path(config.run), run.Status("failed", end.images if end else 0, EXIT_CODE, message))
+        print(f"biggan: error: {message}", file=sys.stderr)
+        return EXIT_CODE
     print(_first_traceback(logs / "stderr.log", began), file=sys.stderr)
     print(
         f"biggan: error: the workers ended without a result (launcher's exit code {code}): see {logs}/stderr.log; "
@@ -116,11 +143,28 @@ def _outlived_launcher() -> bool:
     return os.environ.get(_PARENT_VARIABLE, grandparent) != grandparent
 
 
-def _first_traceback(log: Path, began: int) -> str:
-    """What the first worker to fail said; the launcher's summary and the other workers' complaints bury it."""
+def _forget_stop(folder: Path) -> None:
+    """Whatever started these workers, they begin without an old RUN/STOP. One that a training still has to see stays."""
+    from pipeline import run
+
+    if not run.is_training(folder):
+        stop.forget(folder)
+
+
+def _ended_by_signal(code: int, log: Path, began: int) -> bool:
+    """Whether the launcher died of one of `SIGNALS`, or had to pass it on to workers that were not ready to note it."""
+    return -code in stop.SIGNALS or "death signal" in _said(log, began)
+
+
+def _said(log: Path, began: int) -> str:
     with open(log, "rb") as file:
         file.seek(began)
-        lines = file.read().decode(errors="replace").splitlines()
+        return file.read().decode(errors="replace")
+
+
+def _first_traceback(log: Path, began: int) -> str:
+    """What the first worker to fail said; the launcher's summary and the other workers' complaints bury it."""
+    lines = _said(log, began).splitlines()
     first = next((i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
     if first is None:
         return "\n".join(lines[-10:])
@@ -146,15 +190,17 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
     return quiet | ({} if gpu else {"DS_ACCELERATOR": "cpu"}) | dict(os.environ)
 
 
-def _work(config: "RunConfig") -> int:
+def _work(config: "RunConfig", signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
     from pipeline.tracking import calm_mlflow
 
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
+    if os.environ["RANK"] == "0" and _PARENT_VARIABLE not in os.environ:
+        _forget_stop(folder)
     try:
-        _train(config, folder)
+        return stop.EXIT_CODE if _train(config, folder, signals) else 0
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
@@ -168,24 +214,28 @@ def _work(config: "RunConfig") -> int:
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()
         os._exit(known.exit_code)
-    return 0
 
 
-def _train(config: "RunConfig", folder: Path) -> None:
+def _train(config: "RunConfig", folder: Path, signals: stop.Signals) -> str | None:
     import torch.distributed as dist
 
     from pipeline import run
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
+    from pipeline.watchdog import record_collectives
 
+    record_collectives(folder)
     ranks = start_workers()
     held = None
     if ranks.main:
         run.prepare(config, load_data(config.data))
         held = run.lock(folder)
     dist.barrier()
-    train(config, ranks)
+    reason = train(config, ranks, signals)
     dist.destroy_process_group()
     if held:
+        if reason:
+            stop.forget(folder)
         held.close()
+    return reason

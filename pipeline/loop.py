@@ -29,30 +29,39 @@ from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
+from pipeline.stop import EXIT_CODE, Signals, Stop
 from pipeline.stream import MicroBatch, Stream
+from pipeline.watchdog import Watchdog
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
+def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
     """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it.
 
-    Raises TrainingError if the run goes bad and does not get over it.
+    Returns None, or the reason to stop before that, saved. Raises TrainingError if the run goes bad and does not get over it.
     """
+    stop = Stop(config.stop, Path(config.run), signals, ranks)
     manifest = load_data(config.data)
     check_model(config, manifest)
     health = Health(config.health, Path(config.run), ranks, config.objective)
     fault = Fault(ranks.rank)
     plan = plan_in_memory(config, ranks)
-    while failure := _attempt(config, ranks, plan, manifest, health, fault):
-        health.heal(failure)
+    while isinstance(ended := _attempt(config, ranks, plan, manifest, health, fault, stop), Failure):
+        health.heal(ended)
+    images, reason = ended
     if ranks.main:
-        write_status(Path(config.run), Status("finished", config.total_images, 0))
+        end = Status("stopped", images, EXIT_CODE, reason) if reason else Status("finished", images, 0)
+        write_status(Path(config.run), end)
     dist.barrier()
+    return reason
 
 
 def _attempt(
-    config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault
-) -> Failure | None:
-    """Train from the newest good checkpoint until `total_images`, or until the run goes bad."""
+    config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault, stop: Stop
+) -> Failure | tuple[int, str | None]:
+    """Train from the newest good checkpoint until `total_images`, or until the run goes bad.
+
+    Returns how it went bad, or the images it got to and the reason to stop before the end.
+    """
     saved = _agree_on_checkpoint(config, ranks, health.history)
     g, d, ema = build_engines(config, plan, ranks, saved or initial_checkpoint(config))
     progress = health.begin(saved.progress() if saved else None)
@@ -73,21 +82,26 @@ def _attempt(
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
         mirror=ranks.device.type == "cpu",
     )
-    failure = None
-    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
+    kept, reason, failure = progress, None, None
+    with (
+        Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
+        Watchdog(config.hang, Path(config.run), ranks) as watchdog,
+    ):
         health.tracker = recorder.tracker
-        while progress.images < config.total_images and not failure:
+        while progress.images < config.total_images and not failure and not (reason := stop.agreed()):
             scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * health.lr_scale
             g.set_lr(config.optim.g_lr * scale)
             d.set_lr(config.optim.d_lr * scale)
 
             before, spoilt = progress, fault.strikes(progress.g_steps)
+            watchdog.enter("D steps", progress.images)
             for _ in range(config.batch.d_steps):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
                 reals = _reals(stream, ranks.device, spoilt)
                 recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
+            watchdog.enter("G step", progress.images)
             position = progress.g_steps * plan.global_batch
             draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
             values = health.see(g_step(g, d, draw, objective, position))
@@ -95,23 +109,32 @@ def _attempt(
             progress = replace(progress, g_steps=progress.g_steps + 1)
             if not values["skipped/g"]:
                 ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
+            watchdog.updated()
 
             report, save = (_due(every, before, progress, config) for every in (config.log_every, config.checkpoint.every))
             if failure := health.failure(before, progress, report or save, (g, d), ema, objective.state):
                 break
             if report:
-                health.report(recorder.report(progress, scale), progress, g, d)
+                health.report(recorder.report(progress, scale, watchdog.spread()), progress, g, d)
             if _due(config.sample_every, before, progress, config):
+                watchdog.enter("samples", progress.images)
                 health.samples(recorder.samples(progress, g, ema), progress, g, d)
             if health.wants_save(save, progress.images >= config.total_images):
+                watchdog.enter("checkpoint", progress.images)
                 with recorder.timed("checkpoint"):
                     _save(config, manifest, ranks, g, d, ema, progress, objective.state)
                 health.saved(progress)
+                kept = progress
+            watchdog.enter("stop", progress.images)
             failure = health.collapsed(progress)
         health.tracker = None
-        recorder.status = "FAILED" if failure else "FINISHED"
+        recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
+        if reason and progress != kept:
+            watchdog.enter("checkpoint", progress.images)
+            with recorder.timed("checkpoint"):
+                _save(config, manifest, ranks, g, d, ema, progress, objective.state)
     stream.close()
-    return failure
+    return failure or (progress.images, reason)
 
 
 def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:

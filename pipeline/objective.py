@@ -167,7 +167,7 @@ class Objective:
         if skipped:
             return {}
         self.state = replace(state, d_steps=state.d_steps + 1)
-        if skipped or not (config.lecam or config.augment == "ada"):
+        if not (config.lecam or config.augment == "ada"):
             return {}  # the others need no host synchronisation
         real, fake, sign = (total / self.ranks.world_size for total in self.ranks.sum(list(seen)))
         images = self.plan.global_batch

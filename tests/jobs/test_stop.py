@@ -1,0 +1,164 @@
+"""Stop requests and hangs of whole runs: two launchers as on two nodes, `biggan train`, and a worker that stands still."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli import main
+from pipeline import checkpoint
+from pipeline.run import Status, read_status
+from tests.jobs.test_train import TINY, mlflow_runs
+
+WORKER = """
+import os, sys
+from jobs.cli import main
+code = main()
+open(f"rank{os.environ['RANK']}.code", "w").write(str(code))
+sys.exit(code)
+"""
+BOTH = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
+    """A run that nobody waits for, with no checkpoint but that of a stop."""
+    file = tmp_path_factory.mktemp("config") / "endless.yaml"
+    rare = {"total_images": 10**8, "checkpoint": {"every": 10**8}, "sample_every": 0, "log_every": 64}
+    file.write_text(yaml.safe_dump(TINY | rare | {"data": {"uri": str(shards)}}))
+    return str(file)
+
+
+class Started:
+    """A process in the background, with its output in files."""
+
+    def __init__(self, command: list[str], cwd: Path, env: dict[str, str] | None = None) -> None:
+        self.out, self.err = (cwd / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
+        with open(self.out, "wb") as out, open(self.err, "wb") as err:
+            self.process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err, env=os.environ | (env or {}))
+
+    def until(self, text: str) -> None:
+        wait_for(lambda: text in self.out.read_text() or self.process.poll() is not None)
+        assert text in self.out.read_text(), self.out.read_text() + self.err.read_text()
+
+    def end(self) -> int:
+        return self.process.wait(timeout=120)
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def biggan(config: str, run: Path, *overrides: str) -> Started:
+    return Started([sys.executable, "-m", "jobs.cli", "train", config, f"run={run}", *overrides], run.parent)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def node(rank: int, port: int, config: str, run: Path) -> Started:
+    flags = f"--use_deepspeed --num_machines 2 --machine_rank {rank} --same_network --main_process_ip 127.0.0.1"
+    flags += f" --main_process_port {port} --num_processes 2 --deepspeed_multinode_launcher standard"
+    flags += " --mixed_precision no --dynamo_backend no"
+    environment = {"PET_SIGNALS_TO_HANDLE": BOTH, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
+    environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    script = run.parent / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split(), str(script), "train", config, f"run={run}"]
+    return Started(command, run.parent, environment)
+
+
+def status_of(run: Path) -> Status:
+    status = read_status(run / "status.json")
+    assert status
+    return status
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_nodes_and_then_to_the_next_starts(endless: str, tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    run.mkdir()
+    (run / "STOP").touch()  # meant for an earlier start
+    nodes = [node(rank, port, endless, run) for rank in (0, 1)]
+    nodes[0].until("img/s")
+    for _ in range(2):
+        nodes[1].process.send_signal(signal.SIGTERM)
+    for rank, started in enumerate(nodes):
+        assert started.end() == 1  # of the launcher
+        said = started.err.read_text()
+        assert (tmp_path / f"rank{rank}.code").read_text() == "75", said
+        assert "pipeline/loop.py" not in said and "SIGKILL" not in said, said
+    first = status_of(run)
+    assert first == Status("stopped", first.images, 75, "SIGTERM") and first.images > 0
+    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
+    (found,) = mlflow_runs(run)
+    assert found.info.status == "KILLED"
+
+    second = biggan(endless, run)
+    second.until("img/s")
+    assert f"resuming at image {first.images:,} of" in second.out.read_text()
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+        second.process.send_signal(number)
+    assert second.end() == 75, second.err.read_text()
+    stopped = status_of(run)
+    assert stopped.state == "stopped" and stopped.images > first.images
+    assert f"at image {stopped.images:,} of 100,000,000: the same command goes on there" in second.out.read_text()
+    assert not (run / "STOP").exists()
+
+    third = biggan(endless, run)
+    third.until("starting 2 workers")
+    third.process.send_signal(signal.SIGUSR2)
+    assert third.end() == 75, third.err.read_text()
+    assert status_of(run) == Status("stopped", stopped.images, 75, "SIGUSR2")
+    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [stopped.images, first.images]
+    assert "Traceback" not in (run / "logs" / "stderr.log").read_text().replace("torch.distributed.elastic", "")
+    for started in (second, third):
+        assert started.err.read_text() == ""
+
+
+def worker(started: Started, rank: int) -> int:
+    """The process of a local rank below `started`."""
+    launcher = children(started.process.pid)[0]
+    return next(
+        pid for pid in children(launcher) if f"\0LOCAL_RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_named_and_the_run_ends(endless: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    started = biggan(endless, run, "hang.timeout=3", "stop.grace=2", "tracking.mode=off")
+    started.until("img/s")
+    os.kill(worker(started, 1), signal.SIGSTOP)
+    assert started.end() == 70
+    said = started.err.read_text()
+    assert said.startswith("biggan: error: no progress for 3 s in the ") and said.count("\n") == 1, said
+    assert f"stopped, or its machine gone: rank 1 on {socket.gethostname()}; the stacks are in {run}/logs/hang-rank*" in said
+    (dump,) = run.glob("logs/hang-rank00000-*.txt")
+    assert "all_reduce" in dump.read_text() and "loop.py" in dump.read_text()
+    assert json.loads(dump.with_suffix(".json").read_bytes())["entries"]
+    status = status_of(run)
+    assert (status.state, status.exit_code) == ("failed", 70) and status.message in said
+
+
+def test_nothing_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stop", str(tmp_path)]) == 78
+    assert "is not being trained" in capsys.readouterr().err
