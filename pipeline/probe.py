@@ -51,7 +51,7 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
         draw = fakes(model, plan, ranks, config.seed, Numbers.D_STEP, position)
         d_step(g, d, [(x, y)] * accumulation, draw, objective, position)
         g_step(g, d, draw, objective, position)
-        ema.update(g.module, 0.5)
+        ema.update(g.parts(), 0.5)
     return (torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")) - before
 
 

@@ -133,6 +133,7 @@ class Recorder:
             copy = ema_generator(self.config.model, buffers, averages, self.ranks.device, samples=512)
             images = generate(copy, labels, seed=self.config.seed)
             self.tracker.image(grid(images, columns).numpy(), "samples/ema", progress.images)
+        return images.unflatten(0, (8, columns))
 
     def __enter__(self) -> Self:
         return self
