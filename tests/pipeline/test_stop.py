@@ -1,6 +1,8 @@
 """Stop requests: what is noted, what the ranks agree on, what a cloud's metadata server says."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,8 +21,10 @@ from hypothesis import strategies as st
 from pipeline import stop
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError
+from pipeline.index import load_manifest
 from pipeline.run import is_training, lock
 from pipeline.stop import SIGNALS, Signals, SpotWatch, Stop, StopConfig, duration
+from pipeline.stream import DataConfig, Stream
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +66,32 @@ def test_a_signal_to_the_launcher_waits_as_a_file(tmp_path: Path, capsys: pytest
     assert "SIGUSR1 cannot be passed on" in capsys.readouterr().err
 
 
+def test_before_there_is_anything_to_save_a_signal_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, stop.at_once():
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert left.value.code == 75
+    assert capsys.readouterr().out.startswith("stopped by SIGUSR2 before training began")
+
+
 def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
     assert not is_training(tmp_path)
     with lock(tmp_path):
         assert is_training(tmp_path)
     assert not is_training(tmp_path)
+
+
+def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
+    config = DataConfig(str(shards), transform="tests.pipeline.transforms:shifted", read_ahead=1)
+    place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
+    with Stream(config, load_manifest(str(shards)), **place) as batches:
+        next(batches)
+        children = multiprocessing.active_children()
+        assert children
+        for child, number in itertools.product(children, SIGNALS):
+            assert child.pid
+            os.kill(child.pid, number)
+        assert [len(batch.images) for batch in itertools.islice(batches, 12)] == [32] * 12
+        assert all(child.is_alive() for child in children)
 
 
 ROUNDS = (
