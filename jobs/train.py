@@ -17,6 +17,7 @@ from pipeline.errors import StorageError, UserError, as_user_error
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.run import Status
 
 _PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
 """Environment variable: the process that started `accelerate launch`."""
@@ -35,26 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
-    if worker := "LOCAL_RANK" in os.environ:
-        signals = stop.Signals()  # before the imports, which take seconds
-        _die_with_parent()
-        if _outlived_launcher():
-            return 1
+    if "LOCAL_RANK" not in os.environ:
+        with stop.at_once():
+            return _launch(args)
+    signals = stop.Signals()  # before the imports, which take seconds
+    _die_with_parent()
+    return 1 if _outlived_launcher() else _work(args, signals)
 
+
+def _launch(args: argparse.Namespace) -> int:
+    """Find every mistake that can be found without workers, start them, and tell how they ended."""
+    start = time.time()
     from pipeline.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    if worker:
-        return _work(config, signals)
-    return _launch(config, args)
 
-
-def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
-    """Find every mistake that can be found without workers, start them, and tell how they ended."""
-    began_at = time.time()
     import torch
 
     from pipeline import checkpoint, initial, run
@@ -66,9 +65,9 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     manifest = load_data(config.data)
     run.check_model(config, manifest)
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
-    if last is None and (start := initial.initial_checkpoint(config)):
-        parts = ", ".join(sorted(name.removesuffix(".safetensors") for name in start.files if name.endswith(".safetensors")))
-        print(f"starting from {start.uri}: {parts}", flush=True)
+    if last is None and (weights := initial.initial_checkpoint(config)):
+        parts = ", ".join(sorted(name.removesuffix(".safetensors") for name in weights.files if name.endswith(".safetensors")))
+        print(f"starting from {weights.uri}: {parts}", flush=True)
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))
@@ -92,12 +91,20 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
             _accelerate_command(processes, args),
             env=_environment(processes, torch.cuda.is_available())
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(config.stop.grace)}
-            | {run.STATUS_VARIABLE: status.name, _PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(began_at)},
+            | {run.STATUS_VARIABLE: status.name, _PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(start)},
             stderr=errors,
             preexec_fn=_die_with_parent,
             check=False,
         ).returncode
         end = run.read_status(Path(status.name))
+    with open(errors.name, "rb") as file:
+        file.seek(began)
+        said = file.read().decode(errors="replace")
+    return _outcome(config, end, code, said, sorted(set(logs.glob("hang-*.txt")) - old_dumps))
+
+
+def _outcome(config: "RunConfig", end: "Status | None", code: int, said: str, dumps: list[Path]) -> int:
+    """Tell how the workers ended: by their status, what they `said` on stderr and the stacks they left."""
     if end and end.state == "failed":
         print(f"biggan: error: {end.message}", file=sys.stderr)
         return end.exit_code or 1
@@ -106,19 +113,20 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     if end and end.state == "stopped":
         print(f"stopped by {end.message} at image {end.images:,} of {config.total_images:,}: the same command goes on there")
         return stop.EXIT_CODE
-    if end is None and _ended_by_signal(code, logs / "stderr.log", began):
+    # The launcher died of a signal, or had to pass it on to workers that were not ready to note it.
+    if end is None and (-code in stop.SIGNALS or "death signal" in said):
         print("stopped by a signal before training began: the same command starts again")
         return stop.EXIT_CODE
-    if dumps := sorted(set(logs.glob("hang-*.txt")) - old_dumps):
-        from pipeline.watchdog import EXIT_CODE, explain
+    if dumps:
+        from pipeline import run, watchdog
 
-        message = f"{explain(dumps)}; the stacks are in {logs}/hang-rank*; the same command resumes from the last checkpoint"
-        run.write_status(Path(config.run), run.Status("failed", end.images if end else 0, EXIT_CODE, message))
+        message = f"{watchdog.explain(dumps)}; the stacks are in {config.run}/logs/hang-rank*; the same command resumes"
+        run.write_status(Path(config.run), run.Status("failed", end.images if end else 0, watchdog.EXIT_CODE, message))
         print(f"biggan: error: {message}", file=sys.stderr)
-        return EXIT_CODE
-    print(_first_traceback(logs / "stderr.log", began), file=sys.stderr)
+        return watchdog.EXIT_CODE
+    print(_first_traceback(said), file=sys.stderr)
     print(
-        f"biggan: error: the workers ended without a result (launcher's exit code {code}): see {logs}/stderr.log; "
+        f"biggan: error: the workers ended without a result (launcher's exit code {code}): see {config.run}/logs/stderr.log; "
         "the same command resumes from the last checkpoint",
         file=sys.stderr,
     )
@@ -151,20 +159,9 @@ def _forget_stop(folder: Path) -> None:
         stop.forget(folder)
 
 
-def _ended_by_signal(code: int, log: Path, began: int) -> bool:
-    """Whether the launcher died of one of `SIGNALS`, or had to pass it on to workers that were not ready to note it."""
-    return -code in stop.SIGNALS or "death signal" in _said(log, began)
-
-
-def _said(log: Path, began: int) -> str:
-    with open(log, "rb") as file:
-        file.seek(began)
-        return file.read().decode(errors="replace")
-
-
-def _first_traceback(log: Path, began: int) -> str:
+def _first_traceback(said: str) -> str:
     """What the first worker to fail said; the launcher's summary and the other workers' complaints bury it."""
-    lines = _said(log, began).splitlines()
+    lines = said.splitlines()
     first = next((i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
     if first is None:
         return "\n".join(lines[-10:])
@@ -190,11 +187,13 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
     return quiet | ({} if gpu else {"DS_ACCELERATOR": "cpu"}) | dict(os.environ)
 
 
-def _work(config: "RunConfig", signals: stop.Signals) -> int:
+def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
+    from pipeline.config import load_config
     from pipeline.tracking import calm_mlflow
 
+    config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
     if os.environ["RANK"] == "0" and _PARENT_VARIABLE not in os.environ:
@@ -233,6 +232,8 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals) -> str | No
         held = run.lock(folder)
     dist.barrier()
     reason = train(config, ranks, signals)
+    # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.
+    stop.ignore_signals()
     dist.destroy_process_group()
     if held:
         if reason:

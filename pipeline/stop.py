@@ -12,12 +12,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeline.errors import ConfigError
 
@@ -92,31 +92,48 @@ class Signals:
 
 
 def ignore_signals() -> None:
-    """For a worker's own children: the launcher signals the whole process group, and the save still needs them."""
+    """For a worker that is done, and for its children: the launcher signals whole process groups, and a save needs those."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def forwarded(folder: Path) -> Iterator[None]:
+def at_once() -> AbstractContextManager[None]:
+    """Inside, `SIGNALS` end this process: nothing has begun that would have to be saved."""
+
+    def leave(name: str) -> NoReturn:
+        print(f"stopped by {name} before training began: the same command starts again", flush=True)
+        sys.exit(EXIT_CODE)
+
+    return _handled(leave)
+
+
+def forwarded(folder: Path) -> AbstractContextManager[None]:
     """Inside, `SIGNALS` to this process become RUN/STOP.
 
     Not signals to the launcher: before its workers are up it dies of one, after that it kills them `stop.grace` seconds
     later, and a third makes it leave them alone. The file waits for workers that are still starting.
     """
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(name: str) -> None:
         try:
-            request(folder, signal.Signals(number).name)
+            request(folder, name)
         except OSError as error:
-            print(f"biggan: {signal.Signals(number).name} cannot be passed on: {error}", file=sys.stderr)
+            print(f"biggan: {name} cannot be passed on: {error}", file=sys.stderr)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    return _handled(forward)
+
+
+@contextmanager
+def _handled(handle: Callable[[str], None]) -> Iterator[None]:
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def request(folder: Path, reason: str = "") -> None:
