@@ -90,7 +90,7 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
             recorder.add(values)
             progress = replace(progress, g_steps=progress.g_steps + 1)
             if not values["skipped/g"]:
-                ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+                ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
 
             report, save = (_due(every, before, progress, config) for every in (config.log_every, config.checkpoint.every))
             if failure := health.failure(before, progress, report or save, (g, d), ema, objective.state):
@@ -98,7 +98,7 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
             if report:
                 health.report(recorder.report(progress, scale), progress, g, d)
             if _due(config.sample_every, before, progress, config):
-                health.samples(recorder.samples(progress, g.module, ema), progress, g, d)
+                health.samples(recorder.samples(progress, g, ema), progress, g, d)
             if health.wants_save(save, progress.images >= config.total_images):
                 with recorder.timed("checkpoint"):
                     _save(config, manifest, ranks, g, d, ema, progress, objective.state)
@@ -152,6 +152,7 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
         ("discriminator", build_discriminator(config.model), config.optim.d_lr),
     ):
         network.to(ranks.device)
+        network.recompute = config.activation_checkpointing == "blocks"
         if weights and name in have:
             # Before DeepSpeed takes its own copies of the parameters.
             network.load_state_dict(weights.tensors(name))
@@ -163,9 +164,9 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
     g, d = engines
     for engine in engines:
         share_batch_norm(engine.module, plan, ranks.rank)
-    ema = EMA(g.module)
+    ema = EMA(g.parts())
     if weights:
-        ema.load(weights.tensors("ema"))
+        ema.load(g.part(weights.tensors("ema")))
     return g, d, ema
 
 
@@ -187,12 +188,13 @@ def _save(
 ) -> None:
     """Gather on all ranks, write on rank 0."""
     tensors: dict[str, dict[str, Tensor]] = {
-        "generator": checkpoints.network_tensors(g.module),
         "generator_optimizer": checkpoints.optimizer_tensors(g),
-        "discriminator": checkpoints.network_tensors(d.module),
         "discriminator_optimizer": checkpoints.optimizer_tensors(d),
-        "ema": ema.averages,
+        "ema": g.whole(ema.averages),
     }
+    for name, engine in (("generator", g), ("discriminator", d)):
+        with engine.gathered():
+            tensors[name] = {key: tensor.clone() for key, tensor in checkpoints.network_tensors(engine.module).items()}
     if ranks.main:
         state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
         state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
