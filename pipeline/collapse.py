@@ -64,7 +64,7 @@ class Signs:
             f"{values['d/sign_real']:.2f} and {values['d/sign_fake']:.2f}): G hardly learns any more; D has learnt the images "
             "by heart, or G has collapsed"
         )
-        return self._raise("sure", text, values["loss/d"] < SURE * self._undecided)
+        return self._raise("sure", text, self._undecided > 0 and values["loss/d"] < SURE * self._undecided)
 
     def _grown(self, sigma: dict[str, float]) -> list[str]:
         alarms = []

@@ -200,7 +200,7 @@ class Health:
         return failure
 
     def _finite(self, engines: Iterable[Engine], ema: EMA, objective: State) -> bool:
-        tensors = [parameter for engine in engines for parameter in engine.parts().values()] + list(ema.averages.values())
+        tensors = [part for engine in engines for part in engine.parts().values()] + list(ema.averages.values())
         # A largest value is NaN where one is; it needs one, and ZeRO-3 may have given this rank none.
         sizes = torch.stack(torch._foreach_norm([t for t in tensors if t.numel()], ord=math.inf))
         bad = not bool(sizes.isfinite().all()) or not all(map(math.isfinite, asdict(objective).values()))
@@ -217,11 +217,15 @@ class Health:
     def report(self, values: dict[str, float], now: Progress, g: Engine, d: Engine) -> None:
         """Look for signs of collapse in a report's means over all ranks and updates."""
         self._last = values
-        self._note(self.signs.of_report(values, g.module, d.module), now)
+        with g.gathered(), d.gathered():
+            found = self.signs.of_report(values, g.module, d.module)
+        self._note(found, now)
 
     def samples(self, images: Tensor | None, now: Progress, g: Engine, d: Engine) -> None:
         """Look for them in the samples of fixed latents, uint8 [rows * columns, C, r, r] by class; rank 0 has them."""
-        self._note(self.signs.of_samples(images, g.module, d.module, self.ranks), now)
+        with g.gathered(), d.gathered():
+            found = self.signs.of_samples(images, g.module, d.module, self.ranks)
+        self._note(found, now)
 
     def _note(self, found: tuple[dict[str, float], list[str]], now: Progress) -> None:
         values, alarms = found

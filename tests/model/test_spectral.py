@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.networks import build_discriminator, build_generator
-from model.spectral import SNConv2d, SNConvTranspose2d, SNEmbedding, SNLinear, SpectralNorm, power_iteration, spectral_layers
+from model.spectral import (
+    SNConv2d,
+    SNConvTranspose2d,
+    SNEmbedding,
+    SNLinear,
+    SpectralNorm,
+    power_iteration,
+    singular_values,
+    spectral_layers,
+)
 
 SMALL: dict[str, Any] = {"resolution": 32, "num_classes": 3, "channels": 1, "ch": 8, "shared_dim": 6, "z_dim": 8}
 KINDS = [("biggan", "biggan"), ("biggan-deep", "biggan-deep"), ("transposed", "strided")]
@@ -103,3 +112,14 @@ def test_without_eps_a_layer_is_a_plain_one() -> None:
     layer = SNLinear(5, 4, None)
     assert layer.normalised_weight() is layer.weight and not list(layer.buffers()) and not list(spectral_layers(layer))
     power_iteration(layer)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (2, 30), (1, 7)])
+def test_the_largest_singular_values_are_found_without_random_state(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 3, shape[1])
+    before = torch.random.get_rng_state()
+    found = singular_values(matrix)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    exact = torch.linalg.svdvals(matrix)[:3]
+    torch.testing.assert_close(found, exact, rtol=0.01, atol=0)
+    assert (found <= exact * (1 + 1e-5)).all()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.index import Shard
-from pipeline.mixture import Mixture, part_seed
+from pipeline.index import Manifest, Part, Shard
+from pipeline.mixture import Mixture, make_order, part_seed
 from pipeline.order import Order, flips
 
 
@@ -186,3 +186,14 @@ def test_parts_of_different_lanes_are_refused() -> None:
     orders = [Order([Shard("0.tar", 10, 10_000, 0, 0)], 0, lanes) for lanes in (48, 64)]
     with pytest.raises(ConfigError, match=r"\[48, 64\]"):
         Mixture(orders, [1, 1], 0)
+
+
+def test_going_back_changes_the_order_of_the_parts_and_not_which_part_stands_where() -> None:
+    shards = [Shard(f"{i}.tar", 1000, 20_000_000, 0, 0) for i in range(4)]
+    parts = (Part("a", "", 1, 1.0, (0,)), Part("b", "", 3, 2.0, (0,)))
+    manifest = Manifest(tuple(shards), ("x",), (4000,), 32, 3, parts=parts)
+    before, after = (make_order(manifest, 3, 48, rollbacks) for rollbacks in (0, 1))
+    assert isinstance(before, Mixture) and isinstance(after, Mixture)
+    (_, old), (_, new) = before.batch(0, 2000), after.batch(0, 2000)
+    np.testing.assert_array_equal(before.part_of(old), after.part_of(new))
+    assert (old == new).mean() < 0.01

@@ -26,9 +26,9 @@ any_lanes = st.sampled_from([1, 2, 7, LANES, 64, 1024, MAX_LANES])
 
 
 @settings(max_examples=60, deadline=None)
-@given(shard_lists(), any_seed, any_lanes, st.integers(0, 5))
-def test_every_sample_is_seen_once_per_epoch(shards: list[Shard], seed: int, lanes: int, epoch: int) -> None:
-    order = Order(shards, seed, lanes)
+@given(shard_lists(), any_seed, any_lanes, st.integers(0, 5), st.integers(0, 2**40))
+def test_every_sample_is_seen_once_per_epoch(shards: list[Shard], seed: int, lanes: int, epoch: int, rollbacks: int) -> None:
+    order = Order(shards, seed, lanes, rollbacks)
     n = sum(shard.samples for shard in shards)
     assert order.samples == n
     epochs, samples = order.batch(epoch * n, n)
@@ -86,9 +86,10 @@ def big(samples: int = 20_000, per_sample: int = 25_000) -> list[Shard]:
     return [Shard(f"{i:06d}.tar", samples // 20, samples // 20 * per_sample, 0, 0) for i in range(20)]
 
 
-def test_seeds_and_epochs_differ() -> None:
+def test_seeds_epochs_and_rollbacks_differ() -> None:
     orders = [Order(big(), 1).batch(0, 480)[1], Order(big(), 2).batch(0, 480)[1], Order(big(), 1).batch(20_000, 480)[1]]
-    for i in range(3):
+    orders += [Order(big(), 1, rollbacks=rollbacks).batch(0, 480)[1] for rollbacks in (1, 2, 3)]
+    for i in range(6):
         for j in range(i):
             assert (orders[i] == orders[j]).mean() < 0.01
 
@@ -127,6 +128,7 @@ def test_a_set_smaller_than_the_lanes_is_shuffled() -> None:
 def test_order_is_the_one_that_stored_runs_were_trained_with() -> None:
     """To change these numbers is to change the images under every run in progress."""
     assert Order(big(), 7).batch(19_998, 4)[1].tolist() == [17578, 17577, 1215, 9043]
+    assert Order(big(), 7, rollbacks=2).batch(19_998, 4)[1].tolist() == [1401, 3369, 17824, 10085]
     assert np.flatnonzero(flips(7, np.zeros(8, np.int64), np.arange(8))).tolist() == [3, 5]
 
 

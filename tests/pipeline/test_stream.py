@@ -59,11 +59,12 @@ def test_webdataset_reads_the_same_images_and_labels(kind: str, request: pytest.
         np.testing.assert_array_equal(ours, pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def test_batches_follow_the_order_and_hold_the_samples_they_name(shards: Path) -> None:
+@pytest.mark.parametrize("rollbacks", [0, 3])
+def test_batches_follow_the_order_and_hold_the_samples_they_name(shards: Path, rollbacks: int) -> None:
     manifest = load_manifest(str(shards))
     images, labels = load_all(DataConfig(str(shards)), manifest)
-    order = Order(manifest.shards, seed=1)
-    for t, batch in enumerate(take(6, shards, flip=True)):  # more than two epochs
+    order = Order(manifest.shards, seed=1, rollbacks=rollbacks)
+    for t, batch in enumerate(take(6, shards, flip=True, rollbacks=rollbacks)):  # more than two epochs
         epochs, samples = order.batch(t * 96, 96)
         step = batch.positions - t * 96
         assert sorted(step.tolist()) == list(range(96))
