@@ -85,9 +85,10 @@ def _find(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int:
     if ranks.main:
         record = {"micro_batch": best, "for": conditions, "tried": tried}
         storage.write_bytes(str(Path(config.run, FILE)), json.dumps(record, indent=1).encode())
+        taken, seconds = (tried[best] or 0) / 1e9, time.monotonic() - began
         print(
-            f"batch.micro_batch=auto: {best}, whose steps take {(tried[best] or 0) / 1e9:.2f} GB; found by {len(tried)} trials in "
-            f"{time.monotonic() - began:.0f} s; a resume takes it from {FILE}",
+            f"batch.micro_batch=auto: {best}, whose steps take {taken:.2f} GB; {len(tried)} trials took {seconds:.0f} s, and "
+            f"{FILE} keeps the result",
             flush=True,
         )
     return best
