@@ -61,15 +61,19 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
             before = progress
             for _ in range(config.batch.d_steps):
-                draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
-                recorder.add(d_step(g, d, _reals(stream, ranks.device), draw, objective, progress.images))
+                with recorder.timed("d_step"):
+                    draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
+                    reals = _reals(stream, ranks.device, recorder)
+                    recorder.add(d_step(g, d, reals, draw, objective, progress.images))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
             position = progress.g_steps * plan.global_batch
-            draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
-            recorder.add(g_step(g, d, draw, objective, position))
+            with recorder.timed("g_step"):
+                draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
+                recorder.add(g_step(g, d, draw, objective, position))
             progress = replace(progress, g_steps=progress.g_steps + 1)
-            ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+            with recorder.timed("ema"):
+                ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
 
             if _due(config.log_every, before, progress, config):
                 recorder.report(progress, scale)
@@ -134,8 +138,10 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
     return g, d, ema
 
 
-def _reals(stream: Stream, device: torch.device) -> Iterator[Pair]:
-    for batch in stream:
+def _reals(stream: Stream, device: torch.device, recorder: Recorder) -> Iterator[Pair]:
+    while True:
+        with recorder.timed("data"):
+            batch = next(stream)
         yield on_device(batch, device)
 
 
