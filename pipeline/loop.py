@@ -70,15 +70,17 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             position = progress.g_steps * plan.global_batch
             with recorder.timed("g_step"):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
-                recorder.add(g_step(g, d, draw, objective, position))
+                values = g_step(g, d, draw, objective, position)
+                recorder.add(values)
             progress = replace(progress, g_steps=progress.g_steps + 1)
-            with recorder.timed("ema"):
-                ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+            if not values["skipped/g"]:
+                with recorder.timed("ema"):
+                    ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
 
             if _due(config.log_every, before, progress, config):
                 recorder.report(progress, scale)
             if _due(config.sample_every, before, progress, config):
-                recorder.samples(progress, g.module, ema)
+                recorder.samples(progress, g, ema)
             if _due(config.checkpoint.every, before, progress, config):
                 with recorder.timed("checkpoint"):
                     _save(config, manifest, ranks, g, d, ema, progress, objective.state)
@@ -121,6 +123,7 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
         ("discriminator", build_discriminator(config.model), config.optim.d_lr),
     ):
         network.to(ranks.device)
+        network.recompute = config.activation_checkpointing == "blocks"
         if weights and name in have:
             # Before DeepSpeed takes its own copies of the parameters.
             network.load_state_dict(weights.tensors(name))
@@ -132,9 +135,9 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
     g, d = engines
     for engine in engines:
         share_batch_norm(engine.module, plan, ranks.rank)
-    ema = EMA(g.module)
+    ema = EMA(g.parts())
     if weights:
-        ema.load(weights.tensors("ema"))
+        ema.load(g.part(weights.tensors("ema")))
     return g, d, ema
 
 
@@ -157,12 +160,13 @@ def _save(
 ) -> None:
     """Gather on all ranks, write on rank 0."""
     tensors: dict[str, dict[str, Tensor]] = {
-        "generator": checkpoints.network_tensors(g.module),
         "generator_optimizer": checkpoints.optimizer_tensors(g),
-        "discriminator": checkpoints.network_tensors(d.module),
         "discriminator_optimizer": checkpoints.optimizer_tensors(d),
-        "ema": ema.averages,
+        "ema": g.whole(ema.averages),
     }
+    for name, engine in (("generator", g), ("discriminator", d)):
+        with engine.gathered():
+            tensors[name] = {key: tensor.clone() for key, tensor in checkpoints.network_tensors(engine.module).items()}
     if ranks.main:
         state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
         state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from model.latents import Stream as Numbers
 from model.networks import build_discriminator, build_generator
 from pipeline.batch import BatchConfig, plan_batch
 from pipeline.config import load_config
-from pipeline.engines import Ranks
+from pipeline.engines import Ranks, Update
 from pipeline.objective import Objective, ObjectiveConfig
 from pipeline.steps import d_step, fakes, g_step
 from tests.jobs.test_register import refusal
@@ -131,8 +131,11 @@ class Plain:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> Tensor:
-        return torch.zeros(())
+    def gathered(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def step(self) -> Update:
+        return Update(torch.zeros(()), skipped=False)
 
 
 def step_flops(model: ModelConfig) -> list[float]:
