@@ -21,25 +21,23 @@ def run(args: argparse.Namespace) -> None:
     """Print both networks and their totals. The data are not touched."""
     from dataclasses import asdict
 
-    from model.describe import describe, training_flops
+    from model.describe import describe, training_cost
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
     g, d = describe(config.model)
     d_steps = config.batch.d_steps
-    training = training_flops(g, d, d_steps)
+    cost = training_cost(config.model)
+    training = cost.per_image(d_steps)
     if args.json:
-        costs = {"d_steps": d_steps, "flops_per_image": training}
+        costs = {"d_steps": d_steps, "flops_per_image": training, **asdict(cost)}
         print(json.dumps({"generator": asdict(g), "discriminator": asdict(d), "training": costs}))
         return
     for name, network in (("generator", g), ("discriminator", d)):
         print(f"{_table(name, network)}\n")
     for name, network in (("generator", g), ("discriminator", d)):
         print(f"{name:<13}  {network.parameters:,} parameters, {network.flops / 1e9:.4g} GFLOP an image forward")
-    print(
-        f"training       {training / 1e9:.4g} GFLOP for each real image that D sees "
-        f"(D steps for each G step: {d_steps}; a backward counts as two forwards)"
-    )
+    print(f"training       {training / 1e9:.4g} GFLOP for each real image that D sees (D steps for each G step: {d_steps})")
 
 
 def _table(title: str, network: "Description") -> str:

@@ -61,13 +61,38 @@ def describe_network(network: nn.Module, *inputs: Tensor) -> Description:
     return Description(_parameters(network), counter.get_total_flops(), layers)
 
 
-def training_flops(g: Description, d: Description, d_steps: int) -> float:
-    """FLOPs of training for one real image that D sees, without penalties and augmentation; a backward counts as two forwards.
+@dataclass(frozen=True)
+class TrainingCost:
+    """FLOPs of the two optimiser steps, divided by the images of their global batch."""
 
-    D step: a fake without gradients, then forward and backward on the real image and the fake, G + 2 * 3 D. G step, once in
-    d_steps: forward and backward of G, and of D but for the gradients of its frozen weights, 3 G + 2 D.
+    d_step: int
+    """A fake without gradients; D forward and backward on it and on a real image."""
+    g_step: int
+    """A fake through D, and back to G's weights: those of D are frozen."""
+
+    def per_image(self, d_steps: int) -> float:
+        """For each real image that D sees, at `d_steps` D steps for each G step."""
+        return self.d_step + self.g_step / d_steps
+
+
+def training_cost(config: ModelConfig) -> TrainingCost:
+    """What the steps of `pipeline.steps` cost, without penalties, augmentation and recomputed activations.
+
+    A backward is counted as what autograd computes: no gradient of images and latents in the first layers.
     """
-    return g.flops + 6 * d.flops + (3 * g.flops + 2 * d.flops) / d_steps
+    config = replace(config, g_spectral=False, d_spectral=False)
+    with FakeTensorMode():
+        g, d = build_generator(config), build_discriminator(config)
+        z, y = torch.empty(1, config.latent_dim), torch.zeros(1, dtype=torch.int64)
+        x = torch.empty(1, config.channels, config.resolution, config.resolution)
+        with FlopCounterMode(display=False) as d_step:
+            with torch.no_grad():
+                fake = g(z, y)
+            d(torch.cat((x, fake)), torch.cat((y, y))).sum().backward()
+        d.requires_grad_(False)
+        with FlopCounterMode(display=False) as g_step:
+            d(g(z, y), y).sum().backward()
+    return TrainingCost(d_step.get_total_flops(), g_step.get_total_flops())
 
 
 def _rows(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -62,6 +62,8 @@ class RunConfig:
     1604.06174). The numbers stay the same: it trades a third more computation for memory."""
     processes: int | None = None
     """Workers on this machine. Default: one per GPU, or one where there is no GPU."""
+    peak_tflops: float | None = None
+    """Matrix rate of one device in TFLOP/s, which model FLOP utilisation is a share of. Default: measured at the start."""
     log_every: int = 10_000
     """Images between two lines of progress and metrics."""
     sample_every: int = 100_000
@@ -72,6 +74,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: must be above 0")
         if self.objective.r1 and self.model.discriminator == "strided":
             raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
         if self.objective.r1 and self.zero.stage == 3:

@@ -1,9 +1,9 @@
 """What a person sees of a run while it trains: progress lines, metrics, sample grids; and where the time goes."""
 
+import resource
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +16,9 @@ from model.ema import EMA
 from model.sampling import generate, grid
 from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Progress
+from pipeline.clock import COMMUNICATION, Clock, timed_collectives
 from pipeline.config import RunConfig, flatten, to_yaml
+from pipeline.efficiency import efficiency
 from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
@@ -35,11 +37,11 @@ class Recorder:
         self.config, self.ranks, self.stream, self.manifest = config, ranks, stream, manifest
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.spent = {"checkpoint": 0.0, "samples": 0.0}
+        self.efficiency = efficiency(config, ranks)
+        self.clock = Clock(ranks.device)
+        self.open = ExitStack()
         self.began = self.last_time = time.monotonic()
         self.start_images = self.last_images = start.images
-        self.last_waited = stream.waited
-        self.last_spent = dict(self.spent)
         self.tracker: Tracker | None = None
         self.status: Status = "FINISHED"
         """How the attempt ends, unless by an exception."""
@@ -71,38 +73,51 @@ class Recorder:
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.spent[part] += time.monotonic() - began
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """Charge what happens inside to `part` of the run's time; what is timed inside it belongs to that alone."""
+        return self.clock.phase(part)
 
     def report(self, progress: Progress, lr_scale: float, spread: Spread | None) -> dict[str, float]:
         """One line and one set of metrics; returns the means over the updates since the last report and over all ranks."""
-        keys = sorted(self.sums)
-        sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
-        values = {key: total / self.ranks.world_size / self.counts[key] for key, total in zip(keys, sums, strict=True)}
-        now = time.monotonic()
-        seconds = now - self.last_time
-        share = {part: (self.spent[part] - self.last_spent[part]) / seconds for part in self.spent}
-        share["data"] = (self.stream.waited - self.last_waited) / seconds
-        share["compute"] = 1 - sum(share.values())
-        speed = (progress.images - self.last_images) / seconds
-        self.sums, self.counts, self.last_time, self.last_images = {}, {}, now, progress.images
-        self.last_waited, self.last_spent = self.stream.waited, dict(self.spent)
-        if not self.tracker:
-            return values
+        with self.timed("logging"):
+            keys = sorted(self.sums)
+            sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
+            values = {key: total / self.ranks.world_size / self.counts[key] for key, total in zip(keys, sums, strict=True)}
+            spread = self.watchdog.spread()
+            parts = self.clock.lap()
+            now = time.monotonic()
+            speed = (progress.images - self.last_images) / (now - self.last_time)
+            self.sums, self.counts, self.last_time, self.last_images = {}, {}, now, progress.images
+            if self.tracker:
+                self._tell(progress, values, speed, parts, spread, lr_scale, self.tracker)
+        return values
+
+    def _tell(
+        self,
+        progress: Progress,
+        values: dict[str, float],
+        speed: float,
+        parts: dict[str, float],
+        spread: Spread | None,
+        lr_scale: float,
+        tracker: Tracker,
+    ) -> None:
         self.bar.update(progress.images - self.bar.n)
         left = (self.config.total_images - progress.images) / speed
-        bad = self.stream.quarantine.count()
+        share = {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
+        mfu, bad = self.efficiency.mfu(speed), self.stream.quarantine.count()
         self.say(
-            f"{progress.images:>10,} img  {speed:7.1f} img/s  data {share['data']:4.0%}  D {values['loss/d']:6.3f}  "
+            f"{progress.images:>10,} img  {speed:7.1f} img/s  MFU {mfu:4.0%}  data {share.get('data', 0):4.0%}  "
+            f"comm {share.get(COMMUNICATION, 0):4.0%}  D {values['loss/d']:6.3f}  "
             f"G {values['loss/g']:6.3f}  D(real) {values['d/real']:6.2f}  D(fake) {values['d/fake']:6.2f}  "
             f"|grad D| {values['grad_norm/d']:7.3f}  |grad G| {values['grad_norm/g']:7.3f}  left {left / 60:.1f} min"
             + (f"  bad samples {bad}" if bad else "")
         )
         tracked = values | {
             "images_per_second": speed,
+            "images_per_second_per_device": speed / self.ranks.world_size,
+            "mfu": mfu,
+            "memory/peak_gb": peak_memory(self.ranks.device) / 1e9,
             "lr/g": lr_scale * self.config.optim.g_lr,
             "lr/d": lr_scale * self.config.optim.d_lr,
             "data/bad_samples": bad,
@@ -114,8 +129,9 @@ class Recorder:
                     f"{spread.slowest} is slow: {spread.most:.2f} s of its own per update, where the median is "
                     f"{spread.median:.2f} s and the least {spread.least:.2f} s"
                 )
-        self.tracker.metrics(tracked | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
-        return values
+        tracked |= {f"time/{part}": seconds for part, seconds in parts.items()}
+        tracked |= {f"time/share/{part}": part_share for part, part_share in share.items()}
+        tracker.metrics(tracked, progress.images)
 
     def samples(self, progress: Progress, generator: Engine, ema: EMA) -> Tensor | None:
         """A grid of EMA samples, classes (at most 10) as columns, always of the same latents.
@@ -136,16 +152,18 @@ class Recorder:
         return images.unflatten(0, (8, columns))
 
     def __enter__(self) -> Self:
+        self.open.enter_context(timed_collectives(self.clock))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.open.close()
         if not self.tracker:
             return
         self.bar.close()
-        seconds = time.monotonic() - self.began
+        self.clock.lap()
         print(
-            f"{self.last_images - self.start_images:,} images in {seconds:.0f} s: waiting for data "
-            f"{self.stream.waited:.1f} s, checkpoints {self.spent['checkpoint']:.1f} s, samples {self.spent['samples']:.1f} s",
+            f"{self.last_images - self.start_images:,} images in {time.monotonic() - self.began:.0f} s: "
+            + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in sorted(self.clock.totals.items(), key=lambda p: -p[1])),
             flush=True,
         )
         if bad := self.stream.quarantine.count():

@@ -1,6 +1,8 @@
 """What `biggan describe` prints, and how it counts."""
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.cli import main
+from model.batchnorm import set_group
+from model.config import ModelConfig
 from model.describe import Layer, describe_network
+from model.latents import Stream as Numbers
+from model.networks import build_discriminator, build_generator
+from pipeline.batch import BatchConfig, plan_batch
+from pipeline.config import load_config
+from pipeline.engines import Ranks, Update
+from pipeline.objective import Objective, ObjectiveConfig
+from pipeline.steps import d_step, fakes, g_step
 from tests.jobs.test_register import refusal
 
 PARTS = ("generator", "discriminator")
@@ -84,12 +96,73 @@ def test_the_rows_add_up_to_the_totals(name: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("d_steps", [1, 4])
-def test_training_is_counted_for_each_real_image(d_steps: int, capsys: pytest.CaptureFixture[str]) -> None:
-    found = described(capsys, "fashion-mnist", f"batch.d_steps={d_steps}")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_is_counted_as_what_the_steps_compute(name: str, d_steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """`pipeline.steps` itself on real tensors, with spectral norm, penalties aside; and a count by hand."""
+    arguments = ["fashion-mnist", "model.g_attention=[16]", *NETWORKS[name], f"batch.d_steps={d_steps}"]
+    found = described(capsys, *arguments)
+    config = load_config(arguments[0], arguments[1:])
+    counted = step_flops(config.model)
+    assert found["training"] == {
+        "d_steps": d_steps,
+        "flops_per_image": counted[0] + counted[1] / d_steps,
+        "d_step": counted[0],
+        "g_step": counted[1],
+    }
+
+
+class Plain:
+    """A network as `pipeline.steps` sees an engine, without DeepSpeed."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.module(*inputs)
+
+    apply = __call__
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.module.requires_grad_(False)
+        yield
+        self.module.requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def step(self) -> Update:
+        return Update(torch.zeros(()), skipped=False)
+
+
+def step_flops(model: ModelConfig) -> list[float]:
+    """FLOPs an image of a real D step and a real G step of two micro-batches of two."""
+    plan, ranks = plan_batch(BatchConfig(4, 2, 2), 1), Ranks(0, 1, torch.device("cpu"))
+    g, d = Plain(build_generator(model)), Plain(build_discriminator(model))
+    set_group(g.module, 2)
+    set_group(d.module, 2)
+    objective = Objective(ObjectiveConfig(), plan, ranks, 0)
+    pair = (torch.zeros(2, model.channels, model.resolution, model.resolution), torch.zeros(2, dtype=torch.int64))
+    draw = fakes(model, plan, ranks, 0, Numbers.D_STEP, 0)
+    counts = []
+    for step in (lambda: d_step(g, d, [pair] * 2, draw, objective, 0), lambda: g_step(g, d, draw, objective, 0)):  # type: ignore[arg-type]
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts.append(counter.get_total_flops() / 4)
+    return counts
+
+
+def test_training_of_a_small_network_against_a_hand_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """A backward is twice a forward, but for the gradients of latents and images, and of the weights of a frozen D."""
+    found = described(capsys, "fashion-mnist")
     g, d = (found[part]["flops"] for part in PARTS)
-    d_step = g + 3 * d + 3 * d  # a fake; D on the real image and on the fake, forward and backward
-    g_step = 3 * g + 2 * d  # D's weights are frozen
-    assert found["training"] == {"d_steps": d_steps, "flops_per_image": pytest.approx(d_step + g_step / d_steps)}
+    rows = {row["name"]: row["flops"] for part in PARTS for row in found[part]["layers"]}
+    first_conv, shortcut = 2 * 9 * 16 * 32 * 32, 2 * 1 * 16 * 16 * 16  # of D's first block, 1 -> 16 channels at 32 x 32
+    assert found["training"]["d_step"] == g + 2 * (3 * d - first_conv - shortcut)
+    assert found["training"]["g_step"] == 3 * g - rows["seed"] + 2 * d
 
 
 def test_the_tables_say_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,8 @@ def mlflow_runs(run: Path) -> list[Any]:
 
 
 LINE = re.compile(
-    r"^ +(?P<images>[\d,]+) img +[\d.]+ img/s +data +\d+% +D +[\d.]+ +G +-?[\d.]+ +D\(real\) +-?[\d.]+ +D\(fake\) +-?[\d.]+"
+    r"^ +(?P<images>[\d,]+) img +[\d.]+ img/s +MFU +\d+% +data +\d+% +comm +\d+%"
+    r" +D +[\d.]+ +G +-?[\d.]+ +D\(real\) +-?[\d.]+ +D\(fake\) +-?[\d.]+"
     r" +\|grad D\| +[\d.]+ +\|grad G\| +[\d.]+ +left [\d.]+ min$",
     re.M,
 )
@@ -106,6 +107,25 @@ def test_progress_is_told(resumed: Resumed) -> None:
     assert "training from image 0 of 128: global batch 32 = 2 ranks x 2 micro-batches of 8" in resumed.first.stdout
     assert "changed since the last start: total_images: 128 -> 256" in resumed.second.stdout
     assert resumed.first.stderr == resumed.second.stderr == ""
+
+
+def test_the_phases_of_a_run_add_up_to_its_wall_clock(resumed: Resumed) -> None:
+    records = [json.loads(line) for line in (resumed.run / "journal.jsonl").read_text().splitlines()]
+    rows = [record["metrics"] for record in records if "metrics" in record]
+    assert len(rows) == 5
+    for row in rows:
+        seconds = {key: value for key, value in row.items() if re.fullmatch(r"time/\w+", key)}
+        assert {"time/data", "time/d_step", "time/g_step", "time/ema", "time/communication", "time/logging"} <= set(seconds)
+        assert sum(seconds.values()) == pytest.approx(64 / row["images_per_second"], rel=0.01)
+        assert sum(row[key.replace("time/", "time/share/")] for key in seconds) == pytest.approx(1)
+        assert 0 < row["mfu"] < 1 and row["images_per_second_per_device"] == row["images_per_second"] / 2
+        assert 0.1 < row["memory/peak_gb"] < 100
+    # The first run's samples and checkpoints came after its reports at 128 and 64: all but the last of each is in a row.
+    assert sum("time/checkpoint" in row for row in rows) == 3
+    told = re.search(r"128 images in (\d+) s: (.*)", resumed.first.stdout)
+    assert told
+    seconds = [float(part.split()[1]) for part in told[2].split(", ")]
+    assert sum(seconds) == pytest.approx(int(told[1]), abs=0.5 + 0.05 * len(seconds))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed) -> None:
@@ -129,7 +149,18 @@ def test_the_same_mlflow_run_goes_on_with_one_row_per_step(resumed: Resumed) -> 
     assert found.info.status == "FINISHED"
     assert read_identity(resumed.run)["uid"] == resumed.uid == found.data.tags["biggan.run_uid"]
     client = connect(store_uri(resumed.run, None))
-    keys = {"loss/d", "loss/g", "d/real", "d/fake", "grad_norm/d", "grad_norm/g", "images_per_second", "time/data", "lr/g"}
+    keys = {
+        "loss/d",
+        "loss/g",
+        "d/real",
+        "d/fake",
+        "grad_norm/d",
+        "grad_norm/g",
+        "images_per_second",
+        "mfu",
+        "time/data",
+        "lr/g",
+    }
     assert keys <= set(found.data.metrics)
     for key in found.data.metrics:
         rows = client.get_metric_history(found.info.run_id, key)
