@@ -87,6 +87,7 @@ class Engine:
         import deepspeed
 
         self.optimizer, self.bf16 = optimizer, bf16
+        self.stage: int = config.stage
         self._engine, *_ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=_deepspeed_config(config, micro_batch, bf16)
         )
@@ -100,7 +101,7 @@ class Engine:
 
     @property
     def zero(self) -> Any:
-        """DeepSpeed's ZeRO optimiser, for `pipeline.checkpoint`."""
+        """DeepSpeed's ZeRO optimiser, for `pipeline.slices`."""
         return self._engine.optimizer
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.ema import EMA
 from model.latents import Stream as Numbers
 from model.networks import build_discriminator, build_generator
 from pipeline import checkpoint as checkpoints
+from pipeline import slices
 from pipeline.batch import BatchPlan, plan_batch
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
@@ -25,6 +27,7 @@ from pipeline.initial import initial_checkpoint
 from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
+from pipeline.saver import Saver, take_fence
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import MicroBatch, Stream
@@ -35,6 +38,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     manifest = load_data(config.data)
     check_model(config, manifest)
     plan = plan_batch(config.batch, ranks.world_size)
+    fence = take_fence(checkpoint_uri(config), ranks)
     saved = _agree_on_checkpoint(config, ranks)
     g, d, ema = _build(config, plan, ranks, saved or initial_checkpoint(config))
     progress = saved.progress() if saved else Progress()
@@ -53,7 +57,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         position=progress.images,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
-    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
+    with (
+        Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
+        Saver(config.checkpoint, fence, ranks, progress.images) as saver,
+    ):
         while progress.images < config.total_images:
             scale = lr_scale(config.optim, progress.images, config.total_images)
             g.set_lr(config.optim.g_lr * scale)
@@ -77,7 +84,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 recorder.samples(progress, g.module, ema)
             if _due(config.checkpoint.every, before, progress, config):
                 with recorder.timed("checkpoint"):
-                    _save(config, manifest, ranks, g, d, ema, progress, objective.state)
+                    _save(saver, config, manifest, ranks, g, d, ema, progress, objective.state)
+        with recorder.timed("checkpoint"):
+            saver.close()
     stream.close()
     if ranks.main:
         write_status(Path(config.run), Status("finished", progress.images, 0))
@@ -110,7 +119,7 @@ def _agree_on_checkpoint(config: RunConfig, ranks: Ranks) -> Checkpoint | None:
 def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
     """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments."""
     torch.manual_seed(config.seed)
-    have = {file.removesuffix(".safetensors") for file in weights.files} if weights else set()
+    have = weights.parts if weights else set()
     engines = []
     for name, network, lr in (
         ("generator", build_generator(config.model), config.optim.g_lr),
@@ -123,14 +132,14 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
         optimizer = make_optimizer(config.optim, network, lr)
         engine = Engine(network, optimizer, config.zero, plan.micro_batch, config.precision == "bf16")
         if weights and f"{name}_optimizer" in have:
-            checkpoints.load_optimizer(engine, weights.tensors(f"{name}_optimizer"))
+            slices.load_moments(engine, ranks, partial(weights.fill, f"{name}_optimizer"))
         engines.append(engine)
     g, d = engines
     for engine in engines:
         share_batch_norm(engine.module, plan, ranks.rank)
     ema = EMA(g.module)
     if weights:
-        ema.load(weights.tensors("ema"))
+        weights.fill("ema", slices.held_average(ema.averages, g, ranks))
     return g, d, ema
 
 
@@ -147,22 +156,28 @@ def on_device(batch: MicroBatch, device: torch.device) -> Pair:
 
 
 def _save(
-    config: RunConfig, manifest: Manifest, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress, objective: State
+    saver: Saver,
+    config: RunConfig,
+    manifest: Manifest,
+    ranks: Ranks,
+    g: Engine,
+    d: Engine,
+    ema: EMA,
+    progress: Progress,
+    objective: State,
 ) -> None:
-    """Gather on all ranks, write on rank 0."""
-    tensors: dict[str, dict[str, Tensor]] = {
-        "generator": checkpoints.network_tensors(g.module),
-        "generator_optimizer": checkpoints.optimizer_tensors(g),
-        "discriminator": checkpoints.network_tensors(d.module),
-        "discriminator_optimizer": checkpoints.optimizer_tensors(d),
-        "ema": ema.averages,
+    """Begin to save what each rank holds, and the state."""
+    parts = {
+        "generator": slices.network(g, ranks),
+        "generator_optimizer": slices.moments(g, ranks),
+        "discriminator": slices.network(d, ranks),
+        "discriminator_optimizer": slices.moments(d, ranks),
+        "ema": slices.average(ema.averages, g, ranks),
     }
+    state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
+    state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
+    # What it takes to sample from a checkpoint that has left its run.
+    state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
+    saver.save(progress, parts, state)
     if ranks.main:
-        state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
-        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
-        # What it takes to sample from a checkpoint that has left its run.
-        state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
-        checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
         write_status(Path(config.run), Status("running", progress.images))
-    # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.
-    dist.barrier()
