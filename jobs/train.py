@@ -66,8 +66,7 @@ def _launch(args: argparse.Namespace) -> int:
     run.check_model(config, manifest)
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     if last is None and (weights := initial.initial_checkpoint(config)):
-        parts = ", ".join(sorted(name.removesuffix(".safetensors") for name in weights.files if name.endswith(".safetensors")))
-        print(f"starting from {weights.uri}: {parts}", flush=True)
+        print(f"starting from {weights.uri}: {', '.join(sorted(weights.parts))}", flush=True)
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))

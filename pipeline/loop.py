@@ -1,33 +1,29 @@
 """Training, as a story: start or resume, D steps, a G step, the average; now and then a report, samples, a checkpoint."""
 
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.ema import EMA
 from model.latents import Stream as Numbers
-from model.networks import build_discriminator, build_generator
-from pipeline import checkpoint as checkpoints
 from pipeline.batch import BatchPlan
-from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
-from pipeline.engines import Engine, Ranks, share_batch_norm
-from pipeline.errors import ConfigError, TrainingError
-from pipeline.health import Failure, Fault, Health, History
+from pipeline.engines import Ranks
+from pipeline.health import Failure, Fault, Health
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
+from pipeline.learner import Learner, agree_on_checkpoint
 from pipeline.micro_batch import plan_in_memory
-from pipeline.objective import Objective, Pair, State
+from pipeline.objective import Pair, State
 from pipeline.report import Recorder
-from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
-from pipeline.schedule import ema_decay, lr_scale, make_optimizer
+from pipeline.run import Status, check_model, checkpoint_uri, write_status
+from pipeline.saver import Saver, take_fence
+from pipeline.schedule import ema_decay, lr_scale
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stop import EXIT_CODE, Signals, Stop
 from pipeline.stream import MicroBatch, Stream
@@ -42,9 +38,9 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
     stop = Stop(config.stop, Path(config.run), signals, ranks)
     manifest = load_data(config.data)
     check_model(config, manifest)
+    plan = plan_in_memory(config, ranks)
     health = Health(config.health, Path(config.run), ranks, config.objective)
     fault = Fault(ranks.rank)
-    plan = plan_in_memory(config, ranks)
     while isinstance(ended := _attempt(config, ranks, plan, manifest, health, fault, stop), Failure):
         health.heal(ended)
     images, reason = ended
@@ -58,18 +54,92 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
 def _attempt(
     config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault, stop: Stop
 ) -> Failure | tuple[int, str | None]:
-    """Train from the newest good checkpoint until `total_images`, or until the run goes bad.
+    """Train from the newest good checkpoint until `total_images`, until asked to stop, or until the run goes bad.
 
     Returns how it went bad, or the images it got to and the reason to stop before the end.
     """
-    saved = _agree_on_checkpoint(config, ranks, health.history)
-    g, d, ema = build_engines(config, plan, ranks, saved or initial_checkpoint(config))
-    progress = health.begin(saved.progress() if saved else None)
+    fence = take_fence(checkpoint_uri(config), ranks)
+    saved = agree_on_checkpoint(config, ranks, health.history)
     state = State(**saved.state().get("objective", {})) if saved else State()
-    objective = Objective(config.objective, plan, ranks, config.seed, state)
+    learner = Learner(config, plan, ranks, saved or initial_checkpoint(config), state)
+    g, d = learner.g, learner.d
+    progress = health.begin(saved.progress() if saved else None)
     if ranks.main:
         write_status(Path(config.run), Status("running", progress.images))
-    stream = Stream(
+    stream = _open_stream(config, manifest, plan, ranks, progress)
+    kept, reason, failure = progress, None, None
+    with (
+        stream,
+        Watchdog(config.hang, Path(config.run), ranks) as watchdog,
+        Recorder(config, ranks, plan, manifest, stream, progress, watchdog) as recorder,
+        Saver(config.checkpoint, fence, ranks, progress.images) as saver,
+    ):
+        health.tracker = recorder.tracker
+        while progress.images < config.total_images and not failure and not (reason := stop.agreed()):
+            scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * health.lr_scale
+            learner.set_lr(scale)
+            before = progress
+            progress = _update(learner, stream, recorder, health, progress, fault.strikes(progress.g_steps))
+            recorder.updated(progress)
+
+            report, sample, save = (
+                _due(every, before, progress, config)
+                for every in (config.log_every, config.sample_every, config.checkpoint.every)
+            )
+            if failure := health.failure(before, progress, report or save, (g, d), learner.ema, learner.objective.state):
+                break
+            if report:
+                health.report(recorder.report(progress, scale), progress, g, d)
+            if sample:
+                health.samples(recorder.samples(progress, g, learner.ema), progress, g, d)
+            if health.wants_save(save, progress.images >= config.total_images):
+                with recorder.timed("checkpoint"):
+                    saver.save(progress, learner.slices(), learner.state(manifest))
+                health.saved(progress)
+                kept = progress
+                if ranks.main:
+                    write_status(Path(config.run), Status("running", progress.images))
+            failure = health.collapsed(progress)
+
+        health.tracker = None
+        recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
+        with recorder.timed("checkpoint"):
+            if reason and progress != kept:
+                saver.save(progress, learner.slices(), learner.state(manifest))
+            saver.close()
+    return failure or (progress.images, reason)
+
+
+def _update(learner: Learner, stream: Stream, recorder: Recorder, health: Health, progress: Progress, spoilt: bool) -> Progress:
+    """One round of `batch.d_steps` D steps, a G step and the average; returns how far the run is then."""
+    config, plan, ranks = learner.config, learner.plan, learner.ranks
+    g, d, objective = learner.g, learner.d, learner.objective
+    began = progress.images
+    for _ in range(config.batch.d_steps):
+        with recorder.timed("d_step"):
+            draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
+            reals = _reals(stream, ranks.device, recorder, spoilt)
+            recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
+        progress = replace(progress, images=progress.images + plan.global_batch)
+
+    with recorder.timed("g_step"):
+        position = progress.g_steps * plan.global_batch
+        draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
+        values = health.see(g_step(g, d, draw, objective, position))
+        recorder.add(values)
+    if not values["skipped/g"]:
+        with recorder.timed("ema"):
+            learner.ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - began))
+    return replace(progress, g_steps=progress.g_steps + 1)
+
+
+def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:
+    """Whether a multiple of `every` images, or the end, was reached by the update from `before` to `now`; never for 0."""
+    return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
+
+
+def _open_stream(config: RunConfig, manifest: Manifest, plan: BatchPlan, ranks: Ranks, progress: Progress) -> Stream:
+    return Stream(
         config.data,
         manifest,
         seed=config.seed,
@@ -82,123 +152,12 @@ def _attempt(
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
         mirror=ranks.device.type == "cpu",
     )
-    kept, reason, failure = progress, None, None
-    with (
-        Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
-        Watchdog(config.hang, Path(config.run), ranks) as watchdog,
-    ):
-        health.tracker = recorder.tracker
-        while progress.images < config.total_images and not failure and not (reason := stop.agreed()):
-            scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * health.lr_scale
-            g.set_lr(config.optim.g_lr * scale)
-            d.set_lr(config.optim.d_lr * scale)
-
-            before, spoilt = progress, fault.strikes(progress.g_steps)
-            watchdog.enter("D steps", progress.images)
-            for _ in range(config.batch.d_steps):
-                draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
-                reals = _reals(stream, ranks.device, spoilt)
-                recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
-                progress = replace(progress, images=progress.images + plan.global_batch)
-
-            watchdog.enter("G step", progress.images)
-            position = progress.g_steps * plan.global_batch
-            draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
-            values = health.see(g_step(g, d, draw, objective, position))
-            recorder.add(values)
-            progress = replace(progress, g_steps=progress.g_steps + 1)
-            if not values["skipped/g"]:
-                ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
-            watchdog.updated()
-
-            report, save = (_due(every, before, progress, config) for every in (config.log_every, config.checkpoint.every))
-            if failure := health.failure(before, progress, report or save, (g, d), ema, objective.state):
-                break
-            if report:
-                health.report(recorder.report(progress, scale, watchdog.spread()), progress, g, d)
-            if _due(config.sample_every, before, progress, config):
-                watchdog.enter("samples", progress.images)
-                health.samples(recorder.samples(progress, g, ema), progress, g, d)
-            if health.wants_save(save, progress.images >= config.total_images):
-                watchdog.enter("checkpoint", progress.images)
-                with recorder.timed("checkpoint"):
-                    _save(config, manifest, ranks, g, d, ema, progress, objective.state)
-                health.saved(progress)
-                kept = progress
-            watchdog.enter("stop", progress.images)
-            failure = health.collapsed(progress)
-        health.tracker = None
-        recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
-        if reason and progress != kept:
-            watchdog.enter("checkpoint", progress.images)
-            with recorder.timed("checkpoint"):
-                _save(config, manifest, ranks, g, d, ema, progress, objective.state)
-    stream.close()
-    return failure or (progress.images, reason)
 
 
-def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:
-    """Whether a multiple of `every` images, or the end, was reached by the update from `before` to `now`; never for 0."""
-    return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
-
-
-def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
-    """The newest intact checkpoint of this run from before its failures.
-
-    Raises ConfigError if another run saves itself at the same place, TrainingError if there are only later ones.
-    """
-    history = history or History()
-    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
-    found = checkpoints.newest(uri, history.takes)
-    if not found and checkpoints.newest(uri):
-        raise TrainingError(
-            f"{uri} has no checkpoint from before image {history.good_until:,}, where the run went bad: name a new run, or "
-            f"delete {Path(config.run, 'health.json')} to go on from the newest all the same"
-        )
-    if found and found.state().get("run", uid) != uid:
-        raise ConfigError(
-            f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
-        )
-    return found
-
-
-def _agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
-    """Rank 0 looks for the newest good checkpoint; all take the same."""
-    choice = [find_checkpoint(config, history) if ranks.main else None]
-    dist.broadcast_object_list(choice)
-    return choice[0]
-
-
-def build_engines(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
-    """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments."""
-    torch.manual_seed(config.seed)
-    have = {file.removesuffix(".safetensors") for file in weights.files} if weights else set()
-    engines = []
-    for name, network, lr in (
-        ("generator", build_generator(config.model), config.optim.g_lr),
-        ("discriminator", build_discriminator(config.model), config.optim.d_lr),
-    ):
-        network.to(ranks.device)
-        network.recompute = config.activation_checkpointing == "blocks"
-        if weights and name in have:
-            # Before DeepSpeed takes its own copies of the parameters.
-            network.load_state_dict(weights.tensors(name))
-        optimizer = make_optimizer(config.optim, network, lr)
-        engine = Engine(network, optimizer, config.zero, plan.micro_batch, config.precision == "bf16")
-        if weights and f"{name}_optimizer" in have:
-            checkpoints.load_optimizer(engine, weights.tensors(f"{name}_optimizer"))
-        engines.append(engine)
-    g, d = engines
-    for engine in engines:
-        share_batch_norm(engine.module, plan, ranks.rank)
-    ema = EMA(g.parts())
-    if weights:
-        ema.load(g.part(weights.tensors("ema")))
-    return g, d, ema
-
-
-def _reals(stream: Stream, device: torch.device, spoilt: bool) -> Iterator[Pair]:
-    for batch in stream:
+def _reals(stream: Stream, device: torch.device, recorder: Recorder, spoilt: bool) -> Iterator[Pair]:
+    while True:
+        with recorder.timed("data"):
+            batch = next(stream)
         x, y = on_device(batch, device)
         yield (x * torch.nan if spoilt else x), y
 
@@ -208,26 +167,3 @@ def on_device(batch: MicroBatch, device: torch.device) -> Pair:
     x: Tensor = batch.images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
     flips = batch.flips.to(device, non_blocking=True)[:, None, None, None]
     return torch.where(flips, x.flip(3), x), batch.labels.to(device, non_blocking=True)
-
-
-def _save(
-    config: RunConfig, manifest: Manifest, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress, objective: State
-) -> None:
-    """Gather on all ranks, write on rank 0."""
-    tensors: dict[str, dict[str, Tensor]] = {
-        "generator_optimizer": checkpoints.optimizer_tensors(g),
-        "discriminator_optimizer": checkpoints.optimizer_tensors(d),
-        "ema": g.whole(ema.averages),
-    }
-    for name, engine in (("generator", g), ("discriminator", d)):
-        with engine.gathered():
-            tensors[name] = {key: tensor.clone() for key, tensor in checkpoints.network_tensors(engine.module).items()}
-    if ranks.main:
-        state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
-        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
-        # What it takes to sample from a checkpoint that has left its run.
-        state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
-        checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
-        write_status(Path(config.run), Status("running", progress.images))
-    # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.
-    dist.barrier()

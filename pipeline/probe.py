@@ -18,7 +18,7 @@ from model.latents import Stream as Numbers
 from pipeline.batch import plan_batch
 from pipeline.config import RunConfig, build
 from pipeline.engines import Ranks, start_workers
-from pipeline.loop import build_engines
+from pipeline.learner import Learner
 from pipeline.micro_batch import DOES_NOT_FIT
 from pipeline.objective import Objective
 from pipeline.steps import d_step, fakes, g_step
@@ -39,7 +39,8 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
     # From the second micro-step on, the gradients of those before are there too; more are no different.
     accumulation = min(2, plan.accumulation)
     plan = replace(plan, global_batch=accumulation * ranks.world_size * micro_batch, accumulation=accumulation)
-    g, d, ema = build_engines(config, plan, ranks, None)
+    learner = Learner(config, plan, ranks)
+    g, d = learner.g, learner.d
     if limited:
         torch.distributed.barrier()
         _limit(config.batch.memory_gb, ranks)
@@ -51,7 +52,7 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
         draw = fakes(model, plan, ranks, config.seed, Numbers.D_STEP, position)
         d_step(g, d, [(x, y)] * accumulation, draw, objective, position)
         g_step(g, d, draw, objective, position)
-        ema.update(g.parts(), 0.5)
+        learner.ema.update(g.parts(), 0.5)
     return (torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")) - before
 
 

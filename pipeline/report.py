@@ -1,9 +1,9 @@
 """What a person sees of a run while it trains: progress lines, metrics, sample grids; and where the time goes."""
 
-import resource
 import subprocess
 import time
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,21 +27,30 @@ from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
 from pipeline.tracking import Status, Tracker
-from pipeline.watchdog import SLOW, Spread
+from pipeline.watchdog import SLOW, Spread, Watchdog
 
 
 class Recorder:
     """Sums up what the steps return and, on rank 0, prints and tracks it. Every rank calls every method."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, stream: Stream, start: Progress):
-        self.config, self.ranks, self.stream, self.manifest = config, ranks, stream, manifest
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        plan: BatchPlan,
+        manifest: Manifest,
+        stream: Stream,
+        start: Progress,
+        watchdog: Watchdog,
+    ):
+        self.config, self.ranks, self.stream, self.manifest, self.watchdog = config, ranks, stream, manifest, watchdog
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.efficiency = efficiency(config, ranks)
         self.clock = Clock(ranks.device)
         self.open = ExitStack()
         self.began = self.last_time = time.monotonic()
-        self.start_images = self.last_images = start.images
+        self.start_images = self.last_images = self.images = start.images
         self.tracker: Tracker | None = None
         self.status: Status = "FINISHED"
         """How the attempt ends, unless by an exception."""
@@ -73,11 +82,20 @@ class Recorder:
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def timed(self, part: str) -> AbstractContextManager[None]:
-        """Charge what happens inside to `part` of the run's time; what is timed inside it belongs to that alone."""
-        return self.clock.phase(part)
+    def updated(self, progress: Progress) -> None:
+        """An update is done."""
+        self.images = progress.images
+        self.watchdog.updated()
 
-    def report(self, progress: Progress, lr_scale: float, spread: Spread | None) -> dict[str, float]:
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Charge what happens inside to `part` of the run's time; what is timed inside it belongs to that alone."""
+        self.watchdog.enter(part, self.images)
+        with self.clock.phase(part):
+            yield
+        self.watchdog.enter(f"end of {part}", self.images)
+
+    def report(self, progress: Progress, lr_scale: float) -> dict[str, float]:
         """One line and one set of metrics; returns the means over the updates since the last report and over all ranks."""
         with self.timed("logging"):
             keys = sorted(self.sums)
@@ -169,6 +187,13 @@ class Recorder:
         if bad := self.stream.quarantine.count():
             print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
         self.tracker.close("FAILED" if error else self.status)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that tensors took at most on the GPU, or this process in all on a CPU, since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest) -> Tracker:

@@ -27,8 +27,8 @@ import torch.distributed as dist
 
 from pipeline.engines import Ranks
 
-EXIT_CODE = 70
-"""A rank hung (`EX_SOFTWARE`)."""
+EXIT_CODE = 71
+"""A rank hung (`EX_OSERR`)."""
 
 SLOW = 1.3
 """A rank whose own time is so many times the median's is named."""

@@ -14,7 +14,7 @@ from pipeline.config import build
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.health import _LASTING, _NORMS, Failure, Fault, History, Norms
 from pipeline.index import load_manifest
-from pipeline.loop import find_checkpoint
+from pipeline.learner import find_checkpoint
 from pipeline.run import checkpoint_uri, prepare, read_identity
 from tests.pipeline.test_loop import config_of
 

@@ -15,7 +15,8 @@ from pipeline.checkpoint import CheckpointConfig, Progress
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
-from pipeline.loop import _due, find_checkpoint, on_device
+from pipeline.learner import find_checkpoint
+from pipeline.loop import _due, on_device
 from pipeline.run import checkpoint_uri, prepare, read_identity
 from pipeline.stream import DataConfig, MicroBatch
 

@@ -1,0 +1,108 @@
+"""What a run trains, on one rank: both engines, the average of G, the objective. Built anew or from a checkpoint."""
+
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model.ema import EMA
+from model.networks import build_discriminator, build_generator
+from pipeline import checkpoint as checkpoints
+from pipeline import slices
+from pipeline.batch import BatchPlan
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import RunConfig
+from pipeline.engines import Engine, Ranks, share_batch_norm
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.health import History
+from pipeline.index import Manifest
+from pipeline.objective import Objective, State
+from pipeline.run import checkpoint_uri, read_identity
+from pipeline.schedule import make_optimizer
+from pipeline.slices import Slice
+
+
+class Learner:
+    """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments.
+
+    Every rank makes one (collective).
+    """
+
+    def __init__(
+        self, config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None, state: State | None = None
+    ):
+        self.config, self.plan, self.ranks = config, plan, ranks
+        torch.manual_seed(config.seed)
+        self.g = self._engine("generator", build_generator(config.model), config.optim.g_lr, weights)
+        self.d = self._engine("discriminator", build_discriminator(config.model), config.optim.d_lr, weights)
+        for engine in (self.g, self.d):
+            share_batch_norm(engine.module, plan, ranks.rank)
+        self.ema = EMA(self.g.parts())
+        if weights:
+            weights.fill("ema", slices.held_average(self.ema.averages, self.g, ranks))
+        self.objective = Objective(config.objective, plan, ranks, config.seed, state)
+
+    def _engine(self, name: str, network: torch.nn.Module, lr: float, weights: Checkpoint | None) -> Engine:
+        config, have = self.config, weights.parts if weights else set()
+        network.to(self.ranks.device)
+        network.recompute = config.activation_checkpointing == "blocks"  # type: ignore[assignment]
+        if weights and name in have:
+            # Before DeepSpeed takes its own copies of the parameters.
+            network.load_state_dict(weights.tensors(name))
+        optimizer = make_optimizer(config.optim, network, lr)
+        engine = Engine(network, optimizer, config.zero, self.plan.micro_batch, config.precision == "bf16")
+        if weights and f"{name}_optimizer" in have:
+            slices.load_moments(engine, self.ranks, partial(weights.fill, f"{name}_optimizer"))
+        return engine
+
+    def set_lr(self, scale: float) -> None:
+        self.g.set_lr(self.config.optim.g_lr * scale)
+        self.d.set_lr(self.config.optim.d_lr * scale)
+
+    def slices(self) -> dict[str, list[Slice]]:
+        """What this rank writes into a checkpoint."""
+        return {
+            "generator": slices.network(self.g, self.ranks),
+            "generator_optimizer": slices.moments(self.g, self.ranks),
+            "discriminator": slices.network(self.d, self.ranks),
+            "discriminator_optimizer": slices.moments(self.d, self.ranks),
+            "ema": slices.average(self.ema.averages, self.g, self.ranks),
+        }
+
+    def state(self, manifest: Manifest) -> dict[str, Any]:
+        """What a checkpoint says beside its tensors: whose it is, and what it takes to sample from it without its run."""
+        config = self.config
+        state = {"run": read_identity(Path(config.run))["uid"], "time": time.time(), "world_size": self.ranks.world_size}
+        state |= {"zero_stage": config.zero.stage, "objective": asdict(self.objective.state)}
+        return state | {"model": asdict(config.model), "classes": list(manifest.classes)}
+
+
+def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint of this run from before its failures.
+
+    Raises ConfigError if another run saves itself at the same place, TrainingError if there are only later ones.
+    """
+    history = history or History()
+    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
+    found = checkpoints.newest(uri, history.takes)
+    if not found and checkpoints.newest(uri):
+        raise TrainingError(
+            f"{uri} has no checkpoint from before image {history.good_until:,}, where the run went bad: name a new run, or "
+            f"delete {Path(config.run, 'health.json')} to go on from the newest all the same"
+        )
+    if found and found.state().get("run", uid) != uid:
+        raise ConfigError(
+            f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
+        )
+    return found
+
+
+def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
+    """Rank 0 looks for the newest good checkpoint; all take the same."""
+    choice = [find_checkpoint(config, history) if ranks.main else None]
+    dist.broadcast_object_list(choice)
+    return choice[0]
