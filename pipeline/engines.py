@@ -176,9 +176,9 @@ class Engine:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Inside, parameters are whole, to be read; at stage 3 they are so only in a layer's own forward. Collective."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(self.module.parameters())):
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
             yield
 
     def parts(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -137,8 +137,9 @@ def _handled(handle: Callable[[str], None]) -> Iterator[None]:
 
 
 def request(folder: Path, reason: str = "") -> None:
-    """Ask the training in `folder` to save and stop."""
-    (folder / "STOP").write_text(reason)
+    """Ask the training in `folder` to save and stop. The first reason stays."""
+    with suppress(FileExistsError), open(folder / "STOP", "x") as file:
+        file.write(reason)
 
 
 def forget(folder: Path) -> None:

@@ -232,7 +232,7 @@ def _place(frame: FrameType | None) -> str:
 def _limit_collectives(seconds: float) -> None:
     """The timeout of every later collective, in every group."""
     for group in dist.distributed_c10d._world.pg_map:
-        group.set_timeout(timedelta(seconds=seconds))
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _collectives_begun() -> int:

@@ -59,6 +59,7 @@ def test_a_signal_to_the_launcher_waits_as_a_file(tmp_path: Path, capsys: pytest
     before = signal.getsignal(signal.SIGUSR1)
     with stop.forwarded(tmp_path):
         os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
         assert (tmp_path / "STOP").read_text() == "SIGUSR1"
     assert signal.getsignal(signal.SIGUSR1) is before
     with stop.forwarded(tmp_path / "nowhere"):
