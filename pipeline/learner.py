@@ -33,7 +33,7 @@ class Learner:
     """
 
     def __init__(
-        self, config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None, state: State | None = None
+        self, config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None = None, state: State | None = None
     ):
         self.config, self.plan, self.ranks = config, plan, ranks
         torch.manual_seed(config.seed)

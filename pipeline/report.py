@@ -1,5 +1,6 @@
 """What a person sees of a run while it trains: progress lines, metrics, sample grids; and where the time goes."""
 
+import resource
 import subprocess
 import time
 from collections.abc import Iterator
