@@ -160,7 +160,7 @@ def lock(folder: Path, patience: float = 20.0) -> IO[str]:
 def write_status(folder: Path, status: Status) -> None:
     data = json.dumps(vars(status)).encode()
     if second := os.environ.get(STATUS_VARIABLE):
-        Path(second).write_bytes(data)
+        storage.write_bytes(second, data)  # whole: of several ranks that fail, one may be killed while it writes
     storage.write_bytes(str(Path(folder, "status.json")), data)
 
 
