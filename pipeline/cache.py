@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -35,6 +36,7 @@ class Cache:
         self.hits = self.misses = 0
         self._since = limit  # bytes written since the folder was last looked through; at first it is
         self._full = False
+        self._lock = threading.Lock()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / f".{uuid.uuid4().hex}.tmp"
@@ -75,7 +77,10 @@ class Cache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            self._full = True
+            with self._lock:  # several threads meet it at once
+                first, self._full = not self._full, True
+            if not first:
+                return
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
             print(f"data.cache={self.folder}: {reason}; going on without keeping more", file=sys.stderr, flush=True)
 

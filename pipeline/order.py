@@ -23,9 +23,11 @@ from pipeline.index import Shard
 
 # These define the order, as the number of lanes does: another value is another order, and a resumed run would see other
 # images.
-LANES = 48  # by default: many divisors, so that ranks share the lanes without reading runs twice
+# By default: batches and ranks are mostly powers of two, of which 64 lanes read 1.15 times the data on average, 48 read 1.9
+# times; of multiples of 48 they read 1.4 times, either of them. Means over 8 to 64 and all of a rank's share as micro-batch.
+LANES = 64
 WINDOW = 8  # runs that a lane mixes at a time
-MAX_RUN_BYTES = 1 << 20  # with the two above, 384 MiB are open at a time for the whole job
+MAX_RUN_BYTES = 1 << 20  # with the two above, 512 MiB are open at a time for the whole job
 MIN_RUN_BYTES = 1 << 16
 MAX_RUNS = 1 << 21  # goes before MAX_RUN_BYTES: a plan of 100 TB stays below 200 MB, with runs of 50 MB
 

@@ -174,7 +174,7 @@ def is_training(folder: Path) -> bool:
 def write_status(folder: Path, status: Status) -> None:
     data = json.dumps(vars(status)).encode()
     if second := os.environ.get(STATUS_VARIABLE):
-        Path(second).write_bytes(data)
+        storage.write_bytes(second, data)  # whole: of several ranks that fail, one may be killed while it writes
     storage.write_bytes(str(Path(folder, "status.json")), data)
 
 

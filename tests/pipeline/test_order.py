@@ -116,8 +116,8 @@ def test_few_runs_are_open_at_a_time() -> None:
 
 def test_lanes_follow_positions_and_the_remainder_is_its_own() -> None:
     order = Order([Shard("000000.tar", 100, 10_000, 0, 0)], 0)
-    assert order.lanes(0, 100).tolist() == [*range(48), *range(48), 48, 48, 48, 48]
-    assert order.lanes(99, 3).tolist() == [48, 0, 1]
+    assert order.lanes(0, 100).tolist() == [*range(64), *[64] * 36]
+    assert order.lanes(99, 3).tolist() == [64, 0, 1]
 
 
 def test_a_set_smaller_than_the_lanes_is_shuffled() -> None:
@@ -127,8 +127,9 @@ def test_a_set_smaller_than_the_lanes_is_shuffled() -> None:
 
 def test_order_is_the_one_that_stored_runs_were_trained_with() -> None:
     """To change these numbers is to change the images under every run in progress."""
-    assert Order(big(), 7).batch(19_998, 4)[1].tolist() == [17578, 17577, 1215, 9043]
-    assert Order(big(), 7, rollbacks=2).batch(19_998, 4)[1].tolist() == [1401, 3369, 17824, 10085]
+    assert Order(big(), 7).batch(19_998, 4)[1].tolist() == [17575, 17573, 1215, 14803]
+    assert Order(big(), 7, 48).batch(19_998, 4)[1].tolist() == [17578, 17577, 1215, 9043]
+    assert Order(big(), 7, 48, rollbacks=2).batch(19_998, 4)[1].tolist() == [1401, 3369, 17824, 10085]
     assert np.flatnonzero(flips(7, np.zeros(8, np.int64), np.arange(8))).tolist() == [3, 5]
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,18 @@ def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypat
     write_status(tmp_path, status)
     assert read_status(tmp_path / "status.json") == read_status(second) == status
     assert json.loads(second.read_text())["exit_code"] == 74
+
+
+def test_a_status_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several ranks write it when they fail, and the first that has ended gets the others killed."""
+    second = tmp_path / "second"
+    monkeypatch.setenv(STATUS_VARIABLE, str(second))
+    write_status(tmp_path, Status("training", 0))
+    writer = threading.Thread(target=lambda: [write_status(tmp_path, Status("failed", i, 65, "why")) for i in range(50)])
+    writer.start()
+    while writer.is_alive():
+        assert read_status(second) and read_status(tmp_path / "status.json")
+    writer.join()
 
 
 @pytest.mark.parametrize("text", [None, "", '{"state": "runn'])
