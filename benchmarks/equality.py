@@ -49,11 +49,11 @@ from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import DataConfig, MicroBatch, Stream
 
 ROUNDS, D_STEPS, BATCH, GROUP, SEED = 5, 2, 32, 8, 3
-ORTHO, DECAY = 1e-3, 0.5
+ORTHO, DECAY = 1.0, 0.5
 # Rounding moves a few activations across the kink of a ReLU, which changes a gradient by about 1e-3 of itself: the same
 # plain run on 1 and on 2 threads differs by that. Steps are small enough to keep this below the limit, and `moved`
 # (how far training has carried the parameters) shows that a wrong gradient would stand out.
-G_LR, D_LR = 2e-4, 1e-5
+G_LR, D_LR = 2e-4, 1e-4
 MODEL = ModelConfig(32, 4, channels=3, ch=4, shared_dim=8, z_dim=32, g_attention=(16,), d_attention=(16,))
 FP32_LIMIT, BF16_LIMIT = 1e-5, 1.5
 NETWORKS = ("G", "D", "EMA", "u, v")
@@ -81,9 +81,8 @@ def cases(stages: Iterable[int]) -> Iterator[Case]:
     for stage in stages:
         yield from (Case(stage, precision, steps) for precision, steps in product(("fp32", "bf16"), (1, 4)))
         plain = Case(stage, accumulation=4)
-        yield from (replace(plain, optimizer="adam", precision=precision) for precision in ("fp32", "bf16"))
-        # Above the norm of some steps' gradients and below that of others'.
-        yield from (replace(plain, clipping=0.3), replace(plain, recompute=True))
+        # The norms of the gradients are 65 to 350: some steps are clipped, others are not.
+        yield from (replace(plain, clipping=100.0), replace(plain, recompute=True), replace(plain, optimizer="adam"))
         if stage > 0:
             yield from (replace(plain, offload="optimizer", optimizer=name) for name in ("sgd", "adam"))
 
