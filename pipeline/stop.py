@@ -111,7 +111,7 @@ def forwarded(folder: Path) -> AbstractContextManager[None]:
     """Inside, `SIGNALS` to this process become RUN/STOP.
 
     Not signals to the launcher: before its workers are up it dies of one, after that it kills them `stop.grace` seconds
-    later, and a third makes it leave them alone. The file waits for workers that are still starting.
+    later, and a third signal ends it in the middle of that. The file waits for workers that are still starting.
     """
 
     def forward(name: str) -> None:
