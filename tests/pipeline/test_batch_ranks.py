@@ -16,7 +16,9 @@ from pipeline.schedule import OptimConfig, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from tests.pipeline.workers import on_ranks
 
-TOTAL, GROUP, ROUNDS = 16, 8, 4
+TOTAL, GROUP, ROUNDS = 16, 8, 2
+# Small steps: at 1e-3, four rounds carry one rank's fp32 8e-4 away from its fp64, across the kinks of ReLUs.
+LR = 1e-4
 # Batch norm in both networks.
 MODEL = ModelConfig(32, 4, channels=1, ch=8, shared_dim=8, z_dim=16, discriminator="strided")
 # Groups that are parts of a micro-batch, exactly one, and one over 2 or 4 ranks; with and without accumulation.
@@ -36,8 +38,8 @@ def train(ranks: Ranks, batch: BatchConfig) -> dict[str, Tensor]:
     plan = plan_batch(batch, ranks.world_size)
     optim = OptimConfig(optimizer="sgd")
     g, d = (
-        Engine(net, make_optimizer(optim, net, lr), ZeroConfig(), plan.micro_batch, bf16=False)
-        for net, lr in ((build_generator(MODEL), 1e-3), (build_discriminator(MODEL), 1e-3))
+        Engine(network, make_optimizer(optim, network, LR), ZeroConfig(), plan.micro_batch, bf16=False)
+        for network in (build_generator(MODEL), build_discriminator(MODEL))
     )
     for engine in (g, d):
         share_batch_norm(engine.module, plan, ranks.rank)
@@ -79,4 +81,4 @@ def test_ranks_and_micro_batches_never_change_what_is_learned(tmp_path: Path) ->
             for micro_batch in micro_batches:
                 found = torch.load(tmp_path / f"{world_size}x{micro_batch}.pt")
                 assert distance(found, one, network) < 1e-5, (network, world_size, micro_batch)
-        assert distance(other_group, one, network) > 1e-3  # or the groups would make no difference here
+        assert distance(other_group, one, network) > 1e-4  # or the groups would make no difference here

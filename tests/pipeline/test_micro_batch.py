@@ -33,6 +33,7 @@ def start_three_times(ranks: Ranks, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_ranks_take_the_largest_that_fits_and_try_it_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     on_ranks(2, start_three_times, str(tmp_path))
     saved = json.loads((tmp_path / FILE).read_text())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def on_ranks(world_size: int, work: Callable[..., None], *args: Any, timeout: float = 240) -> None:
+def on_ranks(world_size: int, work: Callable[..., None], *args: Any, timeout: float = 600) -> None:
     """Run `work(ranks, *args)` on `world_size` ranks; fails the test if one of them fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
