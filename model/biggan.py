@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .config import ModelConfig
 from .layers import AffineBatchNorm, DBlock, DeepDBlock, DeepGBlock, GBlock, SelfAttention
+from .recompute import Recomputing
 from .spectral import SNConv2d, SNEmbedding, SNLinear
 
 
@@ -25,7 +26,7 @@ def attention_layers(places: Iterable[tuple[int, int]], config: ModelConfig, sn:
     return nn.ModuleDict({str(i): SelfAttention(width, sn, config.attention == "scaled") for i, width in places})
 
 
-class Generator(nn.Module):
+class Generator(Recomputing):
     """z [n, latent_dim] float32, y [n] int64 -> images [n, channels, r, r] float32 in -1..1.
 
     y may also be class weights [n, num_classes] float32: what a mixture of classes embeds is the mixture of their embeddings.
@@ -62,13 +63,13 @@ class Generator(nn.Module):
     def embed(self, y: Tensor) -> Tensor:
         """What batch norm is conditioned on besides z: [n, shared_dim], unshared [n, num_classes], without classes [n, 0]."""
         if not self.config.conditional:
-            return self.seed.weight.new_empty(len(y), 0)
+            return torch.empty(len(y), 0, device=y.device)
         if not self.config.shared_dim:
-            return class_weights(y, self.config.num_classes).to(self.seed.weight.dtype)
+            return class_weights(y, self.config.num_classes)
         return y @ self.shared.weight if y.is_floating_point() else self.shared(y)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        embedded, chunks = self.embed(y), z.chunk(self.config.latent_slots, 1)
+        embedded, chunks = self.embed(y).to(z.dtype), z.chunk(self.config.latent_slots, 1)
         if self.deep:
             whole = torch.cat((embedded, z), 1)
             first, conditions = whole, [whole] * len(self.blocks)
@@ -78,14 +79,14 @@ class Generator(nn.Module):
             first, conditions = z, [embedded] * len(self.blocks)
         h = self.seed(first).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for i, block in enumerate(self.blocks):
-            h = block(h, conditions[i])
+            h = self.run(block, h, conditions[i])
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
         image = self.output(F.relu(self.output_bn(h)))[:, : self.config.channels]
         return (image if image.dtype == torch.float64 else image.float()).tanh()
 
 
-class Discriminator(nn.Module):
+class Discriminator(Recomputing):
     """Images x [n, channels, r, r] in -1..1, y [n] int64 -> logits [n] float32."""
 
     def __init__(self, config: ModelConfig):
@@ -117,7 +118,7 @@ class Discriminator(nn.Module):
         if self.deep:
             h = self.input(h)
         for i, block in enumerate(self.blocks):
-            h = block(h)
+            h = self.run(block, h)
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
         # bf16 holds 8 bits of a logit: the head stays in fp32.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .biggan import attention_layers, class_weights, d_inputs, projects, with_maps
 from .config import ModelConfig
 from .layers import AffineBatchNorm
+from .recompute import Recomputing
 from .spectral import SNConv2d, SNConvTranspose2d, SNEmbedding, SNLinear
 
 
@@ -31,7 +32,7 @@ class TransposedBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(self.up(h))))
 
 
-class TransposedGenerator(nn.Module):
+class TransposedGenerator(Recomputing):
     """z [n, latent_dim] float32, y [n] int64 -> images [n, channels, r, r] float32 in -1..1.
 
     linear(z and one-hot label) -> 8 ch x 4 x 4, then a block for each doubling; widths halve down to ch.
@@ -54,14 +55,14 @@ class TransposedGenerator(nn.Module):
             z = torch.cat((z, class_weights(y, self.config.num_classes).to(z.dtype)), 1)
         h = self.seed(z).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for i, block in enumerate(self.blocks):
-            h = block(h)
+            h = self.run(block, h)
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
         image = self.output(h)
         return (image if image.dtype == torch.float64 else image.float()).tanh()
 
 
-class StridedDiscriminator(nn.Module):
+class StridedDiscriminator(Recomputing):
     """Images x [n, channels, r, r] in -1..1, y [n] int64 -> logits [n] float32.
 
     Convolutions of stride 2 down to 4 x 4, batch norm on all but the first, and a linear head on all that is left. Batch norm
@@ -81,11 +82,15 @@ class StridedDiscriminator(nn.Module):
         if projects(config):
             self.embed = SNEmbedding(config.num_classes, widths[-1], sn)
 
+    def stage(self, i: int, h: Tensor) -> Tensor:
+        """Convolution i with what follows it: [n, in, h, w] -> [n, out, h / 2, w / 2]."""
+        h = self.convs[i](h)
+        return F.leaky_relu(self.norms[i - 1](h) if i else h, 0.2)
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         h = with_maps(x, y, self.config).contiguous(memory_format=torch.channels_last)
-        for i, conv in enumerate(self.convs):
-            h = conv(h)
-            h = F.leaky_relu(self.norms[i - 1](h) if i else h, 0.2)
+        for i in range(len(self.convs)):
+            h = self.run(self.stage, i, h)
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
         with torch.autocast(x.device.type, enabled=False):

@@ -1,19 +1,21 @@
 """Exponential moving average of a generator's parameters (BigGAN, section 3.1)."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class EMA:
-    """fp32 averages of `network`'s parameters, by name. Buffers are not averaged: see `model.batchnorm`."""
+    """fp32 averages of parameters, or of a rank's parts of them, by name. Buffers are not averaged: see `model.batchnorm`."""
 
-    def __init__(self, network: nn.Module):
-        self.averages = {name: p.detach().float().clone() for name, p in network.named_parameters()}
+    def __init__(self, parameters: Mapping[str, Tensor]):
+        self.averages = {name: p.detach().float().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module, decay: float) -> None:
+    def update(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         """average <- decay * average + (1 - decay) * parameter."""
-        current = [p.detach().float() for p in network.parameters()]
+        current = [parameters[name].detach().float() for name in self.averages]
         torch._foreach_lerp_(list(self.averages.values()), current, 1 - decay)
 
     @torch.no_grad()

@@ -51,6 +51,9 @@ class RunConfig:
     """Decides the weights at the start, the order of the images, flips and latents."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast, with parameters, batch-norm statistics, sigma, logits and losses kept in fp32."""
+    activation_checkpointing: Literal["none", "blocks"] = "none"
+    """blocks: both networks keep the inputs of their blocks only, and compute each block again in backward (arXiv
+    1604.06174). The numbers stay the same: it trades a third more computation for memory."""
     processes: int | None = None
     """Workers on this machine. Default: one per GPU, or one where there is no GPU."""
     log_every: int = 10_000
@@ -65,6 +68,8 @@ class RunConfig:
                 raise ValueError(f"{name}={value}: must be at least {least}")
         if self.objective.r1 and self.model.discriminator == "strided":
             raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
+        if self.objective.r1 and self.zero.stage == 3:
+            raise ValueError("objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2 or objective.r1=0")
 
 
 class _Loader(yaml.SafeLoader):

@@ -74,14 +74,16 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
             position = progress.g_steps * plan.global_batch
             draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
-            recorder.add(g_step(g, d, draw, objective, position))
+            values = g_step(g, d, draw, objective, position)
+            recorder.add(values)
             progress = replace(progress, g_steps=progress.g_steps + 1)
-            ema.update(g.module, ema_decay(config.optim, progress.images, progress.images - before.images))
+            if not values["skipped/g"]:
+                ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
 
             if _due(config.log_every, before, progress, config):
                 recorder.report(progress, scale)
             if _due(config.sample_every, before, progress, config):
-                recorder.samples(progress, g.module, ema)
+                recorder.samples(progress, g, ema)
             if _due(config.checkpoint.every, before, progress, config):
                 with recorder.timed("checkpoint"):
                     _save(saver, config, manifest, ranks, g, d, ema, progress, objective.state)
@@ -126,6 +128,7 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
         ("discriminator", build_discriminator(config.model), config.optim.d_lr),
     ):
         network.to(ranks.device)
+        network.recompute = config.activation_checkpointing == "blocks"
         if weights and name in have:
             # Before DeepSpeed takes its own copies of the parameters.
             network.load_state_dict(weights.tensors(name))
@@ -137,9 +140,9 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
     g, d = engines
     for engine in engines:
         share_batch_norm(engine.module, plan, ranks.rank)
-    ema = EMA(g.module)
+    ema = EMA(g.parts())
     if weights:
-        weights.fill("ema", slices.held_average(ema.averages, g, ranks))
+        ema.load(g.part(weights.tensors("ema")))
     return g, d, ema
 
 

@@ -142,25 +142,29 @@ class Objective:
         return loss, values
 
     def g_loss(
-        self, d: Callable[[Tensor, Tensor], Tensor], g: nn.Module, fake: Pair, position: int, micro_step: int
+        self, d: Callable[[Tensor, Tensor], Tensor], fake: Pair, position: int, micro_step: int
     ) -> tuple[Tensor, Values]:
         """The loss [] of G on a micro-batch of fakes (x [m, C, r, r], y [m]), through a frozen D."""
         x, y = fake
         if self.config.augment != "none":
             x = self._augment(x, self._uniforms(Stream.AUGMENT_G, position, micro_step)[1])
         loss = self.loss.g(d(x, y))
-        values = {"loss/g": loss}
-        if self.config.ortho and micro_step == 0:
-            # Once per optimiser step: it does not depend on the samples, and steps divide a loss by the accumulation.
-            penalty = regularizers.orthogonal(ortho_weights(g))
-            loss = loss + self.config.ortho * self.plan.accumulation * penalty
-            values["penalty/ortho"] = penalty * self.plan.accumulation
-        return loss, values
+        return loss, {"loss/g": loss}
 
-    def after_d_step(self) -> Values:
-        """Agree with the other ranks on what D said, and move the state."""
+    def g_penalty(self, g: nn.Module) -> tuple[Tensor, Values]:
+        """What G's loss gets once per optimiser step [], and what to report; G's weights may leave before its backward."""
+        if not self.config.ortho:
+            return torch.zeros((), device=self.ranks.device), {}
+        weights = ortho_weights(g)
+        penalty = regularizers.orthogonal(weights)
+        return self.config.ortho * regularizers.linearised(penalty, weights), {"penalty/ortho": penalty.detach()}
+
+    def after_d_step(self, skipped: bool) -> Values:
+        """Agree with the other ranks on what D said, and move the state, unless the step was skipped."""
         config, state = self.config, self.state
         seen, self._seen = torch.stack(self._seen).mean(0), []
+        if skipped:
+            return {}
         self.state = replace(state, d_steps=state.d_steps + 1)
         if not (config.lecam or config.augment == "ada"):
             return {}  # the others need no host synchronisation

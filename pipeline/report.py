@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from model.ema import EMA
@@ -17,7 +17,7 @@ from model.sampling import generate, grid
 from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig, flatten, to_yaml
-from pipeline.engines import Ranks
+from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
 from pipeline.order import lanes_for
@@ -102,15 +102,17 @@ class Recorder:
         }
         self.tracker.metrics(values | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
 
-    def samples(self, progress: Progress, generator: nn.Module, ema: EMA) -> None:
+    def samples(self, progress: Progress, generator: Engine, ema: EMA) -> None:
         """A grid of EMA samples, classes (at most 10) as columns, always of the same latents."""
+        averages = generator.whole(ema.averages)
         if not self.tracker:
             return
         with self.timed("samples"):
             columns = min(10, self.config.model.num_classes)
             labels = torch.arange(columns).repeat(8)
             # Fewer standing samples than the finished generator gets: this is a look, on the training's time.
-            copy = ema_generator(self.config.model, dict(generator.state_dict()), ema.averages, self.ranks.device, samples=512)
+            buffers = dict(generator.module.named_buffers())
+            copy = ema_generator(self.config.model, buffers, averages, self.ranks.device, samples=512)
             picture = grid(generate(copy, labels, seed=self.config.seed), columns)
             self.tracker.image(picture.numpy(), "samples/ema", progress.images)
 

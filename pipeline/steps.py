@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.latents import Stream, latents, random_labels
 from model.spectral import power_iteration
 from pipeline.batch import BatchPlan
-from pipeline.engines import Engine, Ranks
+from pipeline.engines import Engine, Ranks, Update
 from pipeline.objective import Objective, Pair
 
 Fakes = Callable[[int], Pair]
@@ -29,8 +29,12 @@ def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream:
 
 
 def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
-    """Update D on the global batch of real images (x [m, C, r, r] in -1..1, y [m]) at `position`, and as many fakes."""
-    power_iteration(d.module)
+    """Update D on the global batch of real images (x [m, C, r, r] in -1..1, y [m]) at `position`, and as many fakes.
+
+    Returns what to report; `skipped/d` is 1 if a gradient was not finite, and then nothing has changed.
+    """
+    with d.gathered():
+        power_iteration(d.module)
     accumulation = objective.plan.accumulation
     sums: dict[str, Tensor] = {}
     for micro_step, real in zip(range(accumulation), reals, strict=False):
@@ -40,21 +44,28 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
         loss, values = objective.d_loss(d, real, (fake, y), position, micro_step)
         d.backward(loss / accumulation)
         _add(sums, values, accumulation)
-    return sums | {"grad_norm/d": d.step()} | objective.after_d_step()
+    update = d.step()
+    return sums | _reported("d", update) | objective.after_d_step(update.skipped)
 
 
 def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
-    """Update G on one global batch of fakes, through a frozen D."""
-    power_iteration(g.module)
+    """Update G on one global batch of fakes, through a frozen D. Returns what `d_step` does, with `skipped/g`."""
+    with g.gathered():
+        power_iteration(g.module)
+        penalty, sums = objective.g_penalty(g.module)
     accumulation = objective.plan.accumulation
-    sums: dict[str, Tensor] = {}
     with d.frozen():
         for micro_step in range(accumulation):
             z, y = draw(micro_step)
-            loss, values = objective.g_loss(d.apply, g.module, (g(z, y), y), position, micro_step)
-            g.backward(loss / accumulation)
+            loss, values = objective.g_loss(d.apply, (g(z, y), y), position, micro_step)
+            # The penalty does not depend on the samples: once per optimiser step.
+            g.backward(loss / accumulation + (penalty if micro_step == 0 else 0))
             _add(sums, values, accumulation)
-    return sums | {"grad_norm/g": g.step()}
+    return sums | _reported("g", g.step())
+
+
+def _reported(network: str, update: Update) -> dict[str, Tensor]:
+    return {f"grad_norm/{network}": update.norm, f"skipped/{network}": torch.tensor(float(update.skipped))}
 
 
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor], accumulation: int) -> None:

@@ -14,11 +14,11 @@ def set_to(network: nn.Module, value: float) -> None:
 def test_the_average_is_the_formulas() -> None:
     network = nn.Linear(3, 2)
     set_to(network, 1.0)
-    ema = EMA(network)
+    ema = EMA(dict(network.named_parameters()))
     expected = 1.0
     for value, decay in ((5.0, 0.9), (-2.0, 0.5), (3.0, 0.0), (7.0, 0.99)):
         set_to(network, value)
-        ema.update(network, decay)
+        ema.update(dict(network.named_parameters()), decay)
         expected = decay * expected + (1 - decay) * value
         for average in ema.averages.values():
             torch.testing.assert_close(average, torch.full_like(average, expected))
@@ -27,13 +27,13 @@ def test_the_average_is_the_formulas() -> None:
 
 def test_averages_are_fp32_copies_of_the_parameters_only() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).bfloat16()
-    ema = EMA(network)
+    ema = EMA(dict(network.named_parameters()))
     assert set(ema.averages) == {name for name, _ in network.named_parameters()}
     assert {average.dtype for average in ema.averages.values()} == {torch.float32}
 
 
 def test_loading_takes_over_every_average() -> None:
-    one, other = EMA(nn.Linear(3, 2)), EMA(nn.Linear(3, 2))
+    one, other = (EMA(dict(nn.Linear(3, 2).named_parameters())) for _ in range(2))
     other.load(one.averages)
     for name, average in one.averages.items():
         assert torch.equal(other.averages[name], average)

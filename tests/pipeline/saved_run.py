@@ -55,7 +55,7 @@ def save_checkpoint(config: RunConfig, images: int) -> None:
     """Add a checkpoint at `images`, with weights of its own."""
     torch.manual_seed(images)
     generator = Generator(config.model)
-    tensors = {"generator": network_tensors(generator), "ema": EMA(generator).averages}
+    tensors = {"generator": network_tensors(generator), "ema": EMA(dict(generator.named_parameters())).averages}
     state = {"model": asdict(config.model), "classes": list(load_manifest(config.data.uri).classes)}
     checkpoint.save(checkpoint_uri(config), Progress(images), tensors, state, keep=2)
 

@@ -60,9 +60,7 @@ def test_without_penalties_it_is_the_adversarial_loss(d: nn.Module, loss: str) -
     real, fake = d(pictures(1), LABELS), d(pictures(2), LABELS.flip(0))
     torch.testing.assert_close(found, LOSSES[loss].d(real, fake), rtol=1e-4, atol=1e-5)
     x = pictures(3)
-    torch.testing.assert_close(
-        made.g_loss(d, nn.Module(), (x, LABELS), 0, 0)[0], LOSSES[loss].g(d(x, LABELS)), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(made.g_loss(d, (x, LABELS), 0, 0)[0], LOSSES[loss].g(d(x, LABELS)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,29 +104,28 @@ def test_r1_comes_every_so_many_steps(d: nn.Module) -> None:
     came = []
     for _ in range(7):
         came.append("penalty/r1" in d_loss(d, made)[1])
-        made.after_d_step()
+        made.after_d_step(skipped=False)
     assert came == [True, False, False] * 2 + [True]
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_orthogonal_regularisation_does_not_depend_on_accumulation(d: nn.Module, accumulation: int) -> None:
+def test_orthogonal_regularisation_has_its_gradient_without_its_weights() -> None:
+    """As under ZeRO-3: the weights are there when the penalty is made, and have left when it is differentiated."""
     torch.manual_seed(0)
     g = build_generator(MODEL)
     for weight in ortho_weights(g):
         nn.init.normal_(weight)
     assert "shared.weight" not in {name for name, p in g.named_parameters() if any(p is w for w in ortho_weights(g))}
-    regularizers.orthogonal(ortho_weights(g)).mul(1e-4).backward()
+    penalty = regularizers.orthogonal(ortho_weights(g))
+    penalty.mul(1e-4).backward()
     wanted = g.blocks[0].conv1.weight.grad.clone()
     g.zero_grad()
-    plain, ortho = objective(4 // accumulation), objective(4 // accumulation, ortho=1e-4)
-    for micro_step in range(accumulation):
-        fake = (pictures(1, 4 // accumulation), LABELS[: 4 // accumulation])
-        losses = [made.g_loss(d, g, fake, 0, micro_step)[0] for made in (ortho, plain)]
-        if micro_step == 0:
-            ((losses[0] - losses[1]) / accumulation).backward()
-        else:
-            assert torch.equal(*losses)
-    torch.testing.assert_close(g.blocks[0].conv1.weight.grad, wanted, rtol=1e-4, atol=1e-7)
+    found, values = objective(ortho=1e-4).g_penalty(g)
+    torch.testing.assert_close((found.detach(), values["penalty/ortho"]), (1e-4 * penalty.detach(), penalty.detach()))
+    for weight in ortho_weights(g):
+        weight.data = weight.data.new_full(weight.shape, float("nan"))
+    found.backward()
+    torch.testing.assert_close(g.blocks[0].conv1.weight.grad, wanted, rtol=1e-5, atol=1e-7)
+    assert objective().g_penalty(g) == (torch.zeros(()), {})
 
 
 @pytest.mark.parametrize("settings", [{"augment": "diffaugment"}, {"augment": "ada"}, {"cr": 1.0, "cr_fake": 1.0}])
@@ -143,7 +140,7 @@ def test_what_d_sees_depends_on_the_place_and_not_on_micro_batches(settings: dic
         for i in range(4 // micro_batch):
             part = slice(i * micro_batch, (i + 1) * micro_batch)
             made.d_loss(record, (pictures(1)[part], LABELS[part]), (pictures(2)[part], LABELS[part]), position, i)
-            made.g_loss(record, nn.Module(), (pictures(3)[part], LABELS[part]), position, i)
+            made.g_loss(record, (pictures(3)[part], LABELS[part]), position, i)
         return [torch.cat(parts[0::2], 1), torch.cat(parts[1::2], 1)]
 
     for whole, split, elsewhere in zip(seen(4), seen(2), seen(4, 44), strict=True):
@@ -158,15 +155,21 @@ def test_what_d_sees_depends_on_the_place_and_not_on_micro_batches(settings: dic
 def test_the_state_follows_what_d_said(d: nn.Module) -> None:
     made = objective(lecam=0.1, lecam_half_life=4, augment="ada", ada_ramp=40, ada_target=-0.5)
     _, first = d_loss(d, made)
-    reported = made.after_d_step()
+    reported = made.after_d_step(skipped=False)
     assert made.state.d_steps == 1
     assert made.state.ema_real == pytest.approx(first["d/real"].item(), rel=1e-5)  # the first sets the anchor
     assert made.state.ada_p == pytest.approx(0.1) == float(reported["ada/p"])  # 4 of 40 images, above the target
     before = made.state
     _, second = d_loss(d, made, 4)
-    made.after_d_step()
+    made.after_d_step(skipped=False)
     assert made.state.ema_fake == pytest.approx((before.ema_fake + second["d/fake"].item()) / 2, rel=1e-5)
     assert State(**json.loads(json.dumps(asdict(made.state)))) == made.state  # exact, so a resume is
+    before = made.state
+    made.d_loss(lambda x, y: x.mean((1, 2, 3)) * float("nan"), (pictures(1), LABELS), (pictures(2), LABELS), 8, 0)
+    assert made.after_d_step(skipped=True) == {} and made.state == before
+    d_loss(d, made, 12)  # what was skipped is not in the next step's mean
+    made.after_d_step(skipped=False)
+    assert made.state.ema_real == made.state.ema_real
 
 
 def _one_of_two(rank: int, folder: str) -> None:
@@ -177,7 +180,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     part = slice(rank * 2, rank * 2 + 2)
     real, fake = ((pictures(seed)[part], LABELS[part]) for seed in (1, 2))
     made.d_loss(lambda x, y: x.mean((1, 2, 3)) + 0.1, real, fake, 0, 0)
-    made.after_d_step()
+    made.after_d_step(skipped=False)
     Path(folder, str(rank)).write_text(json.dumps(asdict(made.state)))
     dist.destroy_process_group()
 
@@ -188,7 +191,7 @@ def test_ranks_agree_on_the_state(tmp_path: Path) -> None:
     assert found[0] == found[1]
     made = objective(lecam=0.1, augment="ada")
     d_loss(lambda x, y: x.mean((1, 2, 3)) + 0.1, made)  # type: ignore[arg-type]
-    made.after_d_step()
+    made.after_d_step(skipped=False)
     assert found[0].ema_real == pytest.approx(made.state.ema_real, rel=1e-5)
     assert found[0] == replace(made.state, ema_real=found[0].ema_real, ema_fake=found[0].ema_fake)
 

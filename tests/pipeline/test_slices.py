@@ -37,7 +37,7 @@ def build(stage: int, ranks: Ranks, saved: checkpoint.Checkpoint | None) -> Engi
     if saved:
         network.load_state_dict(saved.tensors("generator"))
     optimizer = torch.optim.Adam(network.parameters(), 0.05, fused=True)
-    engine = Engine(network, optimizer, ZeroConfig(stage=stage), 4, bf16=False)  # type: ignore[arg-type]
+    engine = Engine(network, optimizer, ZeroConfig(stage), 4, bf16=False)
     if saved:
         slices.load_moments(engine, ranks, partial(saved.fill, "generator_optimizer"))
     return engine
@@ -47,11 +47,15 @@ def train(engine: Engine, steps: range) -> None:
     for step in steps:  # every rank sees the same, so the number of ranks makes no difference
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
         engine.backward(engine(x).square().mean())
-        engine._engine.step()
+        engine.step()
 
 
 def parts(engine: Engine, ranks: Ranks) -> dict[str, list[slices.Slice]]:
-    return {"generator": slices.network(engine, ranks), "generator_optimizer": slices.moments(engine, ranks)}
+    return {
+        "generator": slices.network(engine, ranks),
+        "generator_optimizer": slices.moments(engine, ranks),
+        "ema": slices.average(engine.parts(), engine, ranks),
+    }
 
 
 def save_all(folder: Path) -> None:
@@ -99,6 +103,7 @@ def test_every_stage_saves_the_same(saved: Path) -> None:
     wanted = tensors(str(saved / "stage0"), 5)
     names = [name for name, _ in Network().named_parameters()]
     assert set(wanted) == {
+        *(f"ema/{name}" for name in names),
         *(f"generator/{name}" for name in [*names, "u"]),
         *(f"generator_optimizer/{key}/{name}" for key in ("exp_avg", "exp_avg_sq") for name in names),
         "generator_optimizer/step",
