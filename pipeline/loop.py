@@ -23,7 +23,7 @@ from pipeline.dataset import load_data
 from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
-from pipeline.initial import initial_checkpoint
+from pipeline.initial import check_networks, initial_checkpoint
 from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
@@ -101,13 +101,15 @@ def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool
 
 
 def find_checkpoint(config: RunConfig) -> Checkpoint | None:
-    """The newest intact checkpoint of this run. Raises ConfigError if another run saves itself at the same place."""
+    """The newest intact checkpoint of this run. Raises ConfigError if what is there is another run's, or of other networks."""
     uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
     found = checkpoints.newest(uri)
     if found and found.state().get("run", uid) != uid:
         raise ConfigError(
             f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
         )
+    if found:
+        check_networks(found, config, f"checkpoint.uri={uri}")
     return found
 
 
