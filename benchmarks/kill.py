@@ -1,9 +1,10 @@
-"""`python -m benchmarks.kill --kills N --seed S`: a training that is killed N times against one that nobody touched.
+"""`python -m benchmarks.kill --kills N --seed S`: ranks killed N times while they save at every update, against none killed.
 
-A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). The same command is typed again after each kill -9: of a worker, of
-the launcher, or of everything; while it starts, trains or writes a checkpoint, at moments that the seed decides. In the end
-all tensors (G, D, EMA, Adam's moments) must be the same, bit for bit, and MLflow must hold one run with one row per metric
-and step.
+A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). Half of the kills (SIGKILL, of one rank or of all) come at a named
+place inside a save (`pipeline.failpoints`), half at a moment that the seed decides. Every restart must find an intact
+checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the run
+goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
+The ranks are forks (`benchmarks.workers`); `benchmarks.kill_command` kills the whole command, its launcher included.
 """
 
 import argparse
@@ -11,272 +12,232 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks import workers
 from benchmarks.patterns import pack_patterns
 from benchmarks.report import report
-from pipeline import checkpoint
-from pipeline.tracking import Delivery, connect
+from pipeline import checkpoint, failpoints, journal
 
-BATCH, CHECKPOINT_EVERY, TOTAL = 64, 320, 3200
-TARGETS = ("worker", "launcher", "everything")
+BATCH, STEPS = 16, 5
 HANGS = 300.0
 """Seconds after which an attempt is taken to hang."""
+OF_RANK_0 = ("fence", "commit", "committed", "retain")
+OF_OTHERS = ("reported",)
 
 CONFIG: dict[str, Any] = {
-    "total_images": TOTAL,
-    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
+    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 2, "shared_dim": 8, "z_dim": 16},
     # Two micro-steps, and batch-norm groups that span both ranks: what a kill may interrupt.
-    "batch": {"global_batch": BATCH, "micro_batch": 16, "norm_group": 32},
+    "batch": {"global_batch": BATCH, "micro_batch": 4, "norm_group": 8},
     "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 1000},
-    "checkpoint": {"every": CHECKPOINT_EVERY},
+    "checkpoint": {"every": BATCH},
+    "tracking": {"mode": "off"},
     "zero": {"stage": 1},
     "precision": "fp32",
-    "processes": 2,
     "log_every": BATCH,
-    "sample_every": 1600,
+    "sample_every": 0,
 }
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process that cannot be mistaken for a later one with its id."""
-
-    pid: int
-    started: str
-
-    def alive(self) -> bool:
-        return _started(self.pid) == self.started
-
-
-@dataclass(frozen=True)
 class Kill:
-    """What is killed, and when: so long after the start, or after the line of progress that reaches `images`."""
+    """Of one rank or of all (`rank` None): at a pass through a fail point, or so many seconds after the start."""
 
-    target: str
-    images: int | None
+    rank: int | None
+    place: str | None
+    count: int
     delay: float
 
-
-class Attempt:
-    """One typing of the command; a thread keeps the lines that it prints."""
-
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.began = time.monotonic()
-        self.lines: list[str] = []
-        self.log = log
-        # A process group of its own would survive Ctrl-C on this benchmark, so the group stays; we clean up by id.
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        with self.log.open("a") as log:
-            for line in self.process.stdout:
-                self.lines.append(line)
-                log.write(line)
-
     @property
-    def images(self) -> int:
-        """Of the last line of progress; -1 before training starts."""
-        for line in reversed(self.lines):
-            if found := re.match(r"\s*([\d,]+) img ", line) or re.search(r"(?:from|at) image ([\d,]+) of", line):
-                return int(found[1].replace(",", ""))
-        return -1
-
-    @property
-    def first(self) -> int | None:
-        """Images at which this attempt took up the training; None if it did not get that far."""
-        found = (re.search(r"(?:from|at) image ([\d,]+) of", line) for line in list(self.lines))
-        return next((int(match[1].replace(",", "")) for match in found if match), None)
-
-    def wait_until(self, reached: Callable[[], bool]) -> bool:
-        """Whether `reached` before the attempt ended by itself. Raises SystemExit if it hangs."""
-        while self.process.poll() is None:
-            if reached():
-                return True
-            if time.monotonic() - self.began > HANGS:
-                _kill(processes_of(self.process.pid))
-                raise SystemExit(f"benchmarks.kill: no end after {HANGS:.0f} s; see {self.log}")
-            time.sleep(0.002)
-        return False
-
-    def end(self) -> int:
-        """Wait for the end; the exit code."""
-        self.wait_until(lambda: False)
-        # Not for the end of the output: an orphan that we are to find would keep that open.
-        self.reader.join(1)
-        return self.process.returncode
+    def name(self) -> str:
+        return f"{self.place}:{self.count}" if self.place else f"after {self.delay:.2f} s"
 
 
-def processes_of(root: int) -> dict[int, list[str]]:
-    """Command lines of process `root` and all that descend from it, by id."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _read(entry / "stat")):
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = [root]
-    for pid in found:  # grows while we walk it
-        found += [child for child, parent in parents.items() if parent == pid]
-    return {pid: command.split("\0") for pid in found if (command := _read(Path(f"/proc/{pid}/cmdline")))}
-
-
-def victims(root: int, target: str, rng: random.Random) -> tuple[str, list[int]]:
-    """What to kill, and its ids. A start that has no worker yet loses its launcher, one without launcher everything."""
-    tree = processes_of(root)
-    launchers = [pid for pid, command in tree.items() if "accelerate.commands.launch" in command]
-    workers = [pid for pid, command in tree.items() if "jobs.cli" in command and pid not in (root, *launchers)]
-    if target == "worker" and workers:
-        return "worker", [rng.choice(workers)]
-    if target != "everything" and launchers:
-        return "launcher", launchers[:1]
-    return "everything", list(tree)
-
-
-def plan(kills: int, rng: random.Random, start_seconds: float, update_seconds: float) -> list[Kill]:
-    """One moment in each of `kills` stretches of the training, so that all come before its end; a quarter at a start."""
-    targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
-    rng.shuffle(targets)
+def plan(kills: int, rng: random.Random, seconds: float) -> list[Kill]:
+    """Fail points in turn and moments within the first `seconds` of an attempt, half each; one rank or all."""
     planned = []
-    for i, target in enumerate(targets):
-        if rng.random() < 0.25:
-            planned.append(Kill(target, None, rng.uniform(0, start_seconds)))
-            continue
-        images = min(rng.randint(TOTAL * i // kills, TOTAL * (i + 1) // kills), TOTAL - 3 * BATCH)
-        if rng.random() < 0.5:  # where a checkpoint is written right after the line of progress
-            images = max(CHECKPOINT_EVERY, images // CHECKPOINT_EVERY * CHECKPOINT_EVERY)
-        planned.append(Kill(target, images, rng.uniform(0, 2 * update_seconds)))
+    for i in range(kills):
+        rank = rng.randrange(2) if rng.random() < 0.5 else None
+        if i % 2:
+            planned.append(Kill(rank, None, 0, rng.uniform(0, seconds)))
+        else:
+            planned.append(Kill(rank, failpoints.NAMES[i // 2 % len(failpoints.NAMES)], rng.randint(1, 2), 0.0))
+    rng.shuffle(planned)
     return planned
 
 
-def kill_once(attempt: Attempt, kill: Kill, rng: random.Random) -> tuple[str, set[Process]]:
-    """Wait for the moment and kill; returns what was killed (or `nothing`) and all processes that there were."""
-    if not attempt.wait_until(lambda: kill.images is None or attempt.images >= kill.images):
-        return "nothing", set()
-    due = time.monotonic() + kill.delay if kill.images is not None else attempt.began + kill.delay
-    if not attempt.wait_until(lambda: time.monotonic() >= due):
-        return "nothing", set()
-    root = attempt.process.pid
-    there = {Process(pid, _started(pid)) for pid in processes_of(root)}
-    hit, chosen = victims(root, kill.target, rng)
-    _kill(chosen)
-    return hit, there
+def work(config: str, overrides: list[str], samples: str | None) -> None:
+    """A rank. With `samples`, it writes which image it took at which position there."""
+    if samples:
+        from pipeline.stream import MicroBatch, Stream
+
+        take = Stream.__next__
+
+        def recorded(stream: Stream) -> MicroBatch:
+            batch = take(stream)
+            with open(samples, "a") as file:  # appended in one write: lines of several ranks do not mix
+                file.write("".join(f"{p} {s}\n" for p, s in zip(batch.positions, batch.samples, strict=True)))
+            return batch
+
+        Stream.__next__ = recorded  # type: ignore[method-assign]
+    from jobs import cli
+
+    sys.exit(cli.main(["train", config, *overrides]))
 
 
-def train(run: Path, config: Path, uri: str) -> list[str]:
-    """The command, always the same."""
-    return [sys.executable, "-m", "jobs.cli", "train", str(config), f"run={run}", f"data.uri={uri}"]
+@dataclass
+class Attempt:
+    """One start of all ranks."""
+
+    ranks: list[ForkServerProcess]
+    log: Path
+    began: float
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait until `reached`, or the end of a rank."""
+        while not reached() and all(rank.is_alive() for rank in self.ranks):
+            if time.monotonic() - self.began > HANGS:
+                self.kill(self.ranks)
+                raise SystemExit(f"benchmarks.kill: no end after {HANGS:.0f} s:\n{self.text[-3000:]}")
+            time.sleep(0.005)
+
+    def kill(self, ranks: list[ForkServerProcess]) -> None:
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.join()
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def first(self) -> int | None:
+        """Images at which it took up the training; None if it did not get that far."""
+        found = re.search(r"(?:from|at) image ([\d,]+) of", self.text)
+        return int(found[1].replace(",", "")) if found else None
 
 
-def tensor_files(run: Path) -> dict[str, str]:
+def start(folder: Path, run: str, ranks: int, *overrides: str, environment: dict[str, str] | None = None) -> Attempt:
+    number = len(list(folder.glob(f"{run}.*.log")))
+    log = folder / f"{run}.{number:03d}.log"
+    options = [f"run={folder / run}", *overrides]
+    processes = workers.start(
+        work, str(folder / "tiny.yaml"), options, str(folder / f"{run}.samples"), ranks=ranks, log=log, environment=environment
+    )
+    return Attempt(processes, log, time.monotonic())
+
+
+def finish(attempt: Attempt) -> float:
+    """Seconds to the end. Raises SystemExit if it is not a good one."""
+    attempt.until(lambda: False)
+    for rank in attempt.ranks:
+        rank.join(60)
+    if any(rank.exitcode for rank in attempt.ranks):
+        attempt.kill(attempt.ranks)
+        raise SystemExit(f"benchmarks.kill: exit codes {[r.exitcode for r in attempt.ranks]}:\n{attempt.text[-3000:]}")
+    return time.monotonic() - attempt.began
+
+
+def kill_once(folder: Path, total: int, kill: Kill, rng: random.Random) -> tuple[Attempt, bool]:
+    """Start, kill, and clear up as a launcher does; whether the kill hit a running rank."""
+    rank = kill.rank
+    if kill.place in OF_RANK_0 + OF_OTHERS:
+        rank = 0 if kill.place in OF_RANK_0 else 1
+    environment = {failpoints.VARIABLE: f"{kill.place}:{kill.count}:{rank or 0}"} if kill.place else {}
+    attempt = start(folder, "killed", 2, f"total_images={total}", environment=environment)
+    due = attempt.began + kill.delay
+    attempt.until(lambda: kill.place is None and time.monotonic() >= due)
+    if kill.place is None:
+        attempt.kill([r for i, r in enumerate(attempt.ranks) if kill.rank in (None, i)])
+    if kill.rank is not None:
+        time.sleep(rng.uniform(0, 0.3))  # a launcher takes a moment to notice that a rank is gone
+    attempt.kill(attempt.ranks)
+    return attempt, any(r.exitcode == -signal.SIGKILL for i, r in enumerate(attempt.ranks) if rank in (None, i))
+
+
+def hashes(run: Path, images: int) -> dict[str, str]:
     """sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
     last = checkpoint.newest(str(run / "checkpoints"))
-    if last is None or last.images != TOTAL:
-        raise SystemExit(f"benchmarks.kill: {run} did not reach {TOTAL} images")
-    return {name: entry["sha256"] for name, entry in last.files.items() if name.endswith(".safetensors")}
+    if last is None or last.images != images:
+        raise SystemExit(f"benchmarks.kill: {run} did not reach {images} images")
+    return {name: row["sha256"] for name, row in last.files.items() if name.endswith(".safetensors")}
 
 
-def recorded(run: Path) -> tuple[int, list[str], dict[str, list[tuple[int, float]]]]:
-    """What MLflow holds: number of runs, their statuses, and (step, value) by metric, in order of steps."""
-    client = connect(Delivery(run).uri)
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    histories = {
-        key: sorted((row.step, row.value) for row in client.get_metric_history(runs[0].info.run_id, key))
-        for key in runs[0].data.metrics
+def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
+    """Train on with 4 ranks, then with 1, beside 2 ranks all the way; statements that must hold, and the losses' distance."""
+    marks = [STEPS * BATCH * n for n in (1, 2, 3)]
+    finish(start(folder, "same", 2, f"total_images={marks[2]}"))
+    for images, ranks, micro in zip(marks, (2, 4, 1), (4, 4, 8), strict=True):
+        finish(start(folder, "changed", ranks, f"total_images={images}", f"batch.micro_batch={micro}"))
+    samples, losses = [], []
+    for run in ("same", "changed"):
+        samples.append(sorted(tuple(map(int, line.split())) for line in (folder / f"{run}.samples").read_text().splitlines()))
+        rows = [row for row, _ in journal.read(folder / run) if "metrics" in row]
+        losses.append({(row["step"], key): row["metrics"][key] for row in rows for key in ("loss/d", "loss/g")})
+    distance = max(abs(losses[0][at] - losses[1][at]) for at in losses[0]) if losses[0].keys() == losses[1].keys() else 1e9
+    checks = {
+        "2 -> 4 -> 1 ranks: every image once, in the same place": samples[0] == samples[1] and len(samples[0]) == marks[2],
+        f"2 -> 4 -> 1 ranks: losses of {len(losses[0]) // 2} steps within 1e-4": distance <= 1e-4,
     }
-    return len(runs), [run.info.status for run in runs], histories
-
-
-def compare_tracking(killed: Path, untouched: Path) -> dict[str, bool]:
-    """Statements about MLflow that must hold."""
-    _, _, wanted = recorded(untouched)
-    try:
-        count, statuses, rows = recorded(killed)
-    except Exception as error:  # whatever a store raises that a kill has broken
-        print(f"MLflow's store of the killed run: {type(error).__name__}: {str(error).splitlines()[0]}")
-        return {"MLflow's store is whole": False}
-    losses = [key for key in wanted if not key.startswith(("time/", "images_per_second", "mfu", "memory/"))]
-    return {
-        "MLflow's store is whole": True,
-        "one MLflow run, finished": count == 1 and statuses == ["FINISHED"],
-        "one row per metric and step": all(len(h) == len({step for step, _ in h}) for h in rows.values()),
-        "same steps as untouched": {k: [s for s, _ in h] for k, h in rows.items()}
-        == {k: [s for s, _ in h] for k, h in wanted.items()},
-        "same losses and gradient norms": all(rows.get(key) == wanted[key] for key in losses),
-    }
+    return checks, distance
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill", description=__doc__)
-    parser.add_argument("--kills", type=int, default=6, help="kills of one training (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=10, help="kills of one training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides what is killed, and when (default: %(default)s)")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     began = time.monotonic()
+    total = BATCH * (3 * args.kills + 5)
     with tempfile.TemporaryDirectory(prefix="biggan-kill-") as name:
         folder = Path(name)
-        uri = pack_patterns(folder, classes=4, images=64)
-        config = folder / "tiny.yaml"
-        config.write_text(yaml.safe_dump(CONFIG))
-        rows: list[dict[str, Any]] = []
-
-        attempt = Attempt(train(folder / "untouched", config, uri), folder / "log")
-        attempt.wait_until(lambda: attempt.images >= 0)
-        start_seconds = time.monotonic() - attempt.began
-        code = attempt.end()
-        rows.append({"attempt": "untouched", "exit code": code, "seconds": time.monotonic() - attempt.began})
-        if code:
-            raise SystemExit(f"benchmarks.kill: the untouched training failed:\n{''.join(attempt.lines)[-3000:]}")
-        update_seconds = (time.monotonic() - attempt.began - start_seconds) / (TOTAL / BATCH)
-
-        command, seen, hits = train(folder / "killed", config, uri), set[Process](), Counter[str]()
-        for kill in plan(args.kills, rng, start_seconds, update_seconds):
-            attempt = Attempt(command, folder / "log")
-            hit, there = kill_once(attempt, kill, rng)
-            code = attempt.end()
-            hits[hit] += 1
-            seen |= there
-            rows.append(
-                {
-                    "attempt": f"killed {hit}",
-                    "exit code": code,
-                    "seconds": time.monotonic() - attempt.began,
-                    "from image": attempt.first,
-                    "killed after": attempt.images if attempt.images >= 0 else "start-up",
-                }
-            )
-        attempt = Attempt(command, folder / "log")
-        code = attempt.end()
-        rows.append(
-            {"attempt": "last", "exit code": code, "seconds": time.monotonic() - attempt.began, "from image": attempt.first}
+        (folder / "tiny.yaml").write_text(
+            yaml.safe_dump(CONFIG | {"total_images": total, "data": {"uri": pack_patterns(folder, classes=4, images=64)}})
         )
-        if code:
-            raise SystemExit(f"benchmarks.kill: the last attempt failed:\n{''.join(attempt.lines)[-3000:]}")
+        untouched = start(folder, "untouched", 2, f"total_images={total}")
+        untouched.until(lambda: untouched.first is not None)
+        seconds = time.monotonic() - untouched.began
+        update = (finish(untouched) - seconds) / (total / BATCH)
 
-        ours, wanted = tensor_files(folder / "killed"), tensor_files(folder / "untouched")
+        rows: list[dict[str, Any]] = []
+        hits, intact, going_on = Counter[str](), True, True
+        for kill in plan(args.kills, rng, seconds + 3 * update):
+            before = checkpoint.newest(str(folder / "killed" / "checkpoints"))
+            attempt, hit = kill_once(folder, total, kill, rng)
+            hits["nothing" if not hit else "one rank" if kill.rank is not None else "all ranks"] += 1
+            intact &= "passing over" not in attempt.text and "has a damaged" not in attempt.text
+            going_on &= attempt.first is None or attempt.first == (before.images if before else 0)
+            rows.append({"killed": kill.name, "rank": "all" if kill.rank is None else kill.rank, "from image": attempt.first})
+        before = checkpoint.newest(str(folder / "killed" / "checkpoints"))
+        last = start(folder, "killed", 2, f"total_images={total}")
+        rows.append({"killed": "no more", "from image": before.images if before else 0, "seconds": finish(last)})
+
+        ours, wanted = hashes(folder / "killed", total), hashes(folder / "untouched", total)
         checks = {f"{file} bit for bit": ours.get(file) == digest for file, digest in wanted.items()}
-        checks |= compare_tracking(folder / "killed", folder / "untouched")
-        left = [process.pid for process in seen if process.alive()]
-        checks |= {"no process left behind": not left, "every kill hit": hits["nothing"] == 0}
-    _kill(left)
+        checks |= {"every kill hit": hits["nothing"] == 0, "no committed checkpoint was damaged": intact}
+        checks["every restart took the newest checkpoint"] = going_on
+        changed, distance = other_ranks(folder)
+        checks |= changed
     ok = all(checks.values())
     figures = {
         "kills": sum(hits.values()) - hits["nothing"],
+        "seed": args.seed,
         "killed": dict(hits),
-        "images": TOTAL,
-        "checkpoint_every": CHECKPOINT_EVERY,
+        "at_fail_points": sum(":" in row["killed"] for row in rows),
+        "images": total,
+        "largest_loss_distance": distance,
         "checks": checks,
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -284,26 +245,6 @@ def main() -> int:
     return 0 if ok else 1
 
 
-def _kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _started(pid: int) -> str:
-    """The kernel's start time of a process; empty if there is none, or only its exit code is left."""
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # as `biggan train` does
     sys.exit(main())

@@ -116,8 +116,7 @@ class Engine:
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool):
         import deepspeed
 
-        self.optimizer, self.bf16 = optimizer, bf16
-        self.stage: int = config.stage
+        self.optimizer, self.bf16, self.stage = optimizer, bf16, int(config.stage)
         self._engine, *_ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=_deepspeed_config(config, micro_batch, bf16)
         )

@@ -18,6 +18,12 @@ def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
     if config.init is None:
         return None
     found = locate(config.init)
+    check_networks(found, config, f"init={config.init}")
+    return found
+
+
+def check_networks(found: Checkpoint, config: RunConfig, source: str) -> None:
+    """Raises ConfigError if `found` is of other networks than the configuration's, naming all keys that differ."""
     theirs, ours = explicit(ModelConfig(**found.state()["model"])), explicit(config.model)
     has_d = "discriminator" in found.parts
     keys = [
@@ -27,8 +33,7 @@ def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
     ]
     if keys:
         wanted = " ".join(f"model.{key}={_written(theirs[key])}" for key in keys)
-        raise ConfigError(f"init={config.init}: its networks are others than the configuration's: type {wanted}")
-    return found
+        raise ConfigError(f"{source}: its networks are others than the configuration's: type {wanted}")
 
 
 def explicit(config: ModelConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.health import History
 from pipeline.index import Manifest
+from pipeline.initial import check_networks
 from pipeline.objective import Objective, State
 from pipeline.run import checkpoint_uri, read_identity
 from pipeline.schedule import make_optimizer
@@ -43,7 +44,7 @@ class Learner:
             share_batch_norm(engine.module, plan, ranks.rank)
         self.ema = EMA(self.g.parts())
         if weights:
-            weights.fill("ema", slices.held_average(self.ema.averages, self.g, ranks))
+            self.ema.load(self.g.part(weights.tensors("ema")))
         self.objective = Objective(config.objective, plan, ranks, config.seed, state)
 
     def _engine(self, name: str, network: torch.nn.Module, lr: float, weights: Checkpoint | None) -> Engine:
@@ -84,7 +85,7 @@ class Learner:
 def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
     """The newest intact checkpoint of this run from before its failures.
 
-    Raises ConfigError if another run saves itself at the same place, TrainingError if there are only later ones.
+    Raises ConfigError if what is there is another run's, or of other networks, TrainingError if there are only later ones.
     """
     history = history or History()
     uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
@@ -98,6 +99,8 @@ def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkp
         raise ConfigError(
             f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
         )
+    if found:
+        check_networks(found, config, f"checkpoint.uri={uri}")
     return found
 
 

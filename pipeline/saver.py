@@ -177,7 +177,7 @@ class Saver:
             report: dict[str, Any] = {"files": {}, "shapes": {}}
             for part, slices in snapshot.parts.items():
                 report["files"] |= checkpoint.write_part(folder, part, self.ranks.rank, slices)
-                report["shapes"][part] = {s.name: s.shape for s in slices}
+                report["shapes"][part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
             report = _failure(error)
         if not self.ranks.main:

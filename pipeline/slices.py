@@ -61,17 +61,10 @@ def network(engine: Engine, ranks: Ranks) -> list[Slice]:
 
 
 def average(averages: Mapping[str, Tensor], engine: Engine, ranks: Ranks) -> list[Slice]:
-    """What this rank writes of the EMA of `engine`'s parameters."""
-    held = held_average(averages, engine, ranks)
-    return held if engine.stage == 3 else share(held, ranks)
-
-
-def held_average(averages: Mapping[str, Tensor], engine: Engine, ranks: Ranks) -> list[Slice]:
-    """What this rank has of it, as views that may be written to; at stage 3 `averages` are pieces, as the parameters are."""
+    """What this rank writes of the EMA of `engine`'s parameters, kept as `Engine.parts`."""
     if engine.stage < 3:
-        return whole(averages)
-    pieces = _pieces(engine, ranks, None)
-    return [Slice(s.name, s.shape, s.offset, averages[s.name].view(-1)[: len(s.data)]) for s in pieces]
+        return share(whole(averages), ranks)
+    return [Slice(s.name, s.shape, s.offset, averages[s.name][: len(s.data)]) for s in _pieces(engine, ranks, None)]
 
 
 def moments(engine: Engine, ranks: Ranks) -> list[Slice]:

@@ -1,6 +1,6 @@
 """What the loop decides by itself; whole trainings are in tests/jobs/test_train.py."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,15 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
         prepare(config, load_manifest(str(shards)))
     assert find_checkpoint(mine) is None
     weights = {"generator": {"w": torch.ones(2)}}
-    checkpoint.save(checkpoint_uri(mine), Progress(8), weights, {"run": read_identity(tmp_path / "mine")["uid"]}, 2)
+    state = {"run": read_identity(tmp_path / "mine")["uid"], "model": asdict(mine.model)}
+    checkpoint.save(checkpoint_uri(mine), Progress(8), weights, state, 2)
     found = find_checkpoint(mine)
     assert found and found.images == 8
     with pytest.raises(ConfigError, match=r"holds the checkpoints of another run than run=.*other: name another place"):
         find_checkpoint(other)
+    checkpoint.save(checkpoint_uri(mine), Progress(16), weights, state | {"model": asdict(ModelConfig(32, 4, ch=8))}, 2)
+    with pytest.raises(ConfigError, match=r"checkpoints: its networks are others than the configuration's: type model\.ch=8$"):
+        find_checkpoint(mine)
 
 
 @given(every=st.integers(1, 300), batch=st.integers(1, 100))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill import BATCH, TARGETS, TOTAL, Process, plan, processes_of, victims
-from benchmarks.kill import _started as started
+from benchmarks.kill_command import BATCH, TARGETS, TOTAL, Process, plan, processes_of, victims
+from benchmarks.kill_command import _started as started
 
 
 @pytest.mark.parametrize("kills", [1, 3, 7, 30])
@@ -50,7 +50,7 @@ def test_a_process_and_its_descendants() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_kills_leave_no_trace() -> None:
-    command = [sys.executable, "-m", "benchmarks.kill", "--kills", "3", "--seed", "0"]
+    command = [sys.executable, "-m", "benchmarks.kill_command", "--kills", "3", "--seed", "0"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
