@@ -17,16 +17,6 @@ def orthogonal(weights: Iterable[Tensor]) -> Tensor:
         return torch.stack([_off_diagonal(w) for w in weights]).sum()
 
 
-def linearised(penalty: Tensor, weights: list[Tensor]) -> Tensor:
-    """A scalar [] with the value of `penalty` and its gradient by `weights`, whose graph needs no weight for backward.
-
-    Under ZeRO-3 weights are there while it is made and gone when it is differentiated.
-    """
-    slopes = torch.autograd.grad(penalty, weights)
-    tangent = torch.stack([torch.sum(w * slope) for w, slope in zip(weights, slopes, strict=True)]).sum()
-    return penalty.detach() + (tangent - tangent.detach())
-
-
 def _off_diagonal(w: Tensor) -> Tensor:
     if w.shape[0] > w.shape[1]:
         # ||W W^T||_F = ||W^T W||_F, and the generator's first layer at 128 px has 20^2 products instead of 24576^2. The rows of

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -145,8 +147,12 @@ class Engine:
         finally:
             self.module.requires_grad_(True)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, added: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+        """Accumulate the gradient of `loss`, and on top of it gradients of whole parameters that were found elsewhere."""
+        hooks = [parameter.register_hook(partial(torch.add, gradient)) for parameter, gradient in added.items()]
         self._engine.backward(loss)
+        for hook in hooks:
+            hook.remove()
 
     def step(self) -> Update:
         """Update the parameters and clear the gradients; if one of them is not finite, only clear them."""
@@ -169,9 +175,9 @@ class Engine:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Inside, parameters are whole, to be read; at stage 3 they are so only in a layer's own forward. Collective."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(self.module.parameters())):
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
             yield
 
     def parts(self) -> dict[str, Tensor]:

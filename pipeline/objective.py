@@ -151,13 +151,17 @@ class Objective:
         loss = self.loss.g(d(x, y))
         return loss, {"loss/g": loss}
 
-    def g_penalty(self, g: nn.Module) -> tuple[Tensor, Values]:
-        """What G's loss gets once per optimiser step [], and what to report; G's weights may leave before its backward."""
+    def g_penalty(self, g: nn.Module) -> tuple[dict[nn.Parameter, Tensor], Values]:
+        """Gradients that G's weights get once per optimiser step, whatever the samples; and what to report.
+
+        They are no term of a loss: under ZeRO-3 the weights are not there when a loss is differentiated.
+        """
         if not self.config.ortho:
-            return torch.zeros((), device=self.ranks.device), {}
+            return {}, {}
         weights = ortho_weights(g)
         penalty = regularizers.orthogonal(weights)
-        return self.config.ortho * regularizers.linearised(penalty, weights), {"penalty/ortho": penalty.detach()}
+        slopes = torch.autograd.grad(self.config.ortho * penalty, weights)
+        return dict(zip(weights, slopes, strict=True)), {"penalty/ortho": penalty.detach()}
 
     def after_d_step(self, skipped: bool) -> Values:
         """Agree with the other ranks on what D said, and move the state, unless the step was skipped."""
@@ -195,6 +199,6 @@ class Objective:
         return ada(x, u[:, :ADA_UNIFORMS], self.state.ada_p) if self.config.augment == "ada" else x
 
 
-def ortho_weights(g: nn.Module) -> list[Tensor]:
+def ortho_weights(g: nn.Module) -> list[nn.Parameter]:
     """G's weights but the class embedding, which is not a map (as in BigGAN-PyTorch)."""
     return [p for name, p in g.named_parameters() if p.dim() > 1 and not name.startswith("shared.")]

@@ -52,14 +52,13 @@ def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: in
     """Update G on one global batch of fakes, through a frozen D. Returns what `d_step` does, with `skipped/g`."""
     with g.gathered():
         power_iteration(g.module)
-        penalty, sums = objective.g_penalty(g.module)
+        slopes, sums = objective.g_penalty(g.module)
     accumulation = objective.plan.accumulation
     with d.frozen():
         for micro_step in range(accumulation):
             z, y = draw(micro_step)
             loss, values = objective.g_loss(d.apply, (g(z, y), y), position, micro_step)
-            # The penalty does not depend on the samples: once per optimiser step.
-            g.backward(loss / accumulation + (penalty if micro_step == 0 else 0))
+            g.backward(loss / accumulation, slopes if micro_step == 0 else {})
             _add(sums, values, accumulation)
     return sums | _reported("g", g.step())
 
