@@ -18,7 +18,7 @@ import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
-_TOUR = ("demo", "shard", "train", "stop", "describe", "evaluate", "register", "sample", "import")
+_TOUR = ("demo", "shard", "train", "stop", "describe", "plan", "evaluate", "register", "sample", "import")
 
 _EPILOG = """\
 "biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the
@@ -76,7 +76,13 @@ def _dispatch(argv: Sequence[str]) -> int:
         names = [argv[0]]
     elif not argv:
         argv = ["--help"]
-    args = _parser(names).parse_args(argv)
+    parser = _parser(names)
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        # Python 3.11 gives the `key=value` behind a flag to nobody.
+        if not hasattr(args, "overrides") or any(part.startswith("-") or "=" not in part for part in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides += rest
     return args.run(args) or 0
 
 

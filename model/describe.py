@@ -75,14 +75,15 @@ class TrainingCost:
         return self.d_step + self.g_step / d_steps
 
 
-def training_cost(config: ModelConfig) -> TrainingCost:
-    """What the steps of `pipeline.steps` cost, without penalties, augmentation and recomputed activations.
+def training_cost(config: ModelConfig, recompute: bool = False) -> TrainingCost:
+    """What the steps of `pipeline.steps` cost, without penalties and augmentation; with blocks that backward computes again.
 
     A backward is counted as what autograd computes: no gradient of images and latents in the first layers.
     """
     config = replace(config, g_spectral=False, d_spectral=False)
     with FakeTensorMode():
         g, d = build_generator(config), build_discriminator(config)
+        g.recompute = d.recompute = recompute
         z, y = torch.empty(1, config.latent_dim), torch.zeros(1, dtype=torch.int64)
         x = torch.empty(1, config.channels, config.resolution, config.resolution)
         with FlopCounterMode(display=False) as d_step:
