@@ -60,8 +60,7 @@ def _launch(config: "RunConfig", args: argparse.Namespace) -> int:
     run.check_model(config, manifest)
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     if last is None and (start := initial.initial_checkpoint(config)):
-        parts = ", ".join(sorted(name.removesuffix(".safetensors") for name in start.files if name.endswith(".safetensors")))
-        print(f"starting from {start.uri}: {parts}", flush=True)
+        print(f"starting from {start.uri}: {', '.join(sorted(start.parts))}", flush=True)
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))

@@ -108,7 +108,7 @@ class Engine:
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool):
         import deepspeed
 
-        self.optimizer, self.bf16, self.stage = optimizer, bf16, config.stage
+        self.optimizer, self.bf16, self.stage = optimizer, bf16, int(config.stage)
         self._engine, *_ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=_deepspeed_config(config, micro_batch, bf16)
         )
@@ -124,7 +124,7 @@ class Engine:
 
     @property
     def zero(self) -> Any:
-        """DeepSpeed's ZeRO optimiser, for `pipeline.checkpoint`."""
+        """DeepSpeed's ZeRO optimiser, for `pipeline.slices`."""
         return self._engine.optimizer
 
     def __call__(self, *inputs: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from model.networks import Generator, build_generator
 from model.sampling import full_precision
 from model.spectral import power_iteration
 from pipeline import storage
-from pipeline.checkpoint import COMMIT, Tensors
+from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import load_run_config, locate
@@ -169,7 +169,7 @@ def _exported(folder: str) -> _Saved:
 def _checkpoint(source: str, images: int | None) -> _Saved:
     run = load_run_config(source) if Path(source, "config.yaml").is_file() else None
     there = storage.names(source)
-    if not run and not any(name.isdigit() or name == COMMIT for name in there):
+    if not run and not any(FOLDER.fullmatch(name) or name == COMMIT for name in there):
         raise ConfigError(
             f"no model {source}: looked for a run's config.yaml, checkpoints (0000192000/{COMMIT}) and an exported model's "
             f"{_EXPORTED}; found {', '.join(there[:5]) or 'nothing'}"
@@ -183,9 +183,9 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     else:
         raise ConfigError(f"{found.uri} does not say which network it holds: name the folder of its run instead")
     # In an import the averaged weights may have vectors of their own, and the recorded statistics belong to those sigmas.
-    parts = [name for name in ("generator", "ema", "ema_vectors") if f"{name}.safetensors" in found.files]
+    parts = [name for name in ("generator", "ema", "ema_vectors") if name in found.parts]
     tensors = {name: tensor for part in parts for name, tensor in found.tensors(part).items()}
-    recorded = found.tensors("statistics") if "statistics.safetensors" in found.files else None
+    recorded = found.tensors("statistics") if "statistics" in found.parts else None
     names = tuple(classes) if classes else None
     return _Saved(config, tensors, found.images, names, recorded, finished="source" in state)
 

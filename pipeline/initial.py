@@ -19,7 +19,7 @@ def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
         return None
     found = locate(config.init)
     theirs, ours = explicit(ModelConfig(**found.state()["model"])), explicit(config.model)
-    has_d = "discriminator.safetensors" in found.files
+    has_d = "discriminator" in found.parts
     keys = [
         field.name
         for field in fields(ModelConfig)

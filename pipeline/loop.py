@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.ema import EMA
 from model.latents import Stream as Numbers
 from model.networks import build_discriminator, build_generator
 from pipeline import checkpoint as checkpoints
+from pipeline import slices
 from pipeline.batch import BatchPlan, plan_batch
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.config import RunConfig
@@ -26,6 +28,7 @@ from pipeline.initial import initial_checkpoint
 from pipeline.objective import Objective, Pair, State
 from pipeline.report import Recorder
 from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
+from pipeline.saver import Saver, take_fence
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import MicroBatch, Stream
@@ -42,14 +45,12 @@ def train(config: RunConfig, ranks: Ranks) -> None:
     fault = Fault(ranks.rank)
     while failure := _attempt(config, ranks, manifest, health, fault):
         health.heal(failure)
-    if ranks.main:
-        write_status(Path(config.run), Status("finished", config.total_images, 0))
-    dist.barrier()
 
 
 def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health, fault: Fault) -> Failure | None:
     """Train from the newest good checkpoint until `total_images`, or until the run goes bad."""
     plan = plan_batch(config.batch, ranks.world_size)
+    fence = take_fence(checkpoint_uri(config), ranks)
     saved = _agree_on_checkpoint(config, ranks, health.history)
     g, d, ema = _build(config, plan, ranks, saved or initial_checkpoint(config))
     progress = health.begin(saved.progress() if saved else None)
@@ -70,7 +71,10 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
     failure = None
-    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
+    with (
+        Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
+        Saver(config.checkpoint, fence, ranks, progress.images) as saver,
+    ):
         health.tracker = recorder.tracker
         while progress.images < config.total_images and not failure:
             scale = lr_scale(config.optim, progress.images, config.total_images) * health.lr_scale
@@ -101,12 +105,17 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
                 health.samples(recorder.samples(progress, g, ema), progress, g, d)
             if health.wants_save(save, progress.images >= config.total_images):
                 with recorder.timed("checkpoint"):
-                    _save(config, manifest, ranks, g, d, ema, progress, objective.state)
+                    _save(saver, config, manifest, ranks, g, d, ema, progress, objective.state)
                 health.saved(progress)
             failure = health.collapsed(progress)
+        with recorder.timed("checkpoint"):
+            saver.close()
         health.tracker = None
         recorder.status = "FAILED" if failure else "FINISHED"
     stream.close()
+    if ranks.main and not failure:
+        write_status(Path(config.run), Status("finished", progress.images, 0))
+    dist.barrier()
     return failure
 
 
@@ -145,7 +154,7 @@ def _agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> C
 def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None) -> tuple[Engine, Engine, EMA]:
     """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments."""
     torch.manual_seed(config.seed)
-    have = {file.removesuffix(".safetensors") for file in weights.files} if weights else set()
+    have = weights.parts if weights else set()
     engines = []
     for name, network, lr in (
         ("generator", build_generator(config.model), config.optim.g_lr),
@@ -159,7 +168,7 @@ def _build(config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint
         optimizer = make_optimizer(config.optim, network, lr)
         engine = Engine(network, optimizer, config.zero, plan.micro_batch, config.precision == "bf16")
         if weights and f"{name}_optimizer" in have:
-            checkpoints.load_optimizer(engine, weights.tensors(f"{name}_optimizer"))
+            slices.load_moments(engine, ranks, partial(weights.fill, f"{name}_optimizer"))
         engines.append(engine)
     g, d = engines
     for engine in engines:
@@ -184,23 +193,28 @@ def on_device(batch: MicroBatch, device: torch.device) -> Pair:
 
 
 def _save(
-    config: RunConfig, manifest: Manifest, ranks: Ranks, g: Engine, d: Engine, ema: EMA, progress: Progress, objective: State
+    saver: Saver,
+    config: RunConfig,
+    manifest: Manifest,
+    ranks: Ranks,
+    g: Engine,
+    d: Engine,
+    ema: EMA,
+    progress: Progress,
+    objective: State,
 ) -> None:
-    """Gather on all ranks, write on rank 0."""
-    tensors: dict[str, dict[str, Tensor]] = {
-        "generator_optimizer": checkpoints.optimizer_tensors(g),
-        "discriminator_optimizer": checkpoints.optimizer_tensors(d),
-        "ema": g.whole(ema.averages),
+    """Begin to save what each rank holds, and the state."""
+    parts = {
+        "generator": slices.network(g, ranks),
+        "generator_optimizer": slices.moments(g, ranks),
+        "discriminator": slices.network(d, ranks),
+        "discriminator_optimizer": slices.moments(d, ranks),
+        "ema": slices.average(ema.averages, g, ranks),
     }
-    for name, engine in (("generator", g), ("discriminator", d)):
-        with engine.gathered():
-            tensors[name] = {key: tensor.clone() for key, tensor in checkpoints.network_tensors(engine.module).items()}
+    state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
+    state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
+    # What it takes to sample from a checkpoint that has left its run.
+    state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
+    saver.save(progress, parts, state)
     if ranks.main:
-        state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
-        state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
-        # What it takes to sample from a checkpoint that has left its run.
-        state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
-        checkpoints.save(checkpoint_uri(config), progress, tensors, state, config.checkpoint.keep)
         write_status(Path(config.run), Status("running", progress.images))
-    # The others wait: a rank that runs ahead into the next collective would meet a timeout if the disk is slow.
-    dist.barrier()

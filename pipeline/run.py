@@ -120,11 +120,13 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
     The latter two may be any URI. Raises ConfigError if there is none, DataError if the one asked for is damaged.
     """
     config = load_run_config(source) if Path(source, "config.yaml").is_file() else None
-    parent, _, name = source.rstrip("/").rpartition("/")
-    if name.isdigit() and storage.exists(storage.join(source, checkpoints.COMMIT)):
-        uri, images = parent or ".", int(name)
-    else:
-        uri = checkpoint_uri(config) if config else source
+    if checkpoints.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]) and storage.exists(
+        storage.join(source, checkpoints.COMMIT)
+    ):
+        one = checkpoints.load(source.rstrip("/"))
+        one.verify()
+        return one
+    uri = checkpoint_uri(config) if config else source
     if images is None:
         found = checkpoints.newest(uri)
     elif found := next((c for c in checkpoints.committed(uri) if c.images == images), None):

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +21,9 @@ from obstore import exceptions as obstore_errors
 
 from pipeline import object_stores
 from pipeline.errors import ConfigError, StorageError
+
+PART_BYTES = 16 << 20
+"""Large objects go up in parts of this size."""
 
 # Instance metadata are the last resort for credentials.
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "Account must be specified")
@@ -136,13 +139,44 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Store `data` under `uri`, in place of what was there; a reader sees the old or the new, whole."""
     with _errors(uri, "write"):
         if path := local_path(uri):
-            _write_file(path, data)
+            _write_file(path, [data])
         elif found := object_stores.find(uri):
             obstore.put(*found, data)  # an object appears when its upload is complete
         else:
             filesystem, name = _fsspec(uri)
             filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
             filesystem.pipe_file(name, data)
+
+
+def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
+    """The same for what is too large to be copied: object stores take it in parts, several at once."""
+    with _errors(uri, "write"):
+        if path := local_path(uri):
+            _write_file(path, chunks)
+        elif found := object_stores.find(uri):
+            obstore.put(*found, iter(chunks), chunk_size=PART_BYTES)
+        else:
+            write_bytes(uri, b"".join(chunks))
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Store `data` under `uri` if nothing is there; whether it was us. Of several who try, one succeeds.
+
+    That holds on local disks and object stores; of fsspec's schemes some only look before they write.
+    """
+    with _errors(uri, "write"):
+        try:
+            if path := local_path(uri):
+                _write_file(path, [data], new=True)
+            elif found := object_stores.find(uri):
+                obstore.put(*found, data, mode="create")
+            else:
+                filesystem, name = _fsspec(uri)
+                filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
+                filesystem.pipe_file(name, data, mode="create")
+        except (FileExistsError, obstore_errors.AlreadyExistsError):
+            return False
+    return True
 
 
 def remove(uri: str) -> None:
@@ -166,18 +200,22 @@ def remove_folder(uri: str) -> None:
             path.rmdir()
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def _write_file(path: Path, chunks: Iterable[bytes | memoryview], *, new: bool = False) -> None:
+    """Raises FileExistsError if it must be `new` and is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if new:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, outlives a power cut

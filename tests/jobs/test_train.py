@@ -58,7 +58,7 @@ def tensors_of(run: Path) -> dict[str, str]:
     found = checkpoint.newest(str(run / "checkpoints"))
     assert found and found.images == 256
     hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
-    assert len(hashes) == 5
+    assert len(hashes) == 2 * 5
     return hashes
 
 
@@ -79,9 +79,9 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     first = train(tiny, run, "total_images=128")
     assert first.returncode == 0, first.stderr + log(run)
     assert read_status(run / "status.json") == Status("finished", 128, 0)
-    assert sorted(os.listdir(run / "checkpoints")) == ["0000000064", "0000000128"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]
     uid, mlflow_id = read_identity(run)["uid"], mlflow_runs(run)[0].info.run_id
-    damaged = run / "checkpoints" / "0000000128" / "ema.safetensors"
+    damaged = run / "checkpoints" / "0000000128-0001" / "ema.rank00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\1")
     second = train(tiny, run)
     assert second.returncode == 0, second.stderr + log(run)
@@ -111,12 +111,12 @@ def test_progress_is_told(resumed: Resumed) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed) -> None:
     assert "resuming at image 64 of 256" in resumed.second.stdout
     assert log(resumed.run).count("passing over a damaged checkpoint") == 1
-    assert "0000000128/ema.safetensors" in log(resumed.run)
+    assert "0000000128-0001/ema.rank00000.safetensors" in log(resumed.run)
 
 
 def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
     assert read_status(resumed.run / "status.json") == Status("finished", 256, 0)
-    assert sorted(os.listdir(resumed.run / "checkpoints")) == ["0000000192", "0000000256"]
+    assert sorted(os.listdir(resumed.run / "checkpoints")) == ["0000000192-0002", "0000000256-0002", "fence-0000000002.json"]
     assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
     newest = checkpoint.newest(str(resumed.run / "checkpoints"))
     assert newest and newest.progress() == checkpoint.Progress(256, 4)
@@ -318,7 +318,7 @@ def test_a_disk_that_is_read_only_or_full(
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_training(whole: Path, tiny: str, tmp_path: Path) -> None:
-    size = sum(path.stat().st_size for path in (whole / "checkpoints" / "0000000256").iterdir())
+    size = sum(path.stat().st_size for path in (whole / "checkpoints" / "0000000256-0001").iterdir())
     with disk(tmp_path / "disk", f"{size * 3 // 2 // 1024 + 200}k") as folder:
         command = (tiny, folder / "run", "tracking.mode=off", "sample_every=0")
         done = train(*command)

@@ -97,7 +97,8 @@ def test_going_back_equals_a_new_start_from_the_checkpoint_with_another_order(
     for name in ("run.json", "config.yaml"):
         again.mkdir(exist_ok=True)
         shutil.copy(stopped.run / name, again)
-    shutil.copytree(stopped.run / "checkpoints" / "0000000128", again / "checkpoints" / "0000000128")
+    (saved,) = (stopped.run / "checkpoints").glob("0000000128*")
+    shutil.copytree(saved, again / "checkpoints" / saved.name)
     (again / "health.json").write_text(json.dumps(asdict(History(1, 1, 256, 128))))
     assert train(again, shards, "2:1:1").returncode == 0
     assert final(again) == final(healed.run)

@@ -49,7 +49,9 @@ def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: s
     still = ("optim.g_lr=1e-12", "optim.d_lr=1e-12", "optim.warmup=0", "total_images=64", "tracking.mode=off")
     second = train(tiny, tmp_path / "second", *old, *still, f"init={tmp_path}/first")
     assert second.returncode == 0, second.stderr + log(tmp_path / "second")
-    assert f"starting from {tmp_path}/first/checkpoints/0000000064: discriminator, discriminator_optimizer" in second.stdout
+    assert (
+        f"starting from {tmp_path}/first/checkpoints/0000000064-0001: discriminator, discriminator_optimizer" in second.stdout
+    )
     before, after = (checkpoint.newest(str(tmp_path / run / "checkpoints")) for run in ("first", "second"))
     assert before and after
     for part in ("generator", "discriminator"):

@@ -1,5 +1,6 @@
 """Checkpoints under kills, faults and damage. Optimiser state in real engines: tests/jobs/test_train.py."""
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -7,21 +8,29 @@ import os
 import random
 import signal
 import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import checkpoint, storage
-from pipeline.checkpoint import COMMIT, Checkpoint, Progress, Tensors, committed, newest, save
-from pipeline.errors import DataError
+from pipeline.checkpoint import COMMIT, Checkpoint, CheckpointConfig, Progress, Tensors, committed, newest, save
+from pipeline.engines import Ranks
+from pipeline.errors import ConfigError, DataError
+from pipeline.slices import Slice, share, whole
 from tests.conftest import S3Server
 
 
 def tensors(images: int) -> dict[str, Tensors]:
     """Contents that tell checkpoints apart."""
-    return {name: {"w": torch.full((64, 64), float(images)), "b": torch.arange(3)} for name in ("generator", "ema")}
+    return {name: {"w": torch.full((64, 64), float(images)), "b": torch.arange(3.0)} for name in ("generator", "ema")}
 
 
 def save_at(uri: str, *images: int, keep: int = 2) -> None:
@@ -51,7 +60,7 @@ def test_the_newest_are_kept_and_read_back(uri: str) -> None:
     save_at(uri, 2000, keep=2)
     assert [c.images for c in committed(uri)] == [2000, 1000]
     left = [name for folder in storage.names(uri) for name in storage.names(f"{uri}/{folder}")]
-    assert sorted(left) == sorted([COMMIT, "ema.safetensors", "generator.safetensors", "state.json"] * 2)
+    assert sorted(left) == sorted([COMMIT, "ema.rank00000.safetensors", "generator.rank00000.safetensors", "state.json"] * 2)
     assert_whole(newest(uri), 2000)
 
 
@@ -70,7 +79,7 @@ class Fault(Exception):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("operation", ["write_bytes", "remove", "remove_folder"])
+@pytest.mark.parametrize("operation", ["write_chunks", "write_bytes", "remove", "remove_folder"])
 def test_an_end_at_any_step_of_a_save_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, after: bool
 ) -> None:
@@ -105,7 +114,7 @@ def test_an_end_at_any_step_of_a_save_leaves_a_whole_checkpoint(
         save_at(uri, 300)
         assert_whole(newest(uri), 300)
         assert storage.names(uri) == ["0000000200", "0000000300"]
-    assert k >= {"write_bytes": 4, "remove": 2, "remove_folder": 2}[operation]
+    assert k >= {"write_chunks": 3, "write_bytes": 1, "remove": 2, "remove_folder": 2}[operation]
 
 
 @pytest.mark.parametrize("k", range(4))
@@ -114,11 +123,10 @@ def test_writing_over_a_damaged_one_and_dying_keeps_the_one_before(
 ) -> None:
     uri = str(tmp_path)
     save_at(uri, 100, 200)
-    damage(tmp_path / "0000000200" / "ema.safetensors")
+    damage(tmp_path / "0000000200" / "ema.rank00000.safetensors")
     calls = 0
-    real = storage.write_bytes
 
-    def failing(place: str, data: bytes) -> None:
+    def failing(real: Callable[[str, Any], None], place: str, data: Any) -> None:
         nonlocal calls
         calls += 1
         if calls > k:
@@ -126,7 +134,8 @@ def test_writing_over_a_damaged_one_and_dying_keeps_the_one_before(
         real(place, data)
 
     with monkeypatch.context() as patch, pytest.raises(Fault):
-        patch.setattr(storage, "write_bytes", failing)
+        for name in ("write_chunks", "write_bytes"):
+            patch.setattr(storage, name, partial(failing, getattr(storage, name)))
         save_at(uri, 200)
     assert_whole(newest(uri), 100)
     save_at(uri, 200)
@@ -179,7 +188,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage, cut, os.unlink])
-@pytest.mark.parametrize("name", ["generator.safetensors", "state.json", COMMIT])
+@pytest.mark.parametrize("name", ["generator.rank00000.safetensors", "state.json", COMMIT])
 def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, harm, name: str) -> None:  # type: ignore[no-untyped-def]
     save_at(str(tmp_path), 100, 200)
     harm(tmp_path / "0000000200" / name)
@@ -189,16 +198,78 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, caplog: pytest.L
         assert "0000000200" in caplog.text and caplog.text.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"files": {}}'])
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"files": {}}', '{"commit": {"format": 2}, "sha256": "0"}'])
 def test_a_commit_of_another_kind_is_no_checkpoint(tmp_path: Path, content: str) -> None:
     save_at(str(tmp_path), 100, 200)
     (tmp_path / "0000000200" / COMMIT).write_text(content)
     assert_whole(newest(str(tmp_path)), 100)
 
 
+def test_one_of_a_newer_format_is_refused_not_passed_over(tmp_path: Path) -> None:
+    save_at(str(tmp_path), 100, 200)
+    body = {"format": 3, "whatever": []}
+    commit = {"commit": body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+    (tmp_path / "0000000200" / COMMIT).write_text(json.dumps(commit))
+    with pytest.raises(ConfigError, match="0000000200 has format 3, this version reads format 2: use the version that"):
+        newest(str(tmp_path))
+
+
+def test_one_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_at(str(tmp_path), 100)
+    found = newest(str(tmp_path))
+    assert found
+    for name, shape, has in (("w", (64, 32), r"\[64, 64\] w"), ("x", (1,), "no x")):
+        with pytest.raises(ConfigError, match=f"its ema is of another network: it has {has}, the configuration's has"):
+            found.fill("ema", [Slice(name, shape, 0, torch.zeros(1))])
+
+
+@given(numbers=st.lists(st.integers(0, 40), min_size=1, max_size=5), wrote=st.integers(1, 7), reads=st.integers(1, 7))
+def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrote: int, reads: int) -> None:
+    """Tensors of any sizes, cut evenly over the ranks that write, read as slices cut over other ranks."""
+    uri = f"memory://{uuid.uuid4().hex}/0000000001"
+    tensors = {f"t{i}": torch.rand(n, 2) for i, n in enumerate(numbers) if n}
+    files: checkpoint.Files = {}
+    for rank in range(wrote):
+        files |= checkpoint.write_part(uri, "ema", rank, share(whole(tensors), Ranks(rank, wrote, torch.device("cpu"))))
+    files |= checkpoint.write_state(uri, Progress(1), {})
+    checkpoint.commit(uri, files, {"ema": {name: list(t.shape) for name, t in tensors.items()}})
+    found = checkpoint.load(uri)
+    assert all(torch.equal(found.tensors("ema")[name], t) for name, t in tensors.items())
+    read = {name: torch.full_like(t, -1) for name, t in tensors.items()}
+    sizes = []
+    for rank in range(reads):
+        mine = share(whole(read), Ranks(rank, reads, torch.device("cpu")))
+        sizes.append(sum(len(s.data) for s in mine))
+        found.fill("ema", mine)
+    assert max(sizes) - min(sizes) <= 1
+    assert all(torch.equal(read[name], t) for name, t in tensors.items())
+
+
+def test_a_tensor_that_is_not_all_there_is_not_committed(tmp_path: Path) -> None:
+    files = checkpoint.write_part(str(tmp_path), "ema", 0, [Slice("w", (4,), 0, torch.ones(3))])
+    with pytest.raises(RuntimeError, match=r"ema w \[4\] would be saved as \[\[0, 3\]\]"):
+        checkpoint.commit(str(tmp_path), files, {"ema": {"w": [4]}})
+    assert not storage.exists(str(tmp_path / COMMIT))
+
+
+def test_what_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    """Every 300 images' first, and the best by what `biggan evaluate` has left beside it."""
+    uri = str(tmp_path)
+    config = CheckpointConfig(every=100, keep=2, keep_every=300, keep_best="fid")
+    fids = {100: 9.0, 200: 3.0, 400: 5.0}
+    for images in range(100, 1100, 100):
+        save(uri, Progress(images), tensors(images), {}, keep=100)
+        if images in fids:
+            storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps({"FID[clf]": fids[images]}).encode())
+        checkpoint.retain(uri, checkpoint.load(f"{uri}/{images:010d}"), config)
+    assert [c.images for c in committed(uri)] == [1000, 900, 600, 300, 200]
+    checkpoint.retain(uri, checkpoint.load(f"{uri}/{1000:010d}"), replace(config, keep_every=None, keep_best=None))
+    assert [c.images for c in committed(uri)] == [1000, 900]
+
+
 def test_reading_what_was_not_committed_says_what_to_delete(tmp_path: Path) -> None:
     save_at(str(tmp_path), 100)
-    damage(tmp_path / "0000000100" / "ema.safetensors")
+    damage(tmp_path / "0000000100" / "ema.rank00000.safetensors")
     found = next(committed(str(tmp_path)))
     with pytest.raises(DataError, match=f"delete the folder {tmp_path}/0000000100") as caught:
         found.tensors("ema")
@@ -208,7 +279,7 @@ def test_reading_what_was_not_committed_says_what_to_delete(tmp_path: Path) -> N
 def test_damaged_newer_ones_never_push_out_what_training_has_saved_since(tmp_path: Path) -> None:
     save_at(str(tmp_path), 100, 200, 300, keep=3)
     for name in ("0000000200", "0000000300"):
-        damage(tmp_path / name / "ema.safetensors")
+        damage(tmp_path / name / "ema.rank00000.safetensors")
     save_at(str(tmp_path), 150)
     assert_whole(newest(str(tmp_path)), 150)
     assert storage.names(str(tmp_path)) == ["0000000100", "0000000150"]
@@ -224,7 +295,10 @@ def test_other_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
 def test_the_commit_lists_what_is_there(tmp_path: Path) -> None:
     save_at(str(tmp_path), 100)
     folder = tmp_path / "0000000100"
-    listed = json.loads((folder / COMMIT).read_text())["files"]
+    found = checkpoint.load(str(folder))
+    listed = found.files
     assert set(listed) | {COMMIT} == set(os.listdir(folder))
     assert {name: row["bytes"] for name, row in listed.items()} == {name: (folder / name).stat().st_size for name in listed}
-    assert checkpoint.Checkpoint(str(folder), listed).images == 100
+    assert found.images == 100 and found.parts == {"generator", "ema"}
+    assert found.shapes["ema"] == {"w": [64, 64], "b": [3]}
+    assert listed["ema.rank00000.safetensors"]["slices"] == {"w": [0, 4096], "b": [0, 3]}

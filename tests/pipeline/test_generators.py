@@ -181,7 +181,7 @@ def test_checkpoints_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0000000007 does not say which network it holds: name the folder of its run"):
         load_generator(tmp_path / "old")
     imported(str(tmp_path / "damaged"), [])
-    (tmp_path / "damaged" / "0000000100" / "ema.safetensors").write_bytes(b"0")
+    (tmp_path / "damaged" / "0000000100" / "ema.rank00000.safetensors").write_bytes(b"0")
     with pytest.raises(DataError, match="is not what was committed"):
         load_generator(tmp_path / "damaged", 100)
 

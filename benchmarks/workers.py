@@ -1,0 +1,56 @@
+"""Ranks as forks of one process that has imported everything: they start in a second, where a launcher takes ten.
+
+Only launchers differ: each rank joins its process group, and can be killed, as under `accelerate launch`.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.train", "jobs.cli"]
+
+
+def start(
+    target: Callable[..., Any], *args: Any, ranks: int, log: Path, environment: Mapping[str, str] | None = None
+) -> list[ForkServerProcess]:
+    """`ranks` processes that call `target(*args)`, their output at the end of `log`; `environment` is added to ours."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"ACCELERATE_USE_DEEPSPEED": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
+    processes = []
+    for rank in range(ranks):
+        own = dict(os.environ) | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(context.Process(target=_rank, args=(target, args, own, log)))
+        processes[-1].start()
+    return processes
+
+
+def run(target: Callable[..., Any], *args: Any, ranks: int, log: Path, **environment: str) -> None:
+    """The same, to the end. Raises RuntimeError with the log's last lines if a rank fails."""
+    processes = start(target, *args, ranks=ranks, log=log, environment=environment)
+    for process in processes:
+        process.join()
+    if codes := [process.exitcode for process in processes if process.exitcode]:
+        raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-4000:]}")
+
+
+def _rank(target: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(log, "ab") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    # Buffered lines of a killed rank would be lost.
+    for text in (sys.stdout, sys.stderr):
+        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    target(*args)

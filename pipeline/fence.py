@@ -1,0 +1,133 @@
+"""Who may commit checkpoints at a place: the last training that started there, and no two at a time.
+
+Each start puts `fence-NUMBER.json` beside the checkpoints, one number higher than any other; a store lets one of several take
+a number. A commit looks for higher numbers first: a training that was taken for dead, because its node was cut off, finds its
+successor's and stops. The holder renews its file every few seconds. A start reads the last one: if its process is gone or it
+was released, it goes on at once; from another host it waits whether it is renewed, and refuses if it is.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConfigError, DataError, StorageError
+
+BEAT = 5.0
+"""Seconds between two renewals."""
+_NAME = re.compile(r"fence-(\d{10})\.json")
+
+
+class FencedError(ConfigError):
+    """Another training has taken over."""
+
+
+@dataclass
+class Fence:
+    """The right to commit below `uri`, of start number `number`."""
+
+    uri: str
+    number: int
+    _released: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises FencedError if a later start has taken over."""
+        if (last := max(_numbers(self.uri), default=0)) > self.number:
+            raise FencedError(
+                f"checkpoint.uri={self.uri}: another training started there after this one (start {last}; this is start "
+                f"{self.number}): nothing more is saved. Stop one of them, or name another place"
+            )
+
+    def release(self) -> None:
+        """Let the next start go on at once."""
+        if not self._released.is_set():
+            self._released.set()
+            self._write(released=True)
+
+    def _renew(self) -> None:
+        beats = 0
+        while not self._released.wait(BEAT):
+            beats += 1
+            self._write(beats=beats)
+
+    def _write(self, **more: object) -> None:
+        with contextlib.suppress(ConfigError, StorageError):  # a store that is away is the concern of those who save
+            storage.write_bytes(_place(self.uri, self.number), json.dumps(_holder() | more).encode())
+
+
+def take(uri: str) -> Fence:
+    """A new start at `uri`. Raises ConfigError if another training saves itself there."""
+    while True:
+        last = max(_numbers(uri), default=0)
+        if last:
+            _wait_for_end(uri, last)
+        fence = Fence(uri, last + 1)
+        if storage.create_bytes(_place(uri, fence.number), json.dumps(_holder()).encode()):
+            break
+    for number in _numbers(uri):
+        if number < fence.number:
+            storage.remove(_place(uri, number))
+    threading.Thread(target=fence._renew, name="fence", daemon=True).start()
+    return fence
+
+
+def _wait_for_end(uri: str, number: int) -> None:
+    """Return when start `number` has ended. Raises ConfigError if it goes on."""
+    first = _read(uri, number)
+    if first is None or first.get("released"):
+        return
+    if first.get("host") == _host():
+        alive = first.get("started") == _started(int(first["pid"])) and first["pid"] != os.getpid()
+    else:
+        deadline = time.monotonic() + 2.5 * BEAT
+        while not (alive := _read(uri, number) not in (first, None)) and time.monotonic() < deadline:
+            time.sleep(BEAT / 5)
+    if alive:
+        raise ConfigError(
+            f"checkpoint.uri={uri}: process {first['pid']} on {first['name']} is training there: stop that first, or name "
+            "another place"
+        )
+
+
+def _numbers(uri: str) -> list[int]:
+    return [int(match[1]) for name in storage.names(uri) if (match := _NAME.fullmatch(name))]
+
+
+def _place(uri: str, number: int) -> str:
+    return storage.join(uri, f"fence-{number:010d}.json")
+
+
+def _read(uri: str, number: int) -> dict[str, Any] | None:
+    try:
+        return json.loads(storage.read_bytes(_place(uri, number)))
+    except storage.NotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{_place(uri, number)} is damaged: delete it, if no training runs there") from error
+
+
+def _holder() -> dict[str, object]:
+    return {"host": _host(), "name": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _host() -> str:
+    """Of machines and containers that are up, each has its own."""
+    namespace = os.readlink("/proc/self/ns/pid") if Path("/proc/self/ns/pid").exists() else ""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip() if boot.exists() else socket.gethostname()} {namespace}"
+
+
+def _started(pid: int) -> str:
+    """The kernel's start time of a process; empty if there is none, or only its exit code is left."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,234 @@
+"""Saves a run while it trains: the step waits for a copy to host memory, a thread on each rank does the rest.
+
+Each rank's thread writes its files and tells rank 0, whose thread commits when it has heard of all, and tells the others.
+They talk through a TCPStore of their own: the process group belongs to the main threads. One save is in flight at most.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import CheckpointConfig, Progress, Shapes
+from pipeline.engines import Ranks
+from pipeline.errors import StorageError, UserError
+from pipeline.failpoints import fail_point
+from pipeline.fence import Fence, FencedError, take
+from pipeline.slices import Slice
+
+log = logging.getLogger(__name__)
+Parts = Mapping[str, list[Slice]]
+
+_PAUSES = (1.0, 5.0, 20.0)
+"""Seconds before a save that must succeed is tried again."""
+_PATIENCE = timedelta(hours=2)
+"""A rank that has not written its files by then hangs."""
+
+
+def take_fence(uri: str, ranks: Ranks) -> Fence:
+    """The right to save below `uri`: rank 0 takes it, all know it. Collective. Raises ConfigError, on rank 0."""
+    if not ranks.main:
+        number = [0]
+        dist.broadcast_object_list(number)
+        return Fence(uri, number[0])
+    fence = take(uri)
+    dist.broadcast_object_list([fence.number])
+    return fence
+
+
+@dataclass
+class _Snapshot:
+    """What is in flight."""
+
+    progress: Progress
+    parts: Parts
+    state: Mapping[str, Any]
+    copied: torch.cuda.Event | None
+
+
+class Saver:
+    """Saves a run that stands at `images`. All ranks make the same calls; every failure is raised on all of them."""
+
+    def __init__(self, config: CheckpointConfig, fence: Fence, ranks: Ranks, images: int):
+        self.config, self.fence, self.ranks = config, fence, ranks
+        self.saved = images
+        """Images that a crash now would not lose."""
+        self._failures = 0
+        self._serial = 0
+        self._thread: threading.Thread | None = None
+        self._outcome: dict[str, Any] = {}
+        self._last: _Snapshot | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._mail = _connect(ranks)
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+    def save(self, progress: Progress, parts: Parts, state: Mapping[str, Any]) -> None:
+        """Begin a save of this rank's slices; first waits for the one before.
+
+        A failure of the store is a warning, until `max_loss` images are at risk: then this waits, tries again, and raises
+        StorageError. Raises FencedError if another training has taken over.
+        """
+        self.check()
+        self._last = _Snapshot(progress, self._copy(parts), state, self._event())
+        fail_point("snapshot")
+        self._start()
+        if progress.images + self.config.every - self.saved > self.config.loss_limit:
+            self._insist()
+
+    def check(self) -> None:
+        """Wait for the save in flight. Raises FencedError, or RuntimeError for a bug, on all ranks alike."""
+        if self._thread is None or self._last is None:
+            return
+        self._thread.join()
+        self._thread = None
+        kind, message = self._outcome["kind"], self._outcome["message"]
+        if kind == "fenced":
+            raise FencedError(message)
+        if kind == "bug":
+            raise RuntimeError(message)
+        if kind == "saved":
+            self.saved, self._failures = self._last.progress.images, 0
+            return
+        self._failures += 1
+        if self.ranks.main and self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th, ... in a row
+            log.warning(
+                "no checkpoint at %d images (failure %d in a row; the last one is at %d, the run stops when %d images are at "
+                "risk): %s",
+                self._last.progress.images,
+                self._failures,
+                self.saved,
+                self.config.loss_limit,
+                message,
+            )
+
+    def close(self) -> None:
+        """Wait for the last save, and insist on it. Raises StorageError if the store does not take it."""
+        self.check()
+        if self._last and self.saved != self._last.progress.images:
+            self._insist()
+        if self.ranks.main:
+            self.fence.release()
+        dist.barrier()  # rank 0 keeps the mail, which the others must have read
+
+    def _insist(self) -> None:
+        assert self._last
+        for pause in (*_PAUSES, None):
+            self.check()
+            if self.saved == self._last.progress.images:
+                return
+            if pause is None:
+                break
+            time.sleep(pause)
+            self._start()
+        raise StorageError(
+            f"cannot save {self._last.progress.images} images, the last checkpoint is at {self.saved}: "
+            f"{self._outcome['message']}; then the same command goes on from there"
+        )
+
+    def _copy(self, parts: Parts) -> Parts:
+        """The slices in host memory, in buffers that are used again."""
+        copies = {}
+        for part, slices in parts.items():
+            count = sum(len(s.data) for s in slices)
+            if part not in self._buffers or len(self._buffers[part]) != count:
+                self._buffers[part] = torch.empty(count, pin_memory=self.ranks.device.type == "cuda")
+            places = self._buffers[part].split([len(s.data) for s in slices])
+            for s, place in zip(slices, places, strict=True):
+                place.copy_(s.data, non_blocking=True)
+            copies[part] = [Slice(s.name, s.shape, s.offset, place) for s, place in zip(slices, places, strict=True)]
+        return copies
+
+    def _event(self) -> torch.cuda.Event | None:
+        """What the thread waits for: the stream itself keeps the next update behind the copy."""
+        if self.ranks.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _start(self) -> None:
+        self._serial += 1
+        self._thread = threading.Thread(target=self._run, args=(self._last, self._serial), name="saver", daemon=True)
+        self._thread.start()
+
+    def _run(self, snapshot: _Snapshot, serial: int) -> None:
+        """This rank's thread."""
+        folder = storage.join(self.fence.uri, checkpoint.folder_name(snapshot.progress.images, self.fence.number))
+        try:
+            if snapshot.copied:
+                snapshot.copied.synchronize()
+            report: dict[str, Any] = {"files": {}, "shapes": {}}
+            for part, slices in snapshot.parts.items():
+                report["files"] |= checkpoint.write_part(folder, part, self.ranks.rank, slices)
+                report["shapes"][part] = {s.name: s.shape for s in slices}
+        except Exception as error:
+            report = _failure(error)
+        if not self.ranks.main:
+            self._mail.set(f"{serial}/{self.ranks.rank}", json.dumps(report))
+            fail_point("reported")
+            self._outcome = json.loads(self._mail.get(f"{serial}/outcome"))
+            return
+        try:
+            self._outcome = self._commit(folder, snapshot, serial, report)
+        except Exception as error:
+            self._outcome = _failure(error)
+        self._mail.set(f"{serial}/outcome", json.dumps(self._outcome))
+        if self._outcome["kind"] == "saved":
+            self._retain(folder)
+
+    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: dict[str, Any]) -> dict[str, Any]:
+        """Rank 0: wait for all, then commit."""
+        keys = [f"{serial}/{rank}" for rank in range(1, self.ranks.world_size)]
+        self._mail.wait(keys, _PATIENCE)
+        reports = [own, *(json.loads(self._mail.get(key)) for key in keys)]
+        if failed := [report for report in reports if "kind" in report]:
+            return sorted(failed, key=lambda report: report["kind"])[0]  # a bug before a store's failure
+        files = {name: row for report in reports for name, row in report["files"].items()}
+        shapes: Shapes = {}
+        for report in reports:
+            for part, tensors in report["shapes"].items():
+                shapes.setdefault(part, {}).update(tensors)
+        files |= checkpoint.write_state(folder, snapshot.progress, snapshot.state)
+        fail_point("fence")
+        self.fence.check()
+        checkpoint.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
+        return {"kind": "saved", "message": ""}
+
+    def _retain(self, folder: str) -> None:
+        try:
+            checkpoint.retain(self.fence.uri, checkpoint.load(folder), self.config)
+        except (UserError, OSError) as error:
+            log.warning("old checkpoints stay for now: %s", error)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    kind = "fenced" if isinstance(error, FencedError) else "refused" if isinstance(error, (UserError, OSError)) else "bug"
+    return {"kind": kind, "message": str(error) if kind != "bug" else f"{type(error).__name__}: {error}"}
+
+
+def _connect(ranks: Ranks) -> TCPStore:
+    """A store that rank 0 keeps, and a connection of each rank to it. Collective."""
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")  # that of rank 0
+    port = [0]
+    if ranks.main:
+        mail = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        port = [mail.port]
+    dist.broadcast_object_list(port)
+    return mail if ranks.main else TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
