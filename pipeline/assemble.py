@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 from pipeline.order import Ints
 from pipeline.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.reader import Encoded, Reader
+from pipeline.stop import ignore_signals
 from pipeline.transform import find_transform, transformed
 
 _THREAD_BYTES = 8 << 10  # where a sample is smaller, threads lose more to the interpreter lock than they gain
@@ -67,7 +68,7 @@ class Assembler:
         if transform:
             find_transform(transform)
             # Not forked: this process has threads, and CUDA. Each thread below waits for one process.
-            self._processes = ProcessPoolExecutor(workers, get_context("spawn"))
+            self._processes = ProcessPoolExecutor(workers, get_context("spawn"), ignore_signals)
             self._parts = workers
             self._pool = ThreadPoolExecutor(workers, "decode")
         self._free: list[Pixels] = []

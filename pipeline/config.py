@@ -26,8 +26,10 @@ from pipeline.errors import ConfigError
 from pipeline.health import HealthConfig
 from pipeline.objective import ObjectiveConfig
 from pipeline.schedule import OptimConfig
+from pipeline.stop import StopConfig
 from pipeline.stream import DataConfig
 from pipeline.tracking import TrackingConfig
+from pipeline.watchdog import HangConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    hang: HangConfig = field(default_factory=HangConfig)
     init: str | None = None
     """A run, or checkpoints anywhere, as `biggan import` makes them: the weights to start from, instead of random ones."""
     seed: int = 0

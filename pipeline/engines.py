@@ -63,6 +63,12 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def greatest(self, value: int) -> int:
+        """The largest value of all ranks."""
+        most = torch.tensor(value, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
 
 def start_workers() -> Ranks:
     """Join the process group that `accelerate launch --use_deepspeed` prepared, through Accelerate."""

@@ -31,24 +31,30 @@ from pipeline.run import Status, check_model, checkpoint_uri, read_identity, wri
 from pipeline.saver import Saver, take_fence
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
+from pipeline.stop import EXIT_CODE, Signals, Stop
 from pipeline.stream import MicroBatch, Stream
+from pipeline.watchdog import Watchdog
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
+def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
     """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it.
 
-    Raises TrainingError if the run goes bad and does not get over it.
+    Returns None, or the reason to stop before that, saved. Raises TrainingError if the run goes bad and does not get over it.
     """
+    stop = Stop(config.stop, Path(config.run), signals, ranks)
     manifest = load_data(config.data)
     check_model(config, manifest)
     health = Health(config.health, Path(config.run), ranks, config.objective)
     fault = Fault(ranks.rank)
-    while failure := _attempt(config, ranks, manifest, health, fault):
-        health.heal(failure)
+    while isinstance(end := _attempt(config, ranks, manifest, stop, health, fault), Failure):
+        health.heal(end)
+    return end
 
 
-def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health, fault: Fault) -> Failure | None:
-    """Train from the newest good checkpoint until `total_images`, or until the run goes bad."""
+def _attempt(
+    config: RunConfig, ranks: Ranks, manifest: Manifest, stop: Stop, health: Health, fault: Fault
+) -> Failure | str | None:
+    """Train from the newest good checkpoint until `total_images`, a reason to stop, or a failure."""
     plan = plan_batch(config.batch, ranks.world_size)
     fence = take_fence(checkpoint_uri(config), ranks)
     saved = _agree_on_checkpoint(config, ranks, health.history)
@@ -70,24 +76,28 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
         rollbacks=progress.rollbacks,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
-    failure = None
+    failure = reason = None
+    kept = progress
     with (
         Recorder(config, ranks, plan, manifest, stream, progress) as recorder,
         Saver(config.checkpoint, fence, ranks, progress.images) as saver,
+        Watchdog(config.hang, Path(config.run), ranks) as watchdog,
     ):
         health.tracker = recorder.tracker
-        while progress.images < config.total_images and not failure:
+        while progress.images < config.total_images and not failure and not (reason := stop.agreed()):
             scale = lr_scale(config.optim, progress.images, config.total_images) * health.lr_scale
             g.set_lr(config.optim.g_lr * scale)
             d.set_lr(config.optim.d_lr * scale)
 
             before, spoilt = progress, fault.strikes(progress.g_steps)
+            watchdog.enter("D steps", progress.images)
             for _ in range(config.batch.d_steps):
                 draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
                 reals = _reals(stream, ranks.device, spoilt)
                 recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
                 progress = replace(progress, images=progress.images + plan.global_batch)
 
+            watchdog.enter("G step", progress.images)
             position = progress.g_steps * plan.global_batch
             draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
             values = health.see(g_step(g, d, draw, objective, position))
@@ -95,28 +105,37 @@ def _attempt(config: RunConfig, ranks: Ranks, manifest: Manifest, health: Health
             progress = replace(progress, g_steps=progress.g_steps + 1)
             if not values["skipped/g"]:
                 ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
+            watchdog.updated()
 
             report, save = (_due(every, before, progress, config) for every in (config.log_every, config.checkpoint.every))
             if failure := health.failure(before, progress, report or save, (g, d), ema, objective.state):
                 break
             if report:
-                health.report(recorder.report(progress, scale), progress, g, d)
+                health.report(recorder.report(progress, scale, watchdog.spread()), progress, g, d)
             if _due(config.sample_every, before, progress, config):
+                watchdog.enter("samples", progress.images)
                 health.samples(recorder.samples(progress, g, ema), progress, g, d)
             if health.wants_save(save, progress.images >= config.total_images):
+                watchdog.enter("checkpoint", progress.images)
                 with recorder.timed("checkpoint"):
                     _save(saver, config, manifest, ranks, g, d, ema, progress, objective.state)
                 health.saved(progress)
+                kept = progress
             failure = health.collapsed(progress)
+            watchdog.enter("stop", progress.images)
+        watchdog.enter("checkpoint", progress.images)
         with recorder.timed("checkpoint"):
+            if reason and progress != kept:
+                _save(saver, config, manifest, ranks, g, d, ema, progress, objective.state)
             saver.close()
         health.tracker = None
-        recorder.status = "FAILED" if failure else "FINISHED"
+        recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
     stream.close()
     if ranks.main and not failure:
-        write_status(Path(config.run), Status("finished", progress.images, 0))
+        end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
+        write_status(Path(config.run), end)
     dist.barrier()
-    return failure
+    return failure or reason
 
 
 def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool:

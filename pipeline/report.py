@@ -24,6 +24,7 @@ from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.stream import Stream
 from pipeline.tracking import Status, Tracker
+from pipeline.watchdog import SLOW, Spread
 
 
 class Recorder:
@@ -72,7 +73,7 @@ class Recorder:
         yield
         self.spent[part] += time.monotonic() - began
 
-    def report(self, progress: Progress, lr_scale: float) -> dict[str, float]:
+    def report(self, progress: Progress, lr_scale: float, spread: Spread | None) -> dict[str, float]:
         """One line and one set of metrics; returns the means over the updates since the last report and over all ranks."""
         keys = sorted(self.sums)
         sums = self.ranks.sum([self.sums[key].to(self.ranks.device) for key in keys])
@@ -102,6 +103,13 @@ class Recorder:
             "lr/d": lr_scale * self.config.optim.d_lr,
             "data/bad_samples": bad,
         }
+        if spread:
+            tracked["time/step_spread"] = spread.ratio
+            if spread.ratio > SLOW:
+                self.say(
+                    f"{spread.slowest} is slow: {spread.most:.2f} s of its own per update, where the median is "
+                    f"{spread.median:.2f} s and the least {spread.least:.2f} s"
+                )
         self.tracker.metrics(tracked | {f"time/{part}": part_share for part, part_share in share.items()}, progress.images)
         return values
 

@@ -31,7 +31,7 @@ _FIXED = ("model.", "seed", "init", "optim.optimizer", "data.lanes")
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands. `state` is running, finished or failed; a crash leaves running."""
+    """How a run stands. `state` is running, finished, stopped or failed; a crash leaves running."""
 
     state: str
     images: int = 0
@@ -157,6 +157,18 @@ def lock(folder: Path, patience: float = 20.0) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def is_training(folder: Path) -> bool:
+    """Whether some training holds the run."""
+    try:
+        with open(folder / "lock", "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_status(folder: Path, status: Status) -> None:

@@ -1,0 +1,215 @@
+"""Stop requests: what is noted, what the ranks agree on, what a cloud's metadata server says."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import stop
+from pipeline.engines import Ranks
+from pipeline.errors import ConfigError
+from pipeline.index import load_manifest
+from pipeline.run import is_training, lock
+from pipeline.stop import SIGNALS, Signals, SpotWatch, Stop, StopConfig, duration
+from pipeline.stream import DataConfig, Stream
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@given(st.integers(0, 9), st.integers(0, 99), st.integers(0, 99), st.integers(0, 10**6))
+def test_durations(days: int, hours: int, minutes: int, seconds: int) -> None:
+    wanted = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert duration(f"{days}d{hours}h{minutes}m{seconds}s") == duration(str(wanted)) == wanted
+    assert StopConfig(max_time=f"{hours + 1}h{minutes}m").seconds == (hours + 1) * 3600 + minutes * 60
+
+
+@pytest.mark.parametrize("text", ["", "3x", "1.2.3h", "50m3h", "3:50:00", "-5", "h", "0", "nan"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="max_time"):
+        StopConfig(max_time=text)
+
+
+def test_the_first_signal_is_noted_and_none_kills() -> None:
+    signals = Signals()
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+    assert signals.received == "SIGUSR2"
+
+
+def test_a_signal_to_the_launcher_waits_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with stop.forwarded(tmp_path):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (tmp_path / "STOP").read_text() == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) is before
+    with stop.forwarded(tmp_path / "nowhere"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert "SIGUSR1 cannot be passed on" in capsys.readouterr().err
+
+
+def test_before_there_is_anything_to_save_a_signal_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, stop.at_once():
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert left.value.code == 75
+    assert capsys.readouterr().out.startswith("stopped by SIGUSR2 before training began")
+
+
+def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
+    assert not is_training(tmp_path)
+    with lock(tmp_path):
+        assert is_training(tmp_path)
+    assert not is_training(tmp_path)
+
+
+def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
+    config = DataConfig(str(shards), transform="tests.pipeline.transforms:shifted", read_ahead=1)
+    place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
+    with Stream(config, load_manifest(str(shards)), **place) as batches:
+        next(batches)
+        children = multiprocessing.active_children()
+        assert children
+        for child, number in itertools.product(children, SIGNALS):
+            assert child.pid
+            os.kill(child.pid, number)
+        assert [len(batch.images) for batch in itertools.islice(batches, 12)] == [32] * 12
+        assert all(child.is_alive() for child in children)
+
+
+ROUNDS = (
+    # Which rank is asked, before which step, and how.
+    (1, 2, "signal", "SIGTERM"),
+    (0, 0, "signal", "SIGUSR1"),
+    (0, 3, "file", "RUN/STOP"),
+    (0, 1, "passed on", "SIGUSR2"),
+    (1, 1, "notice", "the cloud's notice"),
+    (1, 0, "time", "stop.max_time"),
+)
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    """Note for every round when this rank stops, and why."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    ranks, noted = Ranks(rank, 2, torch.device("cpu")), []
+    for asked, at, how, _ in ROUNDS:
+        asking = Stop(StopConfig(max_time="1h"), Path(folder), Signals(), ranks)
+        for step in range(5):
+            if (rank, step) == (asked, at):
+                if how == "signal":
+                    os.kill(os.getpid(), signal.SIGTERM if at else signal.SIGUSR1)
+                elif how in ("file", "passed on"):
+                    stop.request(Path(folder), "SIGUSR2" if how == "passed on" else "")
+                elif how == "notice":
+                    asking._notice.set()
+                else:
+                    asking._deadline = time.time() - 1
+            if reason := asking.agreed():
+                noted.append((step, reason))
+                break
+        dist.barrier()
+        if rank == 0:
+            stop.forget(Path(folder))
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(noted))
+    dist.destroy_process_group()
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), 2)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == [[at, reason] for _, at, _, reason in ROUNDS]
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """The three clouds' servers in one, as strict as they are about headers."""
+
+    gone = False
+    events: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def do_PUT(self) -> None:
+        known = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer(200 if known else 400, "the-token")
+
+    def do_GET(self) -> None:
+        google, azure = self.headers["Metadata-Flavor"] == "Google", self.headers["Metadata"] == "true"
+        if self.path == "/latest/meta-data/spot/instance-action":
+            if self.headers["X-aws-ec2-metadata-token"] != "the-token":
+                self._answer(401)
+            else:
+                self._answer(200, '{"action": "terminate"}') if self.gone else self._answer(404)
+        elif self.path == "/computeMetadata/v1/instance/preempted" and google:
+            self._answer(200, "TRUE" if self.gone else "FALSE")
+        elif self.path.startswith("/metadata/scheduledevents?api-version=") and azure:
+            self._answer(200, json.dumps({"DocumentIncarnation": 1, "Events": self.events}))
+        elif self.path.startswith("/metadata/instance/compute/name?api-version=") and azure:
+            self._answer(200, "set_3")
+        else:
+            self._answer(403)
+
+    def _answer(self, code: int, text: str = "") -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
+    class Ours(Metadata):
+        pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ours) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv(stop.METADATA_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        monkeypatch.setattr(stop, "_POLL_SECONDS", 0.02)
+        yield Ours
+        server.shutdown()
+
+
+def event(kind: str, *machines: str) -> dict[str, Any]:
+    return {"EventType": kind, "ResourceType": "VirtualMachine", "Resources": list(machines), "EventStatus": "Scheduled"}
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
+def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
+    metadata.events = [event("Preempt", "set_4"), event("Freeze", "set_3")]  # another machine; a pause
+    watch, notice = SpotWatch(cloud), threading.Event()
+    watch.check()
+    assert not watch._ask()
+    thread = threading.Thread(target=watch.run, args=(notice,))
+    thread.start()
+    assert not notice.wait(0.2)
+    metadata.gone, metadata.events = True, [event("Preempt", "set_2", "set_3")]
+    assert notice.wait(30)
+    thread.join(30)
+
+
+def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv(stop.METADATA_VARIABLE, os.environ[stop.METADATA_VARIABLE] + "elsewhere")
+    with pytest.raises(ConfigError, match=r"stop.spot_notice=gcp: .*/elsewhere does not answer .* type another cloud, or none"):
+        SpotWatch("gcp").check()
+    monkeypatch.setenv(stop.METADATA_VARIABLE, "http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"stop.spot_notice=aws"):
+        SpotWatch("aws").check()
