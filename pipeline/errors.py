@@ -28,9 +28,9 @@ class StorageError(UserError):
 
 
 class TrainingError(UserError):
-    """The training itself went bad, and trying again unchanged would most likely end the same way (`EX_SOFTWARE`)."""
+    """The training itself went bad, and trying again unchanged would most likely end the same way (no code of sysexits.h)."""
 
-    exit_code = 70
+    exit_code = 79
 
 
 def as_user_error(error: OSError) -> UserError | None:

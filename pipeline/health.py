@@ -57,7 +57,7 @@ class HealthConfig:
     rollback_lr: float = 1.0
     """Factor on both learning rates for each rollback."""
     on_collapse: Literal["warn", "stop"] = "warn"
-    """What an alarm of `pipeline.collapse` does: a line and an event, or also a last checkpoint and an end with code 70."""
+    """What an alarm of `pipeline.collapse` does: a line and an event, or also a last checkpoint and an end with code 79."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 0:

@@ -43,21 +43,13 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
     fault = Fault(ranks.rank)
     while isinstance(ended := _attempt(config, ranks, plan, manifest, health, fault, stop), Failure):
         health.heal(ended)
-    images, reason = ended
-    if ranks.main:
-        end = Status("stopped", images, EXIT_CODE, reason) if reason else Status("finished", images, 0)
-        write_status(Path(config.run), end)
-    dist.barrier()
-    return reason
+    return ended
 
 
 def _attempt(
     config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault, stop: Stop
-) -> Failure | tuple[int, str | None]:
-    """Train from the newest good checkpoint until `total_images`, until asked to stop, or until the run goes bad.
-
-    Returns how it went bad, or the images it got to and the reason to stop before the end.
-    """
+) -> Failure | str | None:
+    """Train from the newest good checkpoint until `total_images`, a reason to stop, or a failure."""
     fence = take_fence(checkpoint_uri(config), ranks)
     saved = agree_on_checkpoint(config, ranks, health.history)
     state = State(**saved.state().get("objective", {})) if saved else State()
@@ -107,7 +99,11 @@ def _attempt(
             if reason and progress != kept:
                 saver.save(progress, learner.slices(), learner.state(manifest))
             saver.close()
-    return failure or (progress.images, reason)
+    if ranks.main and not failure:
+        end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
+        write_status(Path(config.run), end)
+    dist.barrier()
+    return failure or reason
 
 
 def _update(learner: Learner, stream: Stream, recorder: Recorder, health: Health, progress: Progress, spoilt: bool) -> Progress:

@@ -31,10 +31,10 @@ TINY: dict[str, Any] = {
 }
 
 
-def train(run: Path, shards: Path, nan: str) -> subprocess.CompletedProcess[str]:
+def train(run: Path, shards: Path, nan: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     file = run.parent / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards)}}))
-    command = [sys.executable, "-m", "jobs.cli", "train", str(file), f"run={run}"]
+    command = [sys.executable, "-m", "jobs.cli", "train", str(file), f"run={run}", *overrides]
     environment = os.environ | ({"BIGGAN_INJECT_NAN": nan} if nan else {})
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
@@ -97,7 +97,8 @@ def test_going_back_equals_a_new_start_from_the_checkpoint_with_another_order(
     for name in ("run.json", "config.yaml"):
         again.mkdir(exist_ok=True)
         shutil.copy(stopped.run / name, again)
-    shutil.copytree(stopped.run / "checkpoints" / "0000000128", again / "checkpoints" / "0000000128")
+    (saved,) = (stopped.run / "checkpoints").glob("0000000128*")
+    shutil.copytree(saved, again / "checkpoints" / saved.name)
     (again / "health.json").write_text(json.dumps(asdict(History(1, 1, 256, 128))))
     assert train(again, shards, "2:1:1").returncode == 0
     assert final(again) == final(healed.run)
@@ -108,12 +109,12 @@ def test_going_back_equals_a_new_start_from_the_checkpoint_with_another_order(
 def test_three_failures_in_a_row_stop_the_run_with_a_report_and_it_can_go_on(
     healed: Healed, stopped: Healed, shards: Path
 ) -> None:
-    assert stopped.ended.returncode == 70
+    assert stopped.ended.returncode == 79
     assert stopped.ended.stderr.count("\n") == 1
     assert "failed 3 times without getting past image 256" in stopped.ended.stderr
     assert "NaN or infinite gradients" in stopped.ended.stderr and "health.md" in stopped.ended.stderr
     status = read_status(stopped.run / "status.json")
-    assert status and (status.state, status.exit_code) == ("failed", 70)
+    assert status and (status.state, status.exit_code) == ("failed", 79)
     kinds = [(kind, rollbacks) for kind, _, rollbacks in events(stopped.run) if kind != "skip"]
     assert kinds == [("failure", 0), ("start", 1), ("failure", 1), ("start", 2), ("failure", 2), ("stop", 3)]
     report = (stopped.run / "health.md").read_text()
@@ -123,3 +124,23 @@ def test_three_failures_in_a_row_stop_the_run_with_a_report_and_it_can_go_on(
     (tensors, rollbacks), (others, _) = final(stopped.run), final(healed.run)
     assert rollbacks == 3
     assert all(tensors[name] != others[name] for name in tensors)  # the same checkpoint, other images from there on
+
+
+@pytest.mark.slow
+def test_a_collapse_that_is_to_stop_the_run_is_saved(tmp_path: Path, shards: Path) -> None:
+    """G stands still and D is sure within a few updates."""
+    run = tmp_path / "run"
+    overrides = ["health.on_collapse=stop", "optim.g_lr=1e-9", "optim.d_lr=2e-3", "checkpoint.every=10000"]
+    ended = train(run, shards, "", *overrides, "total_images=10000", "objective.loss=non-saturating")
+    assert ended.returncode == 79, ended.stderr
+    (kind, images, _), (stop, stopped_at, _) = events(run)
+    assert (kind, stop, stopped_at) == ("alarm", "stop", images)
+    assert (
+        f"stopped at {images:,} images, saved, because of health.on_collapse=stop: D is sure of real and fake" in ended.stderr
+    )
+    found = checkpoint.newest(str(run / "checkpoints"))
+    assert found and found.images == images < 10000
+    assert "does not come back" in (run / "health.md").read_text()
+    journal = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    metrics = [r["metrics"] for r in journal if r.get("step") == images and "metrics" in r]
+    assert any("sigma/g/first" in values and values["health/rollbacks"] == 0 for values in metrics)
