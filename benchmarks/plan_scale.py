@@ -24,12 +24,14 @@ import numpy as np
 from benchmarks.report import report
 from pipeline.index import Shard
 from pipeline.mixture import Mixture, part_seed
-from pipeline.order import LANES, Ints, Order, lanes_for, open_runs
+from pipeline.order import LANES, Ints, Order, lanes_for
+from pipeline.share import Share
 
 SEED = 1
 SEEKS = 50
 MICRO = 64
 WATCHED = 16  # ranks whose reads are counted, of all
+AHEAD = 6  # micro-batches whose runs a stream fetches before they are drawn
 WINDOWS = 3  # that each lane walks while they are counted
 
 
@@ -119,7 +121,7 @@ def row(plan: Order | Mixture, ranks: int, lanes: int, batch: int, micro: int) -
     parts = len(plan.orders) if isinstance(plan, Mixture) else 1
     run_samples = plan.samples / (len(plan.starts) - 1)
     steps = int(np.ceil(8 * run_samples * lanes / batch)) + 1  # that a lane needs for a window
-    capacity = open_runs(lanes, batch, micro, ranks)
+    capacity = Share(batch, micro, 0, ranks).open_runs(plan, AHEAD) // parts
     watched = np.random.default_rng(0).choice(ranks, min(WATCHED, ranks), replace=False).tolist()
     caches = {
         (rank, part, drops): Cache(capacity, drops) for rank in watched for part in range(parts) for drops in (False, True)
