@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -157,7 +158,10 @@ class Watchdog:
             self._looks += 1
             self._waits += _waiting(sys._current_frames().get(self._main))
             if idle > (self._config.timeout if self._updates else self._config.first_timeout):
-                self._dump(idle)
+                try:
+                    self._dump(idle)
+                except Exception:  # a full disk, say: it ends all the same
+                    traceback.print_exc()
                 self._closing.wait(_LINGER_SECONDS)
                 os._exit(EXIT_CODE)
 
@@ -167,7 +171,6 @@ class Watchdog:
         at = _place(sys._current_frames().get(self._main))
         hang = Hang(self._ranks.rank, self._hosts, images, phase, round(idle, 1), _collectives_begun(), at)
         self._logs.mkdir(exist_ok=True)
-        base.with_suffix(".json").write_bytes(_flight_recorder(self._ranks.device.type))
         with open(base.with_suffix(".tmp"), "w") as file:
             print(json.dumps(asdict(hang)), file=file)
             for moment, images, phase in self._phases:
@@ -176,6 +179,7 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         base.with_suffix(".tmp").rename(base.with_suffix(".txt"))
+        base.with_suffix(".json").write_bytes(_flight_recorder(self._ranks.device.type))
 
 
 def spread_of(seconds: list[float], hosts: list[str]) -> Spread:
