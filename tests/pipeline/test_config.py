@@ -143,7 +143,7 @@ def test_impossible_values_are_named(file: str, argument: str, fault: str) -> No
     [
         (
             ("objective.r1=1", "zero.stage=3"),
-            "config objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2",
+            "objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2",
         ),
         (("zero.stage=0", "zero.offload=optimizer"), "config zero.offload=optimizer: stage 0 shares no optimiser state"),
     ],
