@@ -48,7 +48,7 @@ from pipeline.schedule import OptimConfig, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import DataConfig, MicroBatch, Stream
 
-ROUNDS, D_STEPS, BATCH, GROUP, SEED = 5, 2, 32, 8, 3
+ROUNDS, D_STEPS, BATCH, GROUP, SEED = 5, 2, 16, 4, 3
 ORTHO, DECAY = 1.0, 0.5
 # Rounding moves a few activations across the kink of a ReLU, which changes a gradient by about 1e-3 of itself: the same
 # plain run on 1 and on 2 threads differs by that. Steps are small enough to keep this below the limit, and `moved`

@@ -28,8 +28,8 @@ import torch.distributed as dist
 
 from pipeline.engines import Ranks
 
-EXIT_CODE = 71
-"""A rank hung (`EX_OSERR`)."""
+EXIT_CODE = 70
+"""A rank hung (`EX_SOFTWARE`)."""
 
 SLOW = 1.3
 """A rank whose own time is so many times the median's is named."""

@@ -119,7 +119,8 @@ def test_a_key_like_no_other_names_them_all(file: str) -> None:
         ("processes=0", "processes=0"),
         ("sample_every=-1", "sample_every=-1"),
         ("precision=fp16", "'bf16' or 'fp32'"),
-        ("zero.stage=3", "zero.stage=3"),
+        ("zero.stage=4", "zero.stage=4"),
+        ("activation_checkpointing=all", "'none' or 'blocks'"),
         ("zero.gradient_clipping=-1", "zero.gradient_clipping=-1"),
         ("checkpoint.keep=1", "at least 2"),
         ("checkpoint.every=0", "checkpoint.every=0"),
@@ -135,6 +136,20 @@ def test_a_key_like_no_other_names_them_all(file: str) -> None:
 )
 def test_impossible_values_are_named(file: str, argument: str, fault: str) -> None:
     assert fault in message(file, argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (
+            ("objective.r1=1", "zero.stage=3"),
+            "objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2",
+        ),
+        (("zero.stage=0", "zero.offload=optimizer"), "config zero.offload=optimizer: stage 0 shares no optimiser state"),
+    ],
+)
+def test_what_cannot_go_together_is_named(file: str, arguments: tuple[str, ...], fault: str) -> None:
+    assert fault in message(file, *arguments)
 
 
 @pytest.mark.parametrize("key", ["run", "total_images", "data", "batch.norm_group", "model.num_classes"])
