@@ -127,7 +127,7 @@ def _wait(child: subprocess.Popen[bytes], ranks: Ranks) -> list[int | None]:
     """Until all ranks' children have ended, or one has failed: their exit codes, None for those that had to be killed."""
     codes: list[int | None] = [None]
     while None in codes and not any(codes):
-        time.sleep(0.1)
+        time.sleep(0.2)
         codes = _gather(child.poll(), ranks)
     if any(codes):
         try:
