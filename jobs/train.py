@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import StorageError, UserError, as_user_error
+from pipeline.errors import ConfigError, StorageError, UserError, as_user_error
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -25,6 +25,15 @@ HELP = "train a GAN; the same command again resumes"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.d_steps=2")
+    parser.add_argument(
+        "--profile",
+        metavar="IMAGES",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        help="record what IMAGES images (default: one update) do after three updates, in RUN/profile/",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 
@@ -38,11 +47,13 @@ def run(args: argparse.Namespace) -> int | None:
     from pipeline.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
+    if args.profile < 0:
+        raise ConfigError(f"--profile {args.profile}: must be at least 1 image")
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
     if worker:
-        return _work(config)
+        return _work(config, args.profile)
     return _launch(config, args)
 
 
@@ -136,7 +147,8 @@ def _accelerate_command(processes: int, args: argparse.Namespace) -> list[str]:
     options |= {"mixed_precision": "no", "dynamo_backend": "no"}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", *flags]
-    return [*launcher, "--module", "jobs.cli", "train", args.config, *args.overrides]
+    profile = ["--profile", str(args.profile)] if args.profile else []
+    return [*launcher, "--module", "jobs.cli", "train", args.config, *args.overrides, *profile]
 
 
 def _environment(processes: int, gpu: bool) -> dict[str, str]:
@@ -146,7 +158,7 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
     return quiet | ({} if gpu else {"DS_ACCELERATOR": "cpu"}) | dict(os.environ)
 
 
-def _work(config: "RunConfig") -> int:
+def _work(config: "RunConfig", profile: int) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
     from pipeline.tracking import calm_mlflow
@@ -154,7 +166,7 @@ def _work(config: "RunConfig") -> int:
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
     try:
-        _train(config, folder)
+        _train(config, folder, profile)
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
@@ -171,7 +183,7 @@ def _work(config: "RunConfig") -> int:
     return 0
 
 
-def _train(config: "RunConfig", folder: Path) -> None:
+def _train(config: "RunConfig", folder: Path, profile: int) -> None:
     import torch.distributed as dist
 
     from pipeline import run
@@ -185,7 +197,7 @@ def _train(config: "RunConfig", folder: Path) -> None:
         run.prepare(config, load_data(config.data))
         held = run.lock(folder)
     dist.barrier()
-    train(config, ranks)
+    train(config, ranks, profile)
     dist.destroy_process_group()
     if held:
         held.close()

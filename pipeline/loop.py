@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from pipeline.run import Status, check_model, checkpoint_uri, read_identity, wri
 from pipeline.schedule import ema_decay, lr_scale, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import MicroBatch, Stream
+from pipeline.trace import trace
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
-    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it."""
+def train(config: RunConfig, ranks: Ranks, profile_images: int = 0) -> None:
+    """Train until `total_images`, from the newest checkpoint if there is one; trace that many images. Every rank calls it."""
     manifest = load_data(config.data)
     check_model(config, manifest)
     plan = plan_batch(config.batch, ranks.world_size)
@@ -53,7 +55,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         position=progress.images,
         quarantine=config.data.quarantine(manifest, Path(config.run, "quarantine.jsonl")),
     )
-    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder:
+    with Recorder(config, ranks, plan, manifest, stream, progress) as recorder, ExitStack() as stack:
+        profiler = None
+        if profile_images:
+            updates = -(-profile_images // (plan.global_batch * config.batch.d_steps))
+            profiler = stack.enter_context(trace(Path(config.run, "profile"), ranks, updates, recorder.say))
         while progress.images < config.total_images:
             scale = lr_scale(config.optim, progress.images, config.total_images)
             g.set_lr(config.optim.g_lr * scale)
@@ -77,6 +83,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 with recorder.timed("ema"):
                     ema.update(g.parts(), ema_decay(config.optim, progress.images, progress.images - before.images))
 
+            if profiler:
+                profiler.step()
             if _due(config.log_every, before, progress, config):
                 recorder.report(progress, scale)
             if _due(config.sample_every, before, progress, config):
