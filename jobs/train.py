@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import stop
-from pipeline.errors import StorageError, UserError, as_user_error
+from pipeline.errors import ConfigError, StorageError, UserError, as_user_error
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -31,6 +31,15 @@ HELP = "train a GAN; the same command again resumes"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.d_steps=2")
+    parser.add_argument(
+        "--profile",
+        metavar="IMAGES",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        help="record what IMAGES images (default: one update) do after three updates, in RUN/profile/",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 
@@ -50,6 +59,8 @@ def _launch(args: argparse.Namespace) -> int:
     from pipeline.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
+    if args.profile < 0:
+        raise ConfigError(f"--profile {args.profile}: must be at least 1 image")
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -176,7 +187,8 @@ def _accelerate_command(processes: int, args: argparse.Namespace) -> list[str]:
     options |= {"mixed_precision": "no", "dynamo_backend": "no"}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", *flags]
-    return [*launcher, "--module", "jobs.cli", "train", args.config, *args.overrides]
+    profile = ["--profile", str(args.profile)] if args.profile else []
+    return [*launcher, "--module", "jobs.cli", "train", args.config, *args.overrides, *profile]
 
 
 def _environment(processes: int, gpu: bool) -> dict[str, str]:
@@ -198,7 +210,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     if os.environ["RANK"] == "0" and _PARENT_VARIABLE not in os.environ:
         _forget_stop(folder)
     try:
-        return stop.EXIT_CODE if _train(config, folder, signals) else 0
+        return stop.EXIT_CODE if _train(config, folder, signals, args.profile) else 0
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
@@ -214,7 +226,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         os._exit(known.exit_code)
 
 
-def _train(config: "RunConfig", folder: Path, signals: stop.Signals) -> str | None:
+def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: int) -> str | None:
     import torch.distributed as dist
 
     from pipeline import run
@@ -230,7 +242,7 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals) -> str | No
         run.prepare(config, load_data(config.data))
         held = run.lock(folder)
     dist.barrier()
-    reason = train(config, ranks, signals)
+    reason = train(config, ranks, signals, profile)
     # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.
     stop.ignore_signals()
     dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """Training, as a story: start or resume, D steps, a G step, the average; now and then a report, samples, a checkpoint."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,23 @@ from pipeline.stream import MicroBatch, Stream
 from pipeline.watchdog import Watchdog
 
 
-def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
-    """Train until `total_images`, from the newest checkpoint if there is one. Every rank calls it.
+@dataclass(frozen=True)
+class _Job:
+    """What all attempts of a training share."""
+
+    config: RunConfig
+    ranks: Ranks
+    plan: BatchPlan
+    manifest: Manifest
+    health: Health
+    fault: Fault
+    stop: Stop
+    profile: int
+    """Images of which to write a trace."""
+
+
+def train(config: RunConfig, ranks: Ranks, signals: Signals, profile: int = 0) -> str | None:
+    """Train until `total_images`, from the newest checkpoint if there is one; trace `profile` images. Every rank calls it.
 
     Returns None, or the reason to stop before that, saved. Raises TrainingError if the run goes bad and does not get over it.
     """
@@ -40,16 +55,15 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals) -> str | None:
     check_model(config, manifest)
     plan = plan_in_memory(config, ranks)
     health = Health(config.health, Path(config.run), ranks, config.objective)
-    fault = Fault(ranks.rank)
-    while isinstance(ended := _attempt(config, ranks, plan, manifest, health, fault, stop), Failure):
+    job = _Job(config, ranks, plan, manifest, health, Fault(ranks.rank), stop, profile)
+    while isinstance(ended := _attempt(job), Failure):
         health.heal(ended)
     return ended
 
 
-def _attempt(
-    config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, health: Health, fault: Fault, stop: Stop
-) -> Failure | str | None:
+def _attempt(job: _Job) -> Failure | str | None:
     """Train from the newest good checkpoint until `total_images`, a reason to stop, or a failure."""
+    config, ranks, plan, manifest, health = job.config, job.ranks, job.plan, job.manifest, job.health
     fence = take_fence(checkpoint_uri(config), ranks)
     saved = agree_on_checkpoint(config, ranks, health.history)
     state = State(**saved.state().get("objective", {})) if saved else State()
@@ -63,15 +77,15 @@ def _attempt(
     with (
         stream,
         Watchdog(config.hang, Path(config.run), ranks) as watchdog,
-        Recorder(config, ranks, plan, manifest, stream, progress, watchdog) as recorder,
+        Recorder(config, ranks, plan, manifest, stream, progress, watchdog, job.profile) as recorder,
         Saver(config.checkpoint, fence, ranks, progress.images) as saver,
     ):
         health.tracker = recorder.tracker
-        while progress.images < config.total_images and not failure and not (reason := stop.agreed()):
+        while progress.images < config.total_images and not failure and not (reason := job.stop.agreed()):
             scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * health.lr_scale
             learner.set_lr(scale)
             before = progress
-            progress = _update(learner, stream, recorder, health, progress, fault.strikes(progress.g_steps))
+            progress = _update(learner, stream, recorder, health, progress, job.fault.strikes(progress.g_steps))
             recorder.updated(progress)
 
             report, sample, save = (

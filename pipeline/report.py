@@ -27,6 +27,7 @@ from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
+from pipeline.trace import trace
 from pipeline.tracking import Status, Tracker
 from pipeline.watchdog import SLOW, Spread, Watchdog
 
@@ -43,6 +44,7 @@ class Recorder:
         stream: Stream,
         start: Progress,
         watchdog: Watchdog,
+        profile: int = 0,
     ):
         self.config, self.ranks, self.stream, self.manifest, self.watchdog = config, ranks, stream, manifest, watchdog
         self.sums: dict[str, Tensor] = {}
@@ -50,6 +52,10 @@ class Recorder:
         self.efficiency = efficiency(config, ranks)
         self.clock = Clock(ranks.device)
         self.open = ExitStack()
+        self.profiler = None
+        if profile:
+            updates = -(-profile // (plan.global_batch * config.batch.d_steps))
+            self.profiler = self.open.enter_context(trace(Path(config.run, "profile"), ranks, updates, self.say))
         self.began = self.last_time = time.monotonic()
         self.start_images = self.last_images = self.images = start.images
         self.tracker: Tracker | None = None
@@ -87,6 +93,8 @@ class Recorder:
         """An update is done."""
         self.images = progress.images
         self.watchdog.updated()
+        if self.profiler:
+            self.profiler.step()
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

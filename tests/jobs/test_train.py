@@ -1,5 +1,6 @@
 """`biggan train` as a user types it: whole runs on two processes, and every mistake as one line."""
 
+import gzip
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import yaml
 from jobs.cli import main
 from pipeline import checkpoint, storage
 from pipeline.config import load_config, to_yaml
+from pipeline.costs import checkpoint_bytes, network_sizes
 from pipeline.run import Status, read_identity, read_status, write_status
 from pipeline.tracking import connect, store_uri
 from tests.conftest import S3Server
@@ -141,6 +143,26 @@ def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
     newest = checkpoint.newest(str(resumed.run / "checkpoints"))
     assert newest and newest.progress() == checkpoint.Progress(256, 4)
     assert not list(resumed.run.rglob("*.tmp"))
+
+
+def test_a_checkpoint_is_as_large_as_a_plan_says(resumed: Resumed, tiny: str) -> None:
+    found, config = checkpoint.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
+    assert found
+    names = ("generator", "generator_optimizer", "discriminator", "discriminator_optimizer", "ema")
+    stored = sum(tensor.nbytes for name in names for tensor in found.tensors(name).values())
+    assert stored == checkpoint_bytes(config, *network_sizes(config))
+
+
+@pytest.mark.slow
+def test_a_profile_is_a_trace_of_each_rank_and_a_table(tiny: str, tmp_path: Path) -> None:
+    done = train(tiny, tmp_path / "run", "tracking.mode=off", "sample_every=0", "checkpoint.every=256", "--profile", "64")
+    assert done.returncode == 0, done.stderr + log(tmp_path / "run")
+    traces = sorted((tmp_path / "run" / "profile").iterdir())
+    assert [path.name for path in traces] == ["rank00000.json.gz", "rank00001.json.gz"]
+    events = json.loads(gzip.decompress(traces[1].read_bytes()))["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert "aten::convolution_backward" in names and sum(name.startswith("ProfilerStep#") for name in set(names)) == 1
+    assert "aten::convolution_backward" in done.stdout and "1 updates, by their own time" in done.stdout
 
 
 def test_the_same_mlflow_run_goes_on_with_one_row_per_step(resumed: Resumed) -> None:
