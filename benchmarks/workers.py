@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.train", "jobs.cli"]
+PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.train", "jobs.cli", "benchmarks.preload"]
 
 
 def start(

@@ -52,8 +52,10 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
 
     from pipeline import storage
+    from pipeline.checkpoint import EVALUATION, committed
     from pipeline.generators import load_generator
     from pipeline.index import load_manifest
+    from pipeline.run import checkpoint_uri, load_run_config
 
     _leave_a_core()
     train = args.train or _training_shards(args.model)
@@ -67,7 +69,12 @@ def run(args: argparse.Namespace) -> None:
     document = (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode()
     cut = "" if args.truncation is None else f"-truncation-{args.truncation:g}"
     own = storage.join(args.model, "evaluation", f"{trained.images:010d}{cut}.json")
-    for place in dict.fromkeys((own, args.json or own)):
+    places = [own, args.json or own]
+    if args.truncation is None and Path(args.model, "config.yaml").is_file():
+        # For `checkpoint.keep_best`; a training that goes on may have removed the checkpoint meanwhile.
+        beside = [c.uri for c in committed(checkpoint_uri(load_run_config(args.model))) if c.images == trained.images]
+        places += [storage.join(uri, EVALUATION) for uri in beside[:1]]
+    for place in dict.fromkeys(places):
         storage.write_bytes(place, document)
         print(f"figures: {place}")
 

@@ -188,7 +188,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage, cut, os.unlink])
-@pytest.mark.parametrize("name", ["generator.rank00000.safetensors", "state.json", COMMIT])
+@pytest.mark.parametrize("name", ["generator.rank00000.safetensors", "ema.rank00000.safetensors", "state.json", COMMIT])
 def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, harm, name: str) -> None:  # type: ignore[no-untyped-def]
     save_at(str(tmp_path), 100, 200)
     harm(tmp_path / "0000000200" / name)
