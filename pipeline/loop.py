@@ -131,7 +131,10 @@ def _attempt(
         health.tracker = None
         recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
     stream.close()
-    if ranks.main and not failure:
+    if failure:
+        g.close()
+        d.close()
+    elif ranks.main:
         end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
         write_status(Path(config.run), end)
     dist.barrier()
