@@ -212,6 +212,10 @@ class Engine:
             gathered[name] = torch.cat(shares)[: parameter.ds_numel].view(parameter.ds_shape)
         return gathered
 
+    def close(self) -> None:
+        """Let go of the network, whose memory DeepSpeed's hooks would keep for good (at stage 3 this rank's share stays)."""
+        self._engine.destroy()
+
     def _parameters(self) -> Iterator[tuple[str, Any]]:
         """By name; at stage 3 they carry DeepSpeed's attributes, `ds_...`."""
         return self.module.named_parameters()

@@ -113,7 +113,10 @@ def _attempt(job: _Job) -> Failure | str | None:
             if reason and progress != kept:
                 saver.save(progress, learner.slices(), learner.state(manifest))
             saver.close()
-    if ranks.main and not failure:
+    if failure:
+        g.close()
+        d.close()
+    elif ranks.main:
         end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
         write_status(Path(config.run), end)
     dist.barrier()

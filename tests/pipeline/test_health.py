@@ -1,6 +1,10 @@
 """What a run decides when it goes bad; whole runs that do are in tests/jobs/test_train_health.py."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +120,39 @@ def test_settings_that_cannot_be_meant_are_refused(key: str, value: object, mess
 
 def test_old_checkpoints_have_no_rollbacks() -> None:
     assert Progress(**json.loads('{"images": 5, "g_steps": 1}')).rollbacks == 0
+
+
+_CLOSED = """
+import gc, weakref
+import torch
+import torch.distributed as dist
+from pipeline.engines import Engine, ZeroConfig, _quiet_deepspeed
+
+_quiet_deepspeed()
+dist.init_process_group("gloo")
+for stage in (0, 1, 2):
+    network = torch.nn.Linear(3, 1)
+    engine = Engine(network, torch.optim.Adam(network.parameters()), ZeroConfig(stage=stage), 4, False)
+    engine.backward(engine(torch.randn(4, 3)).mean())
+    engine.step()
+    kept = [weakref.ref(network.weight), weakref.ref(engine.optimizer)]
+    engine.close()
+    del network, engine
+    gc.collect()
+    print([reference() for reference in kept])
+"""
+
+
+@pytest.mark.slow
+def test_engines_that_are_closed_leave_no_memory_behind() -> None:
+    """Else each going back would take as much of a GPU's memory as the networks."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = os.environ | place | {"DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", _CLOSED], env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines() == ["[None, None]"] * 3, ended.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
