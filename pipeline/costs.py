@@ -4,7 +4,8 @@ Counted are parameters, FLOPs and live tensors (`model.describe`, `pipeline.memo
 count (the share of the peak that convolutions reach, the rates of network and store) is given, or a default that is named.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.batchnorm import batch_norms
 from model.describe import training_cost
 from model.networks import build_discriminator, build_generator
-from pipeline.batch import BatchPlan, plan_batch
+from pipeline.batch import BatchConfig, BatchPlan, micro_batches, plan_batch
 from pipeline.config import RunConfig
 from pipeline.engines import BUCKET
 from pipeline.memory import StepMemory, step_memory
@@ -70,6 +71,8 @@ class Machines:
     """Bytes/s that one GPU sends in a collective over all."""
     store: float
     """Bytes/s at which all ranks together write to the checkpoints' store."""
+    memory: float = math.inf
+    """Bytes of one GPU, of which `batch.micro_batch=auto` fills at most 90 %."""
 
     @property
     def ranks(self) -> int:
@@ -117,8 +120,8 @@ class Costs:
 
 def costs(config: RunConfig, machines: Machines) -> Costs:
     """Raises ConfigError (`plan_batch`) where the machines cannot share the batch."""
-    plan = plan_batch(config.batch, machines.ranks)
     g, d = network_sizes(config)
+    plan, needed = _fitting(config, machines, g, d)
     d_steps = config.batch.d_steps
     computed = training_cost(config.model, config.activation_checkpointing == "blocks").per_image(d_steps)
     sent = messages(config, plan, g, d)
@@ -130,7 +133,7 @@ def costs(config: RunConfig, machines: Machines) -> Costs:
     stored = checkpoint_bytes(config, g, d)
     return Costs(
         plan,
-        memory(config, plan, g, d, step_memory(config, plan)),
+        needed,
         training_cost(config.model).per_image(d_steps),
         computed,
         sent,
@@ -143,6 +146,25 @@ def costs(config: RunConfig, machines: Machines) -> Costs:
         hours,
         hours * machines.ranks,
     )
+
+
+def _fitting(config: RunConfig, machines: Machines, g: Sizes, d: Sizes) -> tuple[BatchPlan, dict[str, float]]:
+    """The batch as it is shared, and its memory; of `auto` the largest micro-batch that fits, or the smallest there is."""
+
+    def tried(batch: BatchConfig) -> tuple[BatchPlan, dict[str, float]]:
+        plan = plan_batch(batch, machines.ranks)
+        return plan, memory(config, plan, g, d, step_memory(config, plan))
+
+    if config.batch.micro_batch != "auto":
+        return tried(config.batch)
+    candidates = micro_batches(config.batch, machines.ranks)
+    fits, fails = 0, len(candidates)
+    found = {}
+    while fits < fails:
+        middle = (fits + fails) // 2
+        found[middle] = tried(replace(config.batch, micro_batch=candidates[middle], memory_gb=None))
+        fits, fails = (middle + 1, fails) if sum(found[middle][1].values()) <= 0.9 * machines.memory else (fits, middle)
+    return found[max(0, fits - 1)]
 
 
 def network_sizes(config: RunConfig) -> tuple[Sizes, Sizes]:

@@ -1,6 +1,7 @@
 """`pipeline.costs` against what a training really takes, and its arithmetic."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.batch import BatchPlan
 from pipeline.config import RunConfig, build, load_config
-from pipeline.costs import DEVICES, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives
+from pipeline.costs import DEVICES, Costs, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives
 from pipeline.engines import ZeroConfig
 from pipeline.memory import LiveBytes, StepMemory, step_memory
 from tests.pipeline.measured_step import ENVIRONMENT
@@ -147,3 +148,13 @@ def gpu_run(shards: Path, run: Path, micro: int) -> tuple[RunConfig, dict[str, f
     subprocess.run([sys.executable, "-m", "jobs.cli", "train", "biggan-64", *arguments], check=True)
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     return load_config("biggan-64", arguments), [r["metrics"] for r in records if "metrics" in r][-1]
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits() -> None:
+    def planned(micro_batch: int | str, memory: float = math.inf) -> Costs:
+        batch = {"global_batch": 64, "norm_group": 4, "micro_batch": micro_batch}
+        return costs(build(TREE | {"batch": batch}), Machines(1, 2, 1e12, 1e9, 1e6, memory))
+
+    assert planned("auto").batch.micro_batch == 32
+    assert planned("auto", memory=0).batch.micro_batch == 2
+    assert planned("auto", memory=planned(8).total_memory / 0.89).batch.micro_batch == 8

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, 
     """Not even after a kill: a new process reads the history, and the doubtful checkpoints are still there."""
     config = config_of(tmp_path / "run", shards)
     prepare(config, load_manifest(str(shards)))
-    state = {"run": read_identity(tmp_path / "run")["uid"]}
+    state = {"run": read_identity(tmp_path / "run")["uid"], "model": asdict(config.model)}
 
     def save(progress: Progress) -> None:
         checkpoint.save(checkpoint_uri(config), progress, {"generator": {"w": torch.ones(2)}}, state, keep=3)
