@@ -18,8 +18,8 @@ from model.latents import Stream
 from pipeline.batch import plan_batch
 from pipeline.config import build
 from pipeline.engines import Ranks, start_workers
-from pipeline.loop import _build
-from pipeline.objective import Objective, Pair
+from pipeline.learner import Learner
+from pipeline.objective import Pair
 from pipeline.steps import d_step, fakes, g_step
 
 ENVIRONMENT = {
@@ -39,7 +39,6 @@ ENVIRONMENT = {
 def measured(tree: dict[str, Any], ranks: Ranks) -> dict[str, int]:
     config = build(tree)
     plan, model = plan_batch(config.batch, 1), config.model
-    objective = Objective(config.objective, plan, ranks, 0)
 
     def reals() -> Iterator[Pair]:
         while True:
@@ -47,14 +46,14 @@ def measured(tree: dict[str, Any], ranks: Ranks) -> dict[str, int]:
             yield torch.zeros(size), torch.zeros(plan.micro_batch, dtype=torch.int64)
 
     def update() -> None:
+        g, d, objective = learner.g, learner.d, learner.objective
         d_step(g, d, reals(), fakes(model, plan, ranks, 0, Stream.D_STEP, 0), objective, 0)
         g_step(g, d, fakes(model, plan, ranks, 0, Stream.G_STEP, 0), objective, 0)
 
     others = tensor_bytes()
-    g, d, ema = _build(config, plan, ranks, None)
+    learner = Learner(config, plan, ranks)
     update()
     persistent = tensor_bytes() - others
-    assert ema.averages
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     update()
