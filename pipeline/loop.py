@@ -172,17 +172,21 @@ def _save(
     objective: State,
 ) -> None:
     """Begin to save what each rank holds, and the state."""
-    parts = {
+    state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
+    state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
+    # What it takes to sample from a checkpoint that has left its run.
+    state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
+    saver.save(progress, own_slices(ranks, g, d, ema), state)
+    if ranks.main:
+        write_status(Path(config.run), Status("running", progress.images))
+
+
+def own_slices(ranks: Ranks, g: Engine, d: Engine, ema: EMA) -> dict[str, list[slices.Slice]]:
+    """What this rank writes of a checkpoint."""
+    return {
         "generator": slices.network(g, ranks),
         "generator_optimizer": slices.moments(g, ranks),
         "discriminator": slices.network(d, ranks),
         "discriminator_optimizer": slices.moments(d, ranks),
         "ema": slices.average(ema.averages, g, ranks),
     }
-    state: dict[str, Any] = {"run": read_identity(Path(config.run))["uid"], "time": time.time()}
-    state |= {"world_size": ranks.world_size, "zero_stage": config.zero.stage, "objective": asdict(objective)}
-    # What it takes to sample from a checkpoint that has left its run.
-    state |= {"model": asdict(config.model), "classes": list(manifest.classes)}
-    saver.save(progress, parts, state)
-    if ranks.main:
-        write_status(Path(config.run), Status("running", progress.images))
