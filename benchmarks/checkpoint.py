@@ -33,13 +33,6 @@ from pipeline.steps import d_step, fakes, g_step
 RANKS, SLOW = 2, 100e6
 OPTIONS = [f"batch.{option}" for option in ("global_batch=2", "micro_batch=1", "norm_group=2", "d_steps=1")]
 OPTIONS += ["precision=fp32", "zero.stage=1"]
-    "batch.global_batch=2",
-    "batch.micro_batch=1",
-    "batch.norm_group=2",
-    "batch.d_steps=1",
-    "precision=fp32",
-    "zero.stage=1",
-)
 
 
 def measure(folder: Path) -> None:
