@@ -86,7 +86,8 @@ def test_every_benchmark_can_be_run() -> None:
     texts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
     assert texts
     for name, text in texts.items():
-        shared = any(re.search(rf"from benchmarks(\.{name} import| import .*\b{name}\b)", other) for other in texts.values())
+        used = rf"from benchmarks(\.{name} import| import .*\b{name}\b)|\"benchmarks\.{name}\""
+        shared = any(re.search(used, other) for other in texts.values())
         assert shared or ("def main(" in text and '__name__ == "__main__"' in text), f"benchmarks/{name}.py"
 
 
