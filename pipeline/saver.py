@@ -99,10 +99,9 @@ class Saver:
         self._thread.join()
         self._thread = None
         kind, message = self._outcome["kind"], self._outcome["message"]
-        if kind == "fenced":
-            raise FencedError(message)
-        if kind == "bug":
-            raise RuntimeError(message)
+        if kind in ("fenced", "bug"):
+            dist.barrier()  # rank 0 keeps the mail, which the others must have read before its process ends
+            raise FencedError(message) if kind == "fenced" else RuntimeError(message)
         if kind == "saved":
             self.saved, self._failures = self._last.progress.images, 0
             return

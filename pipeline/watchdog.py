@@ -49,7 +49,7 @@ class HangConfig:
     """When a run that does not get on ends itself. A store that is late is asked again for 180 s, which is no hang."""
 
     first_timeout: float = 1800.0
-    """Seconds that any phase of the first update may take."""
+    """Seconds that any phase of the first update may take, and any wait for a checkpoint's store."""
     timeout: float = 600.0
     """Seconds that any phase of a later update may take."""
 
@@ -123,7 +123,7 @@ class Watchdog:
         """An update is done. From the first one on, whatever waits for another rank does so for less time."""
         self._updates += 1
         if self._updates == 1:
-            _limit_collectives(2 * self._config.timeout + _LINGER_SECONDS)
+            _limit_collectives(max(2 * self._config.timeout, self._config.first_timeout) + _LINGER_SECONDS)
 
     def spread(self) -> Spread | None:
         """The ranks' own times since the last call. Collective. None on a GPU, whose waiting no thread of the host sees."""
@@ -157,7 +157,8 @@ class Watchdog:
             seen, last = marks, now
             self._looks += 1
             self._waits += _waiting(sys._current_frames().get(self._main))
-            if idle > (self._config.timeout if self._updates else self._config.first_timeout):
+            patient = not self._updates or self._phases[-1][2] == "checkpoint"
+            if idle > (self._config.first_timeout if patient else self._config.timeout):
                 try:
                     self._dump(idle)
                 except Exception:  # a full disk, say: it ends all the same

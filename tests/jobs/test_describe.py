@@ -128,7 +128,7 @@ class Plain:
         yield
         self.module.requires_grad_(True)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, added: object = None) -> None:
         loss.backward()
 
     def gathered(self) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     table = capsys.readouterr().out
     assert found["batch"] == {"global_batch": 256, "micro_batch": 32, "accumulation": 2, "world_size": 4, "norm_group": 32}
     assert "256 = 4 ranks x 2 micro-batches of 32" in table
-    assert found["machines"] == {"nodes": 2, "gpus": 2, "flops": 1e13, "bandwidth": 5e9, "store": 1e8}
+    assert found["machines"] == {"nodes": 2, "gpus": 2, "flops": 1e13, "bandwidth": 5e9, "store": 1e8, "memory": 80 * 2**30}
     assert found["total_memory"] == pytest.approx(sum(found["memory"].values()))
     for part, size in found["memory"].items():
         assert not size or f"{size / 2**30:8.2f}  {part}" in table
@@ -44,7 +44,7 @@ def test_defaults_are_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
         (("--mfu", "0.3", "--tflops", "100"), "leave one out"),
         (
             ("--nodes", "3", "--gpus", "1"),
-            "batch.global_batch=256 cannot be shared by 3 ranks in micro-batches of 64: use 192 or 384",
+            "batch.global_batch=256 cannot be shared by 3 ranks in whole groups of 32: type batch.global_batch=192 or",
         ),
         (("modell.ch=3",), "unknown config key modell.ch"),
         (("--nodes", "2", "nonsense"), "unrecognized arguments: nonsense"),

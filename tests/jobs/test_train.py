@@ -113,7 +113,7 @@ def test_progress_is_told(resumed: Resumed) -> None:
 
 def test_the_phases_of_a_run_add_up_to_its_wall_clock(resumed: Resumed) -> None:
     records = [json.loads(line) for line in (resumed.run / "journal.jsonl").read_text().splitlines()]
-    rows = [record["metrics"] for record in records if "metrics" in record]
+    rows = [record["metrics"] for record in records if "images_per_second" in record.get("metrics", ())]
     assert len(rows) == 5
     for row in rows:
         seconds = {key: value for key, value in row.items() if re.fullmatch(r"time/\w+", key)}
@@ -185,8 +185,10 @@ def test_the_same_mlflow_run_goes_on_with_one_row_per_step(resumed: Resumed) -> 
     }
     assert keys <= set(found.data.metrics)
     for key in found.data.metrics:
-        rows = client.get_metric_history(found.info.run_id, key)
-        assert [row.step for row in sorted(rows, key=lambda row: row.step)] == [64, 128, 192, 256], key
+        steps = sorted(row.step for row in client.get_metric_history(found.info.run_id, key))
+        # A phase that a report has not seen, and what is looked at with a sample grid, has no row.
+        assert len(steps) == len(set(steps)) and set(steps) <= {64, 128, 192, 256}, key
+        assert steps == [64, 128, 192, 256] or key not in keys, key
 
 
 def test_mlflow_has_parameters_configuration_and_samples(resumed: Resumed) -> None:

@@ -15,7 +15,7 @@ from pipeline.evaluation import frechet_distance, judge
 from pipeline.index import load_manifest
 from pipeline.stream import DataConfig, load_all
 
-QUICK = Recipe(epochs=1, min_steps=24, batch=32)
+QUICK = Recipe(epochs=1, min_steps=48, batch=32)
 INSTANT = Recipe(epochs=0, min_steps=2, batch=32)
 
 
