@@ -114,7 +114,7 @@ def test_progress_is_told(resumed: Resumed) -> None:
 def test_the_phases_of_a_run_add_up_to_its_wall_clock(resumed: Resumed) -> None:
     records = [json.loads(line) for line in (resumed.run / "journal.jsonl").read_text().splitlines()]
     rows = [record["metrics"] for record in records if "images_per_second" in record.get("metrics", ())]
-    assert len(rows) == 5
+    assert len(rows) == 4  # what the resumed run reports again at 128 is there already
     for row in rows:
         seconds = {key: value for key, value in row.items() if re.fullmatch(r"time/\w+", key)}
         assert {"time/data", "time/d_step", "time/g_step", "time/ema", "time/communication", "time/logging"} <= set(seconds)
