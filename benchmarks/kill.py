@@ -185,7 +185,7 @@ def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
     samples, losses = [], []
     for run in ("same", "changed"):
         samples.append(sorted(tuple(map(int, line.split())) for line in (folder / f"{run}.samples").read_text().splitlines()))
-        rows = [row for row, _ in journal.read(folder / run) if "metrics" in row]
+        rows = [row for row, _ in journal.read(folder / run) if "loss/d" in row.get("metrics", ())]
         losses.append({(row["step"], key): row["metrics"][key] for row in rows for key in ("loss/d", "loss/g")})
     distance = max(abs(losses[0][at] - losses[1][at]) for at in losses[0]) if losses[0].keys() == losses[1].keys() else 1e9
     checks = {
