@@ -1,6 +1,7 @@
 """Training, as a story: start or resume, D steps, a G step, the average; now and then a report, samples, a checkpoint."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
 from pipeline.engines import Ranks
+from pipeline.errors import StorageError
 from pipeline.health import Failure, Fault, Health
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
@@ -104,7 +106,8 @@ def _attempt(job: _Job) -> Failure | str | None:
                 health.saved(progress)
                 kept = progress
                 if ranks.main:
-                    write_status(Path(config.run), Status("running", progress.images))
+                    with suppress(StorageError):  # no reason to end: the saver knows when too much is at risk
+                        write_status(Path(config.run), Status("running", progress.images))
             failure = health.collapsed(progress)
 
         health.tracker = None

@@ -384,7 +384,8 @@ def test_a_disk_that_fills_up_while_training(whole: Path, tiny: str, tmp_path: P
         found = checkpoint.newest(str(folder / "run" / "checkpoints"))
         assert found and found.images == 64
         status = read_status(folder / "run" / "status.json")
-        assert status and (status.state, status.images, status.exit_code) == ("failed", 64, 74)
+        assert status and (status.state, status.exit_code) == ("failed", 74) and status.images >= 64
+        assert "cannot save 256 images, the last checkpoint is at 64" in done.stderr
         remount(folder, f"size={size * 4 // 1024 + 1024}k")
         again = train(*command)
         assert again.returncode == 0, again.stderr + log(folder / "run")
