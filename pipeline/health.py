@@ -222,7 +222,7 @@ class Health:
         self._note(found, now)
 
     def samples(self, images: Tensor | None, now: Progress, g: Engine, d: Engine) -> None:
-        """Look for them in the samples of fixed latents, uint8 [rows * columns, C, r, r] by class; rank 0 has them."""
+        """Look for them in what `Recorder.samples` returns."""
         with g.gathered(), d.gathered():
             found = self.signs.of_samples(images, g.module, d.module, self.ranks)
         self._note(found, now)

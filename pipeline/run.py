@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,11 +73,11 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def load_run_config(run: str | Path) -> RunConfig:
-    """The resolved configuration of a run. Raises ConfigError if `run` is not a run's folder."""
+    """The resolved configuration of a run, where it is now. Raises ConfigError if `run` is not a run's folder."""
     path = Path(run, "config.yaml")
     if not path.is_file():
         raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
-    return build(yaml.safe_load(path.read_text()))
+    return replace(build(yaml.safe_load(path.read_text())), run=str(run))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

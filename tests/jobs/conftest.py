@@ -1,13 +1,15 @@
-"""A run in MLflow's registry, for every test of the commands that use one."""
+"""What the tests of commands share: a small configuration, and a run in MLflow's registry."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import registry
 from pipeline.generators import load_generator
 from pipeline.tracking import Delivery, connect
+from tests.jobs.tiny_runs import TINY
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
 
@@ -40,3 +42,11 @@ def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, 
         short_standing_statistics(patch)
         registry.register(Delivery(folder), load_generator(folder), "tiny", "first")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
+    """A file with the configuration TINY."""
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards), "flip": True}}))
+    return str(file)

@@ -19,7 +19,7 @@ from pipeline import object_stores
 from pipeline.index import ROW, load_manifest
 from tests.conftest import write_tree
 from tests.jobs.test_register import refusal
-from tests.jobs.test_train import TINY, assert_one_line, disk
+from tests.jobs.tiny_runs import TINY, assert_one_line, disk
 from tests.pipeline.test_indexing import GOOD, picture, write
 from tests.pipeline.test_stream import joined, take
 

@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two dozen steps are enough for these patterns."""
-    recipe = Recipe(epochs=1, min_steps=48, batch=32)
+    recipe = Recipe(epochs=1, min_steps=24, batch=32)
     monkeypatch.setattr(classifier, "obtain_judge", partial(classifier.obtain_judge, recipe=recipe))
 
 

@@ -17,7 +17,7 @@ import yaml
 from jobs.cli import main
 from pipeline import checkpoint
 from pipeline.run import Status, lock, read_status, write_status
-from tests.jobs.test_train import TINY, mlflow_runs
+from tests.jobs.tiny_runs import TINY, mlflow_runs
 
 WORKER = """
 import os, sys

@@ -7,14 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from jobs.cli import main
 from pipeline import checkpoint, storage
@@ -23,45 +19,16 @@ from pipeline.costs import checkpoint_bytes, network_sizes
 from pipeline.run import Status, read_identity, read_status, write_status
 from pipeline.tracking import connect, store_uri
 from tests.conftest import S3Server
-
-# 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
-TINY: dict[str, Any] = {
-    "total_images": 256,
-    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
-    "batch": {"global_batch": 32, "micro_batch": 8, "norm_group": 16, "d_steps": 2},
-    "data": {"flip": True},
-    "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 100, "ema_start": 64, "warmup": 128},
-    "checkpoint": {"every": 64},
-    "log_every": 64,
-    "sample_every": 128,
-    "processes": 2,
-    "precision": "fp32",
-}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
-    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards), "flip": True}}))
-    return str(file)
-
-
-def train(tiny: str, run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={run}", *overrides]
-    return subprocess.run(command, cwd=run.parent, capture_output=True, text=True, timeout=280, check=False)
-
-
-def log(run: Path) -> str:
-    return (run / "logs" / "stderr.log").read_text()
-
-
-def tensors_of(run: Path) -> dict[str, str]:
-    """sha256 of both networks, both optimisers and the EMA in the newest checkpoint."""
-    found = checkpoint.newest(str(run / "checkpoints"))
-    assert found and found.images == 256
-    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
-    assert len(hashes) == 2 * 5
-    return hashes
+from tests.jobs.tiny_runs import (
+    assert_one_line,
+    disk,
+    fill,
+    log,
+    mlflow_runs,
+    remount,
+    tensors_of,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -88,11 +55,6 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     second = train(tiny, run)
     assert second.returncode == 0, second.stderr + log(run)
     return Resumed(run, first, second, uid, mlflow_id)
-
-
-def mlflow_runs(run: Path) -> list[Any]:
-    client = connect(store_uri(run, None))
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
 LINE = re.compile(
@@ -246,14 +208,6 @@ def test_from_s3_as_from_disk(whole: Path, tiny: str, shards: Path, s3: S3Server
     assert tensors_of(tmp_path / "run") == tensors_of(whole)
 
 
-def assert_one_line(stderr: str, code: int, expected_code: int, *parts: str) -> None:
-    assert code == expected_code, stderr
-    assert stderr.startswith("biggan: error: ") and stderr.count("\n") == 1, stderr
-    assert "Traceback" not in stderr
-    for part in parts:
-        assert part in stderr
-
-
 @pytest.mark.slow
 def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
@@ -316,32 +270,6 @@ def test_a_change_that_cannot_be_resumed(resumed: Resumed, tiny: str, capsys: py
     code = main(["train", tiny, f"run={resumed.run}", "seed=1"])
     assert_one_line(capsys.readouterr().err, code, 78, "seed=1", "began with 0", "run=")
     assert (resumed.run / "config.yaml").read_bytes() == before
-
-
-@contextmanager
-def disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, that can be full or read-only. Skips where this user may not mount one."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("may not mount a file system here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    with open(folder / "filler", "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
 
 
 def test_a_run_folder_that_cannot_be_written(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking import connect, store_uri
-from tests.jobs.test_train import log, mlflow_runs, tiny, train  # noqa: F401 (a fixture)
+from tests.jobs.tiny_runs import log, mlflow_runs, train
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_what_follows_from_the_batch_is_told_recorded_and_kept(tmp_path: Path, tiny: str) -> None:  # noqa: F811
+def test_what_follows_from_the_batch_is_told_recorded_and_kept(tmp_path: Path, tiny: str) -> None:
     run = tmp_path / "run"
     asked = ("batch.micro_batch=auto", "optim.lr_scaling=sqrt", "optim.lr_batch=8", "sample_every=0")
     first = train(tiny, run, *asked, "total_images=64")

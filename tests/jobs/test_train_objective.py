@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkpoint
-from tests.jobs.test_train import log, tensors_of, tiny, train  # noqa: F401 (a fixture)
+from tests.jobs.tiny_runs import log, tensors_of, train
 
 EVERYTHING = (
     "objective.loss=non-saturating",
@@ -23,7 +23,7 @@ EVERYTHING = (
 
 
 @pytest.mark.slow
-def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None:  # noqa: F811
+def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None:
     """LeCam's anchors, ADA's probability and the place of R1 among the steps survive; 2 ranks, 2 micro-batches."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for run, stops in ((whole, ["256"]), (parts, ["128", "256"])):
@@ -37,7 +37,7 @@ def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None
 
 
 @pytest.mark.slow
-def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: str) -> None:  # noqa: F811
+def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: str) -> None:
     """Also the transposed and strided networks, minimax, and batch-norm groups that span ranks, in D too."""
     old = ("model.generator=transposed", "model.discriminator=strided", "model.d_condition=concat", "objective.loss=minimax")
     first = train(tiny, tmp_path / "first", *old, "total_images=64", "tracking.mode=off")

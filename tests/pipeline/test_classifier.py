@@ -15,7 +15,7 @@ from pipeline.evaluation import frechet_distance, judge
 from pipeline.index import load_manifest
 from pipeline.stream import DataConfig, load_all
 
-QUICK = Recipe(epochs=1, min_steps=48, batch=32)
+QUICK = Recipe(epochs=1, min_steps=24, batch=32)
 INSTANT = Recipe(epochs=0, min_steps=2, batch=32)
 
 
@@ -136,3 +136,11 @@ def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path)
     assert judge(scaled, [(images, labels)]).features.var(0, ddof=1).sum() == pytest.approx(VARIANCE, rel=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(scaled(images), plain(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_judge_sees_its_images_in_an_order_of_its_own(shards: Path) -> None:
+    """Whatever lanes a training has, or has by default: a judge that was kept is still the one that would be made."""
+    manifest = load_manifest(str(shards))
+    ours, others = (real_batches(DataConfig(str(shards), lanes=lanes), manifest, 64, 32) for lanes in (64, 3))
+    for (images, labels), (same_images, same_labels) in zip(ours, others, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)

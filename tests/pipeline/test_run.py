@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from model.config import ModelConfig
+from pipeline import checkpoint
 from pipeline.batch import BatchConfig
+from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest, load_manifest
@@ -19,7 +22,9 @@ from pipeline.run import (
     STATUS_VARIABLE,
     Status,
     check_model,
+    checkpoint_uri,
     load_run_config,
+    locate,
     lock,
     prepare,
     read_identity,
@@ -37,6 +42,13 @@ def manifest(shards: Path) -> Manifest:
 @pytest.fixture
 def config(tmp_path: Path, shards: Path) -> RunConfig:
     return RunConfig(str(tmp_path / "run"), 1000, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+
+
+def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
+    prepare(config, manifest)
+    checkpoint.save(checkpoint_uri(config), Progress(100), {"generator": {"w": torch.ones(2)}}, {}, keep=2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert locate(str(tmp_path / "moved")).uri == str(tmp_path / "moved/checkpoints/0000000100")
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,84 @@
+"""What tests of whole runs share: a small training as a user types it, what it left behind, and disks that fill up."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import checkpoint
+from pipeline.tracking import connect, store_uri
+
+# 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
+TINY: dict[str, Any] = {
+    "total_images": 256,
+    "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
+    "batch": {"global_batch": 32, "micro_batch": 8, "norm_group": 16, "d_steps": 2},
+    "data": {"flip": True},
+    "optim": {"g_lr": 1e-3, "d_lr": 1e-3, "ema_half_life": 100, "ema_start": 64, "warmup": 128},
+    "checkpoint": {"every": 64},
+    "log_every": 64,
+    "sample_every": 128,
+    "processes": 2,
+    "precision": "fp32",
+}
+
+
+def train(tiny: str, run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={run}", *overrides]
+    return subprocess.run(command, cwd=run.parent, capture_output=True, text=True, timeout=280, check=False)
+
+
+def log(run: Path) -> str:
+    return (run / "logs" / "stderr.log").read_text()
+
+
+def tensors_of(run: Path) -> dict[str, str]:
+    """sha256 of both networks, both optimisers and the EMA in the newest checkpoint."""
+    found = checkpoint.newest(str(run / "checkpoints"))
+    assert found and found.images == 256
+    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
+    assert len(hashes) == 2 * 5
+    return hashes
+
+
+def mlflow_runs(run: Path) -> list[Any]:
+    client = connect(store_uri(run, None))
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def assert_one_line(stderr: str, code: int, expected_code: int, *parts: str) -> None:
+    assert code == expected_code, stderr
+    assert stderr.startswith("biggan: error: ") and stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in stderr
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, that can be full or read-only. Skips where this user may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
