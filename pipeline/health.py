@@ -211,6 +211,14 @@ class Health:
         self._save_due |= due or bool(self._alarm)
         return self._save_due and (self._skips == 0 or end or bool(self._alarm))
 
+    def wants_last_save(self, now: Progress, engines: Iterable[Engine], ema: EMA, objective: State) -> bool:
+        """Whether to save where a run is asked to stop: amid skipped updates too, but never what a resume could not use."""
+        if fit := self._finite(engines, ema, objective):
+            return fit
+        text = "parameters or averages are NaN or infinite: not saved, the last checkpoint stays the newest"
+        self._event("failure", now.images, text)
+        return False
+
     def saved(self, now: Progress) -> None:
         self._save_due, self._good = False, now.images
 

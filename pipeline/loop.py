@@ -113,7 +113,7 @@ def _attempt(job: _Job) -> Failure | str | None:
         health.tracker = None
         recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
         with recorder.timed("checkpoint"):
-            if reason and progress != kept:
+            if reason and progress != kept and health.wants_last_save(progress, (g, d), learner.ema, learner.objective.state):
                 saver.save(progress, learner.slices(), learner.state(manifest))
             saver.close()
     if failure:

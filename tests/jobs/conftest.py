@@ -9,6 +9,7 @@ import yaml
 from pipeline import registry
 from pipeline.generators import load_generator
 from pipeline.tracking import Delivery, connect
+from tests.jobs import background
 from tests.jobs.tiny_runs import TINY
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
@@ -50,3 +51,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards), "flip": True}}))
     return str(file)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
+    """A file with a run that nobody waits for, with no checkpoint but that of a stop."""
+    file = tmp_path_factory.mktemp("config") / "endless.yaml"
+    rare = {"total_images": 10**8, "checkpoint": {"every": 10**8}, "sample_every": 0, "log_every": 64}
+    file.write_text(yaml.safe_dump(TINY | rare | {"data": {"uri": str(shards)}}))
+    return str(file)
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """Workers die with their launcher, and that with `biggan train`."""
+    yield
+    while background.STARTED:
+        background.STARTED[-1].kill()
+        background.STARTED.pop().wait()

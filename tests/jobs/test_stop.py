@@ -4,20 +4,19 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jobs.cli import main
 from pipeline import checkpoint
 from pipeline.run import Status, lock, read_status, write_status
-from tests.jobs.tiny_runs import TINY, mlflow_runs
+from tests.jobs.background import Started, biggan
+from tests.jobs.tiny_runs import mlflow_runs
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 WORKER = """
 import os, sys
@@ -27,55 +26,6 @@ open(f"rank{os.environ['RANK']}.code", "w").write(str(code))
 sys.exit(code)
 """
 BOTH = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
-    """A run that nobody waits for, with no checkpoint but that of a stop."""
-    file = tmp_path_factory.mktemp("config") / "endless.yaml"
-    rare = {"total_images": 10**8, "checkpoint": {"every": 10**8}, "sample_every": 0, "log_every": 64}
-    file.write_text(yaml.safe_dump(TINY | rare | {"data": {"uri": str(shards)}}))
-    return str(file)
-
-
-STARTED: list[subprocess.Popen[bytes]] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Workers die with their launcher, and that with `biggan train`."""
-    yield
-    while STARTED:
-        STARTED[-1].kill()
-        STARTED.pop().wait()
-
-
-class Started:
-    """A process in the background, with its output in files."""
-
-    def __init__(self, command: list[str], cwd: Path, env: dict[str, str] | None = None) -> None:
-        self.out, self.err = (cwd / f"{time.monotonic_ns()}.{name}" for name in ("out", "err"))
-        with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err, env=os.environ | (env or {}))
-        STARTED.append(self.process)
-
-    def until(self, text: str) -> None:
-        wait_for(lambda: text in self.out.read_text() or self.process.poll() is not None)
-        assert text in self.out.read_text(), self.out.read_text() + self.err.read_text()
-
-    def end(self) -> int:
-        return self.process.wait(timeout=250)
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 250
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def biggan(config: str, run: Path, *overrides: str) -> Started:
-    return Started([sys.executable, "-m", "jobs.cli", "train", config, f"run={run}", *overrides], run.parent)
 
 
 def free_port() -> int:

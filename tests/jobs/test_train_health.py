@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipeline import checkpoint
@@ -87,6 +88,21 @@ def test_both_ranks_skip_and_go_back_together_and_the_run_finishes(healed: Heale
     assert [r["close"] for r in journal if "close" in r] == ["FAILED", "FINISHED"]
     assert '"kind": "failure"' in next(r["text"] for r in journal if r.get("path") == "events.jsonl")
     assert next(r["metrics"]["skipped/d"] for r in journal if r.get("step") == 192 and "skipped/d" in r["metrics"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_at_each_stage_of_zero_the_same_happens(stage: int, healed: Healed, tmp_path: Path, shards: Path) -> None:
+    run = tmp_path / "run"
+    ended = train(run, shards, "2:1:3", f"zero.stage={stage}")
+    assert ended.returncode == 0, ended.stderr + (run / "logs/stderr.log").read_text()
+    assert events(run) == events(healed.run)
+    mine, other = (checkpoint.newest(str(r / "checkpoints")) for r in (run, healed.run))
+    assert mine and other and mine.progress() == other.progress() and mine.parts == other.parts
+    for part in ("generator", "discriminator", "ema"):
+        pairs = [(t, other.tensors(part)[name]) for name, t in mine.tensors(part).items() if t.is_floating_point()]
+        apart, size = (torch.stack(parts).norm() for parts in zip(*(((a - b).norm(), b.norm()) for a, b in pairs), strict=True))
+        assert apart < 1e-3 * size, part
 
 
 @pytest.mark.slow
