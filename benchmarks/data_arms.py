@@ -110,12 +110,12 @@ def _checked(batches: Iterable[Tensor], transform: data_peers.Transform) -> Iter
 
 
 def ours(
-    where: str, finish: Callable[[MicroBatch], Tensor], crop: int | None = CROP, threads: int = THREADS
+    where: str, finish: Callable[[MicroBatch], Tensor], crop: int | None = CROP, threads: int = THREADS, flip: bool = True
 ) -> dict[str, float]:
     """Our stream; its consumer finishes the batches on the CPU, in this thread."""
     uri = f"{where}/shards"
     manifest = load_manifest(uri)
-    config = DataConfig(uri=uri, crop=crop, flip=True, decode_threads=threads)
+    config = DataConfig(uri=uri, crop=crop, flip=flip, decode_threads=threads)
     shape: dict[str, Any] = {"seed": 0, "global_batch": BATCH, "micro_batch": BATCH, "rank": 0, "world_size": 1}
     with Stream(config, manifest, mirror=True, **shape) as stream:
         return measured(lambda: (finish(batch) for batch in itertools.islice(stream, manifest.samples // BATCH)))
@@ -191,7 +191,7 @@ def run(arm: str, where: str, cache: Path) -> dict[str, float]:
     if name == "bare":
         return bare(where)
     if group == "stack":
-        return ours(where, lambda batch: batch.images, crop=None, threads=int(name.removeprefix("ours")))
+        return ours(where, lambda batch: batch.images, crop=None, threads=int(name.removeprefix("ours")), flip=False)
     if name == "ours":
         return ours(where, Finish(normalise=group == "recipe"))
     if data_peers.torchvision_is_missing():

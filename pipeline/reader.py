@@ -8,11 +8,12 @@ bad), a shard that is shorter than its index says (what is in front of the cut i
 import statistics
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.errors import DataError, StorageError
 from pipeline.index import Index, Manifest, Part, load_index
 from pipeline.mixture import Mixture
 from pipeline.order import Ints, Order
+from pipeline.page_cache import PageCache
 from pipeline.quarantine import BadSampleError
 
 PATIENCE = 180.0
@@ -37,8 +39,7 @@ _HEDGE_SHARE = 0.05  # of all requests, at most
 _MEND = "restore the file, or pack again with `biggan shard SRC DST --overwrite`"
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """One image as it is stored."""
 
     label: int
@@ -59,6 +60,12 @@ class _Shard:
     size: int
     version: str | None
     part: Part
+    path: str
+    """Of a local file, else empty."""
+
+    def encoded(self, label: int, data: bytes, sample: int) -> Encoded:
+        """An image of this shard, with the label that it has in all shards together."""
+        return Encoded(self.part.labels[label] if self.part.labels else label, data, self.name, sample)
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,13 @@ class Reader:
         self._part_ends = np.cumsum([part.shards for part in self._parts])
         # Files are read by the thread that needs them, and ahead by the kernel: handing a run over costs more than reading it.
         self._direct = cache is None and all(storage.local_path(part.tars) for part in self._parts)
-        self._first = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
+        self._memory = PageCache()
+        self._ahead: OrderedDict[int, None] = OrderedDict()
+        """Runs that the kernel has been asked for."""
+        self._first: list[int] = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
         self._shards: OrderedDict[int, Future[_Shard]] = OrderedDict()
+        self._ready: dict[int, _Shard] = {}
+        """Those of them that have been looked up: to ask a future takes longer than to read an image."""
         self._runs: OrderedDict[int, Future[_Run]] = OrderedDict()
         self._seconds: deque[float] = deque(maxlen=64)
         self._asked = 0
@@ -125,19 +137,22 @@ class Reader:
     def expect(self, samples: Ints) -> None:
         """Start reading the runs of these samples, in this order; returns at once."""
         for run in dict.fromkeys(self.order.run_of(samples).tolist()):
-            if self._touch(run):
-                continue
-            if self._direct:
-                shard, start, stop = self._extent(run)
-                storage.will_need(shard.place, start, stop)
-            else:
+            if not self._direct:
                 self._run(run)
+            elif run not in self._ahead:
+                shard, start, stop = self._extent(run)
+                self._memory.will_need(shard.path, start, stop)
+                self._ahead[run] = None
+                if len(self._ahead) > 2 * self._capacity:
+                    self._ahead.popitem(last=False)
 
     def image(self, sample: int) -> Encoded:
         """One image; waits until its run is there.
 
         Raises BadSampleError if it is damaged, DataError if its shard or index is gone or another one, StorageError.
         """
+        if self._direct and (found := self._in_memory(sample)):
+            return found
         number = int(np.searchsorted(self.order.starts, sample, side="right")) - 1
         run = (self._runs.get(number) or self._run(number)).result()
         data, reason, label = self._checked(run, sample)
@@ -146,12 +161,23 @@ class Reader:
             data, reason, label = self._checked(run, sample)
         if reason:
             raise BadSampleError(run.shard.name, sample, self.key(sample), reason)
-        labels = run.shard.part.labels
-        return Encoded(labels[label] if labels else label, data, run.shard.name, sample)
+        return run.shard.encoded(label, data, sample)
+
+    def _in_memory(self, sample: int) -> Encoded | None:
+        """An image that is good and need not be waited for."""
+        number = self._number(sample)
+        shard = self._ready.get(number) or self._shard(number)
+        block, length, crc, label = shard.rows[sample - shard.first].item()
+        data = self._memory.read(shard.path, 512 * block, length)
+        if data is None or google_crc32c.value(data) != crc:
+            return None
+        with self._lock:
+            self.bytes_read += length
+        return shard.encoded(label, data, sample)
 
     def key(self, sample: int) -> str:
         """The name of a sample's image in its shard, without its extension: for people. Its id if it cannot be read."""
-        shard = self._shard(int(np.searchsorted(self._first, sample, side="right")) - 1)
+        shard = self._shard(self._number(sample))
         header = 512 * (int(shard.rows[sample - shard.first]["block"]) - 1)
         try:
             name = storage.read_range(shard.place, header, header + 100).split(b"\0")[0].decode()
@@ -171,7 +197,7 @@ class Reader:
         return data, "" if google_crc32c.value(data) == crc else f"it does not have its checksum; {_MEND}", label
 
     def _number(self, sample: int) -> int:
-        return int(np.searchsorted(self._first, sample, side="right")) - 1
+        return bisect_right(self._first, sample) - 1
 
     def _run(self, number: int, instead_of: _Run | None = None) -> "Future[_Run]":
         fresh = instead_of is not None
@@ -182,19 +208,12 @@ class Reader:
             if mine := found is None:
                 found = Future() if self._direct else self._fetchers.submit(self._fetch, number, fresh)
                 self._runs[number] = found
-                self._runs.move_to_end(number)
+            self._runs.move_to_end(number)  # so that what is expected stays longest
             while len(self._runs) > self._capacity:
                 self._runs.popitem(last=False)
         if mine and self._direct:
             _fulfil(found, lambda: self._fetch(number, fresh))
         return found
-
-    def _touch(self, number: int) -> bool:
-        """Whether a run is here, or on its way: then it stays longer than those that nobody expects."""
-        with self._lock:
-            if here := number in self._runs:
-                self._runs.move_to_end(number)
-            return here
 
     def _extent(self, number: int) -> tuple[_Shard, int, int]:
         """Where a run lies: its shard, its first byte and its end, which a cut may have put before its first byte."""
@@ -285,10 +304,11 @@ class Reader:
                 found = self._shards[number] = Future()
             self._shards.move_to_end(number)
             while len(self._shards) > _INDEXES:
-                self._shards.popitem(last=False)
+                self._ready.pop(self._shards.popitem(last=False)[0], None)
         if mine:
             _fulfil(found, lambda: self._look_up(number))
-        return found.result()
+        self._ready[number] = found.result()
+        return self._ready[number]
 
     def _look_up(self, number: int) -> _Shard:
         expected = self.manifest.shards[number]
@@ -302,7 +322,9 @@ class Reader:
             rows = self._patiently(lambda: load_index(part.uri, expected))
         except DataError:  # once more: it may have been damaged on its way
             rows = self._patiently(lambda: load_index(part.uri, expected))
-        return _Shard(place, expected.name, int(self._first[number]), rows, size, version, part)
+        return _Shard(
+            place, expected.name, self._first[number], rows, size, version, part, str(storage.local_path(place) or "")
+        )
 
 
 def _fulfil(promise: "Future[T]", make: Callable[[], T]) -> None:

@@ -90,16 +90,6 @@ def read_range(uri: str, start: int, end: int, version: str | None = None) -> by
         return bytes(filesystem.cat_file(name, start=start, end=end))
 
 
-def will_need(path: str, start: int, end: int) -> None:
-    """Ask the system to have bytes [start, end) of a local file in memory soon; a failure shows when they are read."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(local_path(path) or path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
-
-
 def head(uri: str) -> tuple[int, str | None]:
     """(bytes stored under `uri`, a name of this version of it if the store has one)."""
     with _errors(uri, "read"):

@@ -49,6 +49,37 @@ def test_jpegs_of_any_kind_are_as_pillow_decodes_them(options: dict[str, Any]) -
     assert np.abs(decoded(data, 64).astype(int) - pillow(data)).max() <= 2
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("side", "crop"), [(48, None), (40, 40), (20, None), (20, 30)])
+def test_a_mirrored_image_is_the_image_mirrored(form: str, channels: int, side: int, crop: int | None) -> None:
+    data = encoded(picture(48, 48), form)
+    plain, mirrored = np.empty((2, side, side, channels), np.uint8)
+    decode_into(data, plain, crop)
+    decode_into(data, mirrored, crop, mirror=True)
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+
+
+def test_what_is_remembered_of_one_jpeg_is_not_taken_for_another() -> None:
+    """Of the same program and size: plain, plain again, turned, of another size, of another colour space, cut."""
+    image, turned = picture(48, 48), Image.Exif()
+    turned[0x0112] = 3
+    files = [encoded(one, "JPEG") for one in (image, picture(48, 48), picture(56, 48), picture(48, 48, "CMYK"))]
+    files.insert(2, encoded(image, "JPEG", exif=turned))
+    for data in [*files, *files[::-1]]:
+        wanted = np.asarray(fitted(upright(data).convert("RGB"), 48))
+        assert np.abs(decoded(data, 48).astype(int) - wanted).max() <= 3
+    for cut in (
+        b"",
+        files[0][:2],
+        files[0][:300],
+        files[0][: files[0].index(b"\xff\xda")],
+        files[0][: files[0].index(b"\xff\xda") + 2],
+    ):
+        with pytest.raises(UndecodableError):
+            decoded(cut, 48)
+
+
 def test_cmyk_jpegs_go_through_pillow() -> None:
     data = encoded(picture(32, 32, "CMYK"), "JPEG")
     np.testing.assert_array_equal(decoded(data, 32), pillow(data))

@@ -54,8 +54,8 @@ def test_nothing_but_speed_depends_on_the_capacity(shards: Path, capacity: int) 
     assert images(shards, capacity=capacity) == wanted
 
 
-def test_what_is_read_once_stays(shards: Path) -> None:
-    found = open_reader(shards)
+def test_what_is_read_once_stays(served: str) -> None:
+    found = open_reader(served)
     for _ in range(3):
         for i in range(256):
             found.image(i)
@@ -110,10 +110,20 @@ def test_a_shard_that_changes_is_an_error(copy: Path) -> None:
     found = open_reader(copy, capacity=1)
     found.image(0)
     path = copy / found.manifest.shards[0].name
-    path.write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(DataError, match="another file than when this process first read it"):
         for i in range(256):
             found.image(i)
+    found.close()
+
+
+def test_a_shard_that_was_replaced_is_read_as_it_was_while_it_is_open(copy: Path) -> None:
+    wanted = images(copy)
+    found = open_reader(copy)
+    found.image(0)
+    for shard in found.manifest.shards:
+        storage.write_bytes(str(copy / shard.name), bytes(shard.bytes))  # another file in its place
+    assert [found.image(i).data for i in range(4)] == wanted[:4]
     found.close()
 
 
