@@ -31,7 +31,7 @@ from pipeline import checkpoint, failpoints, journal
 
 BATCH, STEPS = 16, 5
 HANGS = 300.0
-"""Seconds after which an attempt is taken to hang."""
+"""Seconds without a line in the log after which an attempt is taken to hang."""
 OF_RANK_0 = ("fence", "commit", "committed", "retain")
 OF_OTHERS = ("reported",)
 
@@ -102,13 +102,17 @@ class Attempt:
     ranks: list[ForkServerProcess]
     log: Path
     began: float
+    _last: tuple[int, float] = (0, 0.0)
 
     def until(self, reached: Callable[[], bool]) -> None:
         """Wait until `reached`, or the end of a rank."""
         while not reached() and all(rank.is_alive() for rank in self.ranks):
-            if time.monotonic() - self.began > HANGS:
+            size, now = self.log.stat().st_size if self.log.exists() else 0, time.monotonic()
+            if size != self._last[0]:
+                self._last = size, now
+            if now - max(self.began, self._last[1]) > HANGS:
                 self.kill(self.ranks)
-                raise SystemExit(f"benchmarks.kill: no end after {HANGS:.0f} s:\n{self.text[-3000:]}")
+                raise SystemExit(f"benchmarks.kill: nothing happened for {HANGS:.0f} s:\n{self.text[-3000:]}")
             time.sleep(0.005)
 
     def kill(self, ranks: list[ForkServerProcess]) -> None:
