@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _MOST_LEVELS = 2
 """Of 255: how far a golden sample may be off on another machine, where sums are rounded otherwise."""
 _LOAD_SECONDS = 900
-# The candidate's code runs with these alone: it gets no credentials.
-_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+# The candidate's code runs with these alone: variables with credentials are not among them.
+_ENVIRONMENT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 Say = Callable[[str], None]
 
@@ -225,7 +225,7 @@ def _check_loads(candidate: "ModelVersion", say: Say) -> dict[str, Any]:
             )
         say("loading it in a process of its own")
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "HOME": folder}
         command = [sys.executable, "-I", str(loads_alone.__file__), str(model)]
         try:
             done = subprocess.run(
