@@ -1,8 +1,8 @@
 """`biggan NAME ...` runs `jobs/NAME.py`; a new file there is a new sub-command.
 
 Exit codes: 0 done, 75 stopped and saved (run the same command again), 78 bad configuration or input (trying again
-unchanged cannot help), 65 damaged data, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted, 130 interrupted; anything
-else is a crash with a traceback.
+unchanged cannot help), 65 damaged data, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted, 130 interrupted;
+anything else is a crash with a traceback.
 """
 
 import argparse
