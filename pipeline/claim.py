@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PREFIX = "promotion_claim."
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds to wait for another promoter."""
 _DEAD_AFTER = 3600.0
 
