@@ -88,4 +88,5 @@ def of_weights(found: list[Evaluation], weights_sha256: str) -> Evaluation | Non
     plain = [document for document in mine if Path(document.place).stem.isdecimal()]
     if len(mine) > 1 and len(plain) != 1:
         raise ConfigError(f"several evaluations of these weights, type --evaluation: {', '.join(d.place for d in mine)}")
-    return (plain or mine or [None])[0]
+    chosen = plain or mine
+    return chosen[0] if chosen else None

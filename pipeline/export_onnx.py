@@ -64,7 +64,7 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'biggan-pipeline[onnx]'") from None
     labels = golden_labels(trained)
     z = latents(GOLDEN_SEED, Stream.SAMPLES, 0, len(labels), trained.config.latent_dim)
-    model = _graph(trained.generator)
+    model = _graph(trained.generator, len(labels) + 1)  # another number than the golden samples, which so prove that any is fine
     about = describe(trained) | _TEXTS | {"latent_dim": z.shape[1], "opset": OPSET}
     # The golden samples: these latents and classes gave these pictures, side by side, where the file was written.
     about |= {"golden_z": _base64(z.numpy().astype("<f4").tobytes()), "golden_class_id": labels.tolist()}
@@ -83,11 +83,10 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
     path.write_bytes(data)
 
 
-def _graph(generator: Generator) -> "ModelProto":
-    """The generator in ONNX, for any number of samples at once."""
+def _graph(generator: Generator, samples: int) -> "ModelProto":
+    """The generator in ONNX, for any number of samples at once; an example of `samples` > 1 is what torch traces."""
     n = torch.export.Dim("n", min=1)
-    # Two samples: torch takes an example's 1 for a constant.
-    example = (torch.zeros(2, generator.config.latent_dim), torch.zeros(2, dtype=torch.int64))
+    example = (torch.zeros(samples, generator.config.latent_dim), torch.zeros(samples, dtype=torch.int64))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it would say that there is no torchvision
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own deprecated calls

@@ -107,10 +107,10 @@ def test_a_reader_without_torch_finds_all_it_needs(exported: tuple[TrainedGenera
 
 def test_a_graph_that_draws_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = random_generator(ModelConfig(resolution=32, num_classes=2, ch=2))
-    negated = importlib.import_module("copy").deepcopy(trained.generator)
-    negated.output.weight.data.neg_()
+    shifted = importlib.import_module("copy").deepcopy(trained.generator)
+    shifted.output.bias.data.add_(1)
     graph = export_onnx._graph
-    monkeypatch.setattr(export_onnx, "_graph", lambda _: graph(negated))
+    monkeypatch.setattr(export_onnx, "_graph", lambda _, samples: graph(shifted, samples))
     with pytest.raises(RuntimeError, match="draws other images"):
         save_onnx(trained, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
