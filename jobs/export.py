@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -47,13 +48,15 @@ def run(args: argparse.Namespace) -> None:
 
     from pipeline.export import save_files, save_model
     from pipeline.export_onnx import save_onnx
-    from pipeline.generators import load_generator
+    from pipeline.generators import TrainedGenerator, load_generator
 
+    writers: dict[str, Callable[[TrainedGenerator, Path], None]]
+    writers = {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}
     trained = load_generator(args.model, args.checkpoint, standing=args.standing)
     args.dst.parent.mkdir(parents=True, exist_ok=True)
     half = args.dst.with_name(f"{args.dst.name}.{os.getpid()}.new")
     try:
-        {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}[kind](trained, half)
+        writers[kind](trained, half)
         half.rename(args.dst)
     finally:
         half.unlink(missing_ok=True) if half.is_file() else shutil.rmtree(half, ignore_errors=True)

@@ -269,7 +269,7 @@ def _move(
         raise GateError(f"{name}: {alias} is at version {held.version if held else 'none'}: somebody moved it at this moment")
     file = f"promotions/{re.sub(r'[^A-Za-z0-9_-]', '-', name)}-{target.version}-{alias}-{digest[:12]}.json"
     try:
-        client.log_text(target.run_id, text, file)
+        client.log_text(target.run_id or "", text, file)
     except Exception as error:
         raise StorageError(
             f"{alias} is version {target.version} of {name} now, but the report did not reach its run {target.run_id}: "
