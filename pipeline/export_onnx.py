@@ -64,9 +64,7 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'biggan-pipeline[onnx]'") from None
     labels = golden_labels(trained)
     z = latents(GOLDEN_SEED, Stream.SAMPLES, 0, len(labels), trained.config.latent_dim)
-    model = _graph(
-        trained.generator, len(labels) + 1
-    )  # another number than the golden samples, which so prove that any is fine
+    model = _graph(trained.generator, len(labels) + 1)  # not as many as golden samples: they prove that any number is fine
     about = describe(trained) | _TEXTS | {"latent_dim": z.shape[1], "opset": OPSET}
     # The golden samples: these latents and classes gave these pictures, side by side, where the file was written.
     about |= {"golden_z": _base64(z.numpy().astype("<f4").tobytes()), "golden_class_id": labels.tolist()}

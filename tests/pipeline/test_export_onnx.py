@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jobs.cli import main
 from model.config import ModelConfig
 from model.networks import build_generator
 from pipeline import export_onnx
 from pipeline.errors import ConfigError
 from pipeline.export_onnx import TOLERANCE, save_onnx
-from pipeline.generators import TrainedGenerator, stand
+from pipeline.generators import TrainedGenerator, load_generator, stand
+from tests.pipeline.saved_run import save_run, short_standing_statistics
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -121,6 +123,20 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
     trained = random_generator(ModelConfig(resolution=32, num_classes=2, ch=2))
     with pytest.raises(ConfigError, match=r"onnxscript: pip install 'biggan-pipeline\[onnx\]'"):
         save_onnx(trained, tmp_path / "x.onnx")
+
+
+def test_the_command_writes_the_file(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short_standing_statistics(monkeypatch)
+    save_run(tmp_path / "run", shards, mode="off")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "g.onnx")]) == 0
+    assert "onnx, 4,096 images" in capsys.readouterr().out
+    trained = load_generator(tmp_path / "run")
+    session = ort.InferenceSession(tmp_path / "g.onnx")
+    assert session.get_modelmeta().custom_metadata_map["weights_sha256"] == trained.weights_sha256
+    z, y = torch.ones(2, trained.config.latent_dim), torch.tensor([1, 3])
+    assert difference(trained, session, z, y) <= TOLERANCE
 
 
 def test_biggan_128_as_published(tmp_path: Path) -> None:
