@@ -61,7 +61,7 @@ class Client:
             if error.code != 400:
                 raise StorageError(f"{self.url} answers {error.code} {error.reason}: {text[:200]!r}") from None
             message = json.loads(text).get("message", text) if text.startswith("{") else text
-            raise ConfigError(f"{self.url}: {message.splitlines()[0]}") from None
+            raise ConfigError(f"{self.url}: {message.splitlines()[-1]}") from None  # before it, MLflow shows the request
         except (OSError, ValueError) as error:
             raise StorageError(f"{self.url} does not answer as `mlflow models serve` does: {error}") from None
         rows: list[dict[str, Any]] = found["predictions"]

@@ -64,7 +64,7 @@ def build(dockerfile: Path, model: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # it installs torch
 def test_a_fresh_environment_serves_it(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
