@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -65,9 +66,7 @@ def build(dockerfile: Path, model: Path, environment: dict[str, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # it installs torch
-def test_a_fresh_environment_serves_it(
-    registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fresh_environment_serves_it(registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "image"
     assert main(["dockerfile", "models:/tiny@first", str(image), "--tracking-uri", str(registered_run)]) == 0
     assert f"docker build -t tiny {image}" in capsys.readouterr().out
@@ -80,7 +79,8 @@ def test_a_fresh_environment_serves_it(
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW_"))}
     environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": str(limits)}
     if index := os.environ.get("TORCH_INDEX"):
-        environment["PIP_FIND_LINKS" if Path(index).is_dir() else "PIP_EXTRA_INDEX_URL"] = index
+        key = "PIP_FIND_LINKS" if Path(index).is_dir() else "PIP_EXTRA_INDEX_URL"
+        environment[key] = f"{environment.get(key, '')} {index}".strip()
     build(image / "Dockerfile", image / "model_dir", environment)
     look = "import importlib.util as u; print(*(u.find_spec(name) for name in ('model', 'pipeline', 'jobs', 'deepspeed')))"
     command = [f"{tmp_path}/venv/bin/python", "-c", look]
@@ -106,6 +106,7 @@ def test_a_fresh_environment_serves_it(
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+    shutil.rmtree(tmp_path / "venv")  # 2 GB, which pytest would keep
 
 
 def wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
