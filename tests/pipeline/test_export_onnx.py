@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def random_generator(config: ModelConfig) -> TrainedGenerator:
+def random_generator(config: ModelConfig, standing: int = 32) -> TrainedGenerator:
     """Random weights, gammas of attention and gains included, so that every part shows in the image."""
     torch.manual_seed(0)
     generator = build_generator(config)
@@ -47,7 +47,7 @@ def random_generator(config: ModelConfig) -> TrainedGenerator:
         for parameter in generator.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape))
-    stand(generator, samples=32)
+    stand(generator, samples=standing)
     classes = tuple(f"class {i}" for i in range(config.num_classes))
     return TrainedGenerator(generator, config, 4096, classes, "0" * 64, None)
 
@@ -139,8 +139,9 @@ def test_the_command_writes_the_file(
     assert difference(trained, session, z, y) <= TOLERANCE
 
 
+@pytest.mark.timeout(900)
 def test_biggan_128_as_published(tmp_path: Path) -> None:
-    trained = random_generator(ModelConfig(resolution=128, num_classes=1000, ch=96))
+    trained = random_generator(ModelConfig(resolution=128, num_classes=1000, ch=96), standing=4)
     save_onnx(trained, tmp_path / "128.onnx")
     session = ort.InferenceSession(tmp_path / "128.onnx")
     assert difference(trained, session, torch.randn(3, 120), torch.tensor([0, 999, 207])) <= TOLERANCE
