@@ -29,14 +29,13 @@ def run(args: argparse.Namespace) -> None:
     """See `pipeline.promotion`."""
     if args.limit is not None and not math.isfinite(args.limit):
         raise ConfigError(f"--limit {args.limit}: must be a number")
-    if not re.fullmatch(r"[\w-]+", args.to):
-        raise ConfigError(f"--to {args.to!r} cannot be an alias: use letters, digits, _ and -")
     name = args.model.removeprefix("models:/")
     uri = f"models:/{name}" if re.search("[@/]", name) else f"models:/{name}@challenger"
 
     from pipeline import registry
     from pipeline.promotion import Terms, promote
 
+    registry.check_alias("--to", args.to)
     terms = Terms(args.to, args.metric, args.limit, args.first, args.allow_equal, args.other_dataset)
     moved = promote(registry.find_store(args.tracking_uri, uri), uri, terms, lambda line: print(line, flush=True))
     if not moved.why:

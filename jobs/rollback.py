@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline import registry
     from pipeline.promotion import rollback
 
+    registry.check_alias("--alias", args.alias)
     name = args.name.removeprefix("models:/")
     store = registry.find_store(args.tracking_uri, name)
     moved = rollback(store, name, args.alias, lambda line: print(line, flush=True))

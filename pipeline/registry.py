@@ -43,13 +43,18 @@ def check_names(name: str, alias: str) -> None:
     """Raises ConfigError for what the registry would refuse, before any work is done."""
     if not name.strip(". ") or set(name) & set("/:@'"):
         raise ConfigError(f"--name {name!r} cannot name a model: leave out / : @ and '")
-    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-        raise ConfigError(
-            f"--alias {alias!r} cannot be an alias: use letters, digits, _ and -, but not `latest` or v<number>, "
-            "which MLflow keeps for itself"
-        )
+    check_alias("--alias", alias)
     if alias.lower() == CHAMPION:
         raise ConfigError(f"--alias {alias}: only `biggan promote` moves it, which compares first; leave --alias out")
+
+
+def check_alias(flag: str, alias: str) -> None:
+    """Raises ConfigError for what cannot be an alias."""
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise ConfigError(
+            f"{flag} {alias!r} cannot be an alias: use letters, digits, _ and -, but not `latest` or v<number>, "
+            "which MLflow keeps for itself"
+        )
 
 
 def find_store(uri: str | None, model: str) -> str:

@@ -115,6 +115,7 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
     "no such model": (lambda r: None, ["big/1"], 78, "it has tiny"),
     "no number": (lambda r: None, ["tiny/3", "--limit", "nan"], 78, "--limit nan"),
     "no alias": (lambda r: None, ["tiny/3", "--to", "a b"], 78, "--to 'a b'"),
+    "MLflow's own alias": (lambda r: None, ["tiny/3", "--to", "latest"], 78, "--to 'latest'"),
 }  # fmt: skip
 
 
