@@ -12,8 +12,9 @@ from urllib.request import urlopen
 
 
 class MlflowServer:
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *arguments: str, **environment: str):
+        """`arguments` of `mlflow server` and variables of its environment, besides those that it always gets."""
+        self.folder, self.arguments, self.environment = folder, arguments, environment
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -26,9 +27,10 @@ class MlflowServer:
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         # Its job runner would be seven more processes.
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment |= self.environment
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *store, *where],
+                [sys.executable, "-m", "mlflow", "server", *store, *where, *self.arguments],
                 env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + 90
