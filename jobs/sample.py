@@ -194,7 +194,7 @@ def _registered(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     """The same through the registered model's own code, whose statistics are those of untruncated latents."""
     from pipeline import registry
 
-    model: Any = registry.load(args.model, _store(args))
+    model: Any = registry.load(args.model, store(args))
     params = {"seed": args.seed, "max_batch": args.batch} | ({} if args.truncation is None else {"truncation": args.truncation})
 
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
@@ -213,7 +213,8 @@ def _registered(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     return model.unwrap_python_model().classes, draw
 
 
-def _store(args: argparse.Namespace) -> str:
+def store(args: argparse.Namespace) -> str:
+    """The MLflow in which `args.model` is looked up, by --tracking-uri or the environment. Raises ConfigError without either."""
     uri: str | None = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigError(
