@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     _check(args)
     with _bound(args.host, args.port) as listener:  # before the model is loaded, which can take minutes
-        subject = _subject(args)
+        page = subject(args)
         import uvicorn
 
         from pipeline.explorer import make_app
 
-        app = make_app(subject)
+        app = make_app(page)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
         )  # fmt: skip
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             pass  # uvicorn raises it anew when all is closed
         finally:
-            if subject.neighbours:
-                subject.neighbours.close()
-            subject.painter.close()
+            if page.neighbours:
+                page.neighbours.close()
+            page.painter.close()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -90,7 +90,8 @@ def _check(args: argparse.Namespace) -> None:
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that has the address. Raises ConfigError if it is not to be had."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
     except socket.gaierror:
         raise ConfigError(f"--host {host}: no such address; type one of this machine, such as 127.0.0.1") from None
     except PermissionError:
@@ -105,7 +106,8 @@ def _bound(host: str, port: int) -> socket.socket:
         raise
 
 
-def _subject(args: argparse.Namespace) -> "Subject":
+def subject(args: argparse.Namespace) -> "Subject":
+    """What the page is about. Raises ConfigError if MODEL or --data is not there."""
     from pipeline.explorer import Subject
 
     painter, flags = _painter(args)

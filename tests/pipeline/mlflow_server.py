@@ -12,8 +12,10 @@ from urllib.request import urlopen
 
 
 class MlflowServer:
-    def __init__(self, folder: Path):
-        self.folder = folder
+    """Of the store at `store`; default: one of its own in `folder`."""
+
+    def __init__(self, folder: Path, store: str | None = None):
+        self.folder, self._store = folder, store or f"sqlite:///{folder}/server.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -21,7 +23,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        store = ["--backend-store-uri", self._store]
         store += ["--artifacts-destination", str(self.folder / "artifacts")]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         # Its job runner would be seven more processes.
