@@ -3,7 +3,7 @@
 import argparse
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, StorageError
 
@@ -82,9 +82,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} {value}: must be {f'from {least} to {most}' if most else f'at least {least}'}")
     for flag, value in (("--checkpoint", args.checkpoint), ("--standing", args.standing)):
         if value is not None and args.model.startswith("models:/"):
-            raise ConfigError(
-                f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder"
-            )
+            raise ConfigError(f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder")
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -125,10 +123,12 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
         from jobs.sample import store
         from pipeline import registry
 
-        model = registry.load(args.model, store(args))
+        model: Any = registry.load(args.model, store(args))
         import mlflow
 
-        tags = mlflow.get_logged_model(model.metadata.model_id).tags
+        tags = mlflow.get_logged_model(model.metadata.model_id).tags if model.metadata.model_id else {}
+        if "weights_sha256" not in tags:
+            raise ConfigError(f"{args.model} is no generator that `biggan register` has put there: name one that is")
         return registered_painter(model.unwrap_python_model(), tags), flags
     from pipeline.generators import load_generator
 

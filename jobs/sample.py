@@ -214,7 +214,7 @@ def _registered(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
 
 
 def store(args: argparse.Namespace) -> str:
-    """The MLflow in which `args.model` is looked up, by --tracking-uri or the environment. Raises ConfigError without either."""
+    """The MLflow in which `args.model` is looked up, by --tracking-uri or the environment; ConfigError without either."""
     uri: str | None = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigError(

@@ -57,7 +57,7 @@ class Neighbours:
         self._thread: threading.Thread | None = None
 
     def ready(self) -> bool:
-        """Whether the index is there; starts to read it where nobody has. Raises what has stopped that; then it can begin anew."""
+        """Whether the index is there; reads it where nobody has begun. Raises what has stopped that; then it can begin anew."""
         with self._lock:
             if self._failure:
                 failure, self._failure, self._thread = self._failure, None, None
@@ -88,7 +88,9 @@ class Neighbours:
         seen: set[int] = set()
         self.done = self.count = 0
         try:
-            with Stream(self._data, self._manifest, seed=0, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1) as stream:
+            with Stream(
+                self._data, self._manifest, seed=0, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
+            ) as stream:
                 while self.done < self.total and not self._stop.is_set():
                     batch = next(stream)
                     # A substitute for a damaged image, or one that a mixture gives twice, is no image of its own.

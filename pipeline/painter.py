@@ -56,7 +56,7 @@ class Painter:
         self._generator, self._sampling, self._prepare = generator, sampling, prepare
         self._lock = threading.Lock()
         self._truncation: float | None = None
-        self._statistics = {None: self._buffers()}
+        self._statistics: dict[float | None, dict[str, Tensor]] = {None: self._buffers()}
 
     def samples(self, labels: list[int], seed: int, truncation: float | None) -> Tensor:
         """Images uint8 [n, C, r, r] of samples 0 .. n - 1."""
@@ -84,9 +84,7 @@ class Painter:
     def _generate(self, labels: Tensor, seed: int, start: int, truncation: float | None) -> Tensor:
         with self._lock:
             self._stand(truncation)
-            return self._sampling.generate(
-                self._generator, labels, seed=seed, start=start, truncation=truncation, batch=BATCH
-            )
+            return self._sampling.generate(self._generator, labels, seed=seed, start=start, truncation=truncation, batch=BATCH)
 
     def _stand(self, truncation: float | None) -> None:
         if truncation == self._truncation or self._prepare is None:
@@ -95,7 +93,10 @@ class Painter:
             for name, buffer in self._generator.named_buffers():
                 buffer.copy_(known[name])
         else:
-            self._prepare(truncation)
+            try:
+                self._prepare(truncation)
+            finally:
+                self._generator.eval()  # where it fails, as for want of memory, the statistics are still those of before
             self._statistics[truncation] = self._buffers()
             if len(self._statistics) > _KEPT:
                 del self._statistics[next(key for key in self._statistics if key is not None)]

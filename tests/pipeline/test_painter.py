@@ -28,7 +28,9 @@ def ours(run: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
 def test_samples_are_those_of_a_generator_that_never_drew_others(ours: Painter, run: Path) -> None:
     labels = [0, 3, 3, 1]
     wanted = {
-        truncation: generate(load_generator(run, truncation=truncation).generator, torch.tensor(labels), seed=5, truncation=truncation)
+        truncation: generate(
+            load_generator(run, truncation=truncation).generator, torch.tensor(labels), seed=5, truncation=truncation
+        )
         for truncation in (None, 0.5, 0.8)
     }
     for truncation in (0.5, None, 0.8, 0.5, 0.8, None):
