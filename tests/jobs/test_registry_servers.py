@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     webhooks = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
     # Fernet's format: 32 bytes in base64.
     webhooks |= {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": b64encode(bytes(32)).decode(), "MLFLOW_WEBHOOK_CACHE_TTL": "0"}
-    server = MlflowServer(tmp_path_factory.mktemp("server"), **webhooks)
+    server = MlflowServer(tmp_path_factory.mktemp("server"), environment=webhooks)
     server.start()
     yield server
     server.kill()
@@ -145,7 +145,7 @@ def test_who_may_only_read_promotes_nothing(
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32}
-    server = MlflowServer(tmp_path, "--app-name", "basic-auth", **secrets)
+    server = MlflowServer(tmp_path, "--app-name", "basic-auth", environment=secrets)
     server.start()
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
