@@ -135,7 +135,7 @@ def load_generator(
     if none of it is there, DataError if it is damaged.
     """
     source = str(source)
-    exported = storage.exists(storage.join(source, _EXPORTED))
+    exported = is_exported(source)
     if exported and images is not None:
         raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")
     saved = _exported(source) if exported else _checkpoint(source, images)
@@ -153,6 +153,11 @@ def load_generator(
         trained.prepare(truncation, method, standing)
     digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
     return replace(trained, weights_sha256=digest)
+
+
+def is_exported(source: str) -> bool:
+    """Whether `source` is the folder of an exported MLflow model, and not of a run or checkpoints."""
+    return storage.exists(storage.join(source, _EXPORTED))
 
 
 def _exported(folder: str) -> _Saved:
