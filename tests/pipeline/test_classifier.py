@@ -11,8 +11,8 @@ import torch
 
 from pipeline.classifier import FEATURES, VARIANCE, Classifier, Recipe, obtain_judge, real_batches, train_classifier
 from pipeline.errors import ConfigError, DataError
-from pipeline.metrics import frechet_distance
 from pipeline.index import load_manifest
+from pipeline.metrics import frechet_distance
 from pipeline.stream import DataConfig, load_all
 
 QUICK = Recipe(epochs=1, min_steps=24, batch=32)
@@ -127,7 +127,7 @@ def test_cut_shards_end_the_training(shards_grey: Path, tmp_path: Path) -> None:
 
 def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path) -> None:
     config, manifest = DataConfig(str(shards_grey)), load_manifest(str(shards_grey))
-    images, labels = load_all(config, manifest)
+    images, _ = load_all(config, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.classifier._scale_features", lambda *_: None)
         plain = train_classifier(config, manifest, INSTANT, silent)

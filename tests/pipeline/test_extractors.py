@@ -1,4 +1,4 @@
-"""Resizers against Pillow and torch-fidelity, Inception against torch-fidelity's, and weights that are not what they should be."""
+"""Resizers against Pillow and torch-fidelity, Inception against torch-fidelity's, and weights that are no weights."""
 
 import hashlib
 from pathlib import Path
