@@ -197,7 +197,7 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     _names(args, _sampled(args, trained), trained.classes)  # before an hour's work
     extractor, judge = _extractor(args, trained, splits)
     real = {name: _real(args, extractor, trained, split, peers) for name, split in splits.items()}
-    documents = []
+    documents: list[dict[str, Any]] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if is_exported(args.model) else str(trained.images))

@@ -58,7 +58,9 @@ class Judged:
 class Images(Protocol):
     """A set of images in which each has a position."""
 
-    count: int
+    @property
+    def count(self) -> int:
+        """How many."""
 
     def batches(self, start: int, end: int, batch: int, device: torch.device) -> Batches:
         """(uint8 [n, C, r, r], labels [n]) of positions [start, end), from a multiple of `batch`."""

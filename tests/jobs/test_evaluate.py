@@ -19,7 +19,7 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.cli import main
-from pipeline import checkpoint, classifier, journal, run
+from pipeline import checkpoint, classifier, journal, run, tracking
 from pipeline.classifier import Recipe
 from pipeline.run import load_run_config
 from tests.conftest import write_tree
@@ -126,7 +126,8 @@ def test_a_sweep_of_truncations_is_a_document_each_and_a_curve(
     assert alone == 0 and json.loads(out.read_text()) == documents[2]
     # What `checkpoint.keep_best` reads is the figure without truncation.
     saved = checkpoint.load(str(run_folder / "checkpoints" / "0000004096"))
-    assert saved.figure("fid") == next(value for key, value in documents[1].items() if key.startswith("FID["))
+    fid = next(value for key, value in documents[1].items() if key.startswith("FID["))
+    assert saved.figure("fid") == (documents[1]["recipe_id"], fid)
 
 
 def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder: Path) -> None:
@@ -138,6 +139,17 @@ def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder
     keys = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
     assert list(records[0]["metrics"]) == keys and list(records[2]["metrics"]) == [f"{key}/truncation-0.5" for key in keys]
     assert records[0]["metrics"]["eval/FID/patterns"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
+
+
+def test_figures_reach_mlflow(tmp_path: Path, splits: Path, empty_store: Path) -> None:
+    config = save_run(tmp_path / "run", splits / "train", store=empty_store)
+    command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
+    assert main(command) == 0
+    client = tracking.connect(tracking.store_uri(tmp_path / "run", None))
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    rows = client.get_metric_history(found.info.run_id, "eval/FID/patterns")
+    assert [(row.step, row.value) for row in rows] == [(4096, figures(tmp_path / "run", "0000004096.json")["FID[patterns]"])]
+    assert found.info.status == "FINISHED"
 
 
 def test_a_training_that_goes_on_keeps_its_journal(run_folder: Path) -> None:
