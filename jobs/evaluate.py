@@ -7,7 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, UserError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation import Judged, Real
     from pipeline.extractors import Extractor
     from pipeline.generators import TrainedGenerator
-    from pipeline.index import Manifest
     from pipeline.peers import Peers
+    from pipeline.splits import Split
 
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
 
@@ -178,22 +178,16 @@ def _follow(args: argparse.Namespace) -> None:
         time.sleep(0 if new else _FOLLOW_SECONDS)
 
 
-class _Split(NamedTuple):
-    """Real images."""
-
-    uri: str
-    manifest: "Manifest"
-
-
 def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Peers") -> None:
     from pipeline import storage
     from pipeline.evaluation_report import curve, table, track
     from pipeline.generators import is_exported
     from pipeline.run import load_run_config
+    from pipeline.splits import check_same
 
     splits = _splits(args)
     trained = _load(args, truncations[0], args.checkpoint)
-    _check_same(trained, splits)
+    check_same(trained, splits)
     _names(args, _sampled(args, trained), trained.classes)  # before an hour's work
     extractor, judge = _extractor(args, trained, splits)
     real = {name: _real(args, extractor, trained, split, peers) for name, split in splits.items()}
@@ -216,38 +210,17 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
         _say(f"curve: {place}")
 
 
-def _splits(args: argparse.Namespace) -> dict[str, _Split]:
+def _splits(args: argparse.Namespace) -> "dict[str, Split]":
     """`test`, and `train` where it is needed or known."""
     from pipeline.extractors import PRETRAINED
     from pipeline.index import load_manifest
+    from pipeline.splits import Split, held_out, training_shards
 
     train = args.train
     if train is None and (args.extractor not in PRETRAINED or args.reference == "train" or args.test is None):
-        train = _training_shards(args.model)
-    test = args.test or _test_beside(train)
-    return {"test": _Split(test, load_manifest(test))} | ({"train": _Split(train, load_manifest(train))} if train else {})
-
-
-def _training_shards(model: str) -> str:
-    from pipeline.run import load_run_config
-
-    if not Path(model, "config.yaml").is_file():
-        raise ConfigError(f"--train is missing: {model} is not the folder of a run, which would name its shards")
-    data = load_run_config(model).data
-    if data.mix:
-        raise ConfigError(f"--train is missing: {model} mixes {', '.join(data.mix)}; name the shards to judge by")
-    return data.uri
-
-
-def _test_beside(train: str) -> str:
-    from pipeline import storage
-    from pipeline.index import MANIFEST
-
-    parent, _, split = train.rstrip("/").rpartition("/")
-    test = storage.join(parent, "test") if parent else "test"
-    if split == "test" or not storage.exists(storage.join(test, MANIFEST)):
-        raise ConfigError(f"--test is missing: there is no split {test} beside {train}; name shards that were held out")
-    return test
+        train = training_shards(args.model)
+    test = args.test or held_out(train)
+    return {"test": Split(test, load_manifest(test))} | ({"train": Split(train, load_manifest(train))} if train else {})
 
 
 def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | None) -> "TrainedGenerator":
@@ -257,33 +230,19 @@ def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | 
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _check_same(trained: "TrainedGenerator", splits: dict[str, _Split]) -> None:
-    """Raises ConfigError unless generator and shards speak of the same images."""
-    for name, (uri, manifest) in splits.items():
-        if len(manifest.classes) != len(trained.classes) or (trained.named and manifest.classes != trained.classes):
-            raise ConfigError(f"--{name} {uri} has other classes than the run: name shards of the same {len(trained.classes)}")
-        for key in ("resolution", "channels"):
-            have, want = getattr(manifest, key), getattr(trained.config, key)
-            larger = key == "resolution" and (have is None or have > want)  # cropped and resampled while it is read
-            if have != want and not larger:
-                raise ConfigError(
-                    f"--{name} {uri} has {key} {have}, the run's images have {want}: name shards of the same form"
-                )
-    if len({split.manifest.fingerprint for split in splits.values()}) < len(splits):
-        raise ConfigError("--test holds the images of --train: name shards that were held out from training")
-
-
 def _extractor(
-    args: argparse.Namespace, trained: "TrainedGenerator", splits: dict[str, _Split]
+    args: argparse.Namespace, trained: "TrainedGenerator", splits: "dict[str, Split]"
 ) -> "tuple[Extractor, dict[str, Any]]":
     """The network that looks, and what the document says of a judge."""
     from pipeline.classifier import obtain_judge
     from pipeline.extractors import PRETRAINED, from_judge, pretrained
+    from pipeline.splits import read_alike
 
     if args.extractor in PRETRAINED:
         return pretrained(args.extractor, trained.config.channels, args.resizer, args.weights, args.weights_sha256), {}
     train = splits["train"]
-    expert = obtain_judge(_data(args, trained, train), train.manifest, _cache(args), _say)
+    data = read_alike(args.model, train.uri, args.crop, trained.config.resolution)
+    expert = obtain_judge(data, train.manifest, _cache(args), _say)
     extractor = from_judge(args.extractor or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier)
     made = {"file": expert.place, "key": expert.key, "seconds": expert.seconds, "train": train.uri, "test": splits["test"].uri}
     return extractor, {"judge": made}
@@ -295,23 +254,15 @@ def _cache(args: argparse.Namespace) -> str:
     return args.cache or storage.join(args.model, "evaluation")
 
 
-def _data(args: argparse.Namespace, trained: "TrainedGenerator", split: _Split) -> Any:
-    from pipeline.run import load_run_config
-    from pipeline.stream import DataConfig
-
-    crop = args.crop
-    if crop is None and Path(args.model, "config.yaml").is_file():
-        crop = load_run_config(args.model).data.crop
-    return DataConfig(split.uri, crop=crop, resolution=trained.config.resolution)
-
-
 def _real(
-    args: argparse.Namespace, extractor: "Extractor", trained: "TrainedGenerator", split: _Split, peers: "Peers"
+    args: argparse.Namespace, extractor: "Extractor", trained: "TrainedGenerator", split: "Split", peers: "Peers"
 ) -> "tuple[Real, Judged]":
     from pipeline.evaluation import Real, judge
     from pipeline.reference import obtain
+    from pipeline.splits import read_alike
 
-    images = Real(_data(args, trained, split), split.manifest, min(args.real or args.samples, split.manifest.samples))
+    data = read_alike(args.model, split.uri, args.crop, trained.config.resolution)
+    images = Real(data, split.manifest, min(args.real or args.samples, split.manifest.samples))
     return images, obtain(extractor, images, _cache(args), lambda: judge(peers, extractor, images, args.batch), _say)
 
 

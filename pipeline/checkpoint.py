@@ -153,7 +153,7 @@ class Checkpoint:
             self.read(name)
 
     def figure(self, name: str) -> tuple[str, float] | None:
-        """What `biggan evaluate` found, None if it has not: the id of its recipe, and `accuracy`, or `fid` by whatever extractor."""
+        """What `biggan evaluate` found: the id of its recipe, and `accuracy` or `fid` by some extractor; None if nothing."""
         place = storage.join(self.uri, EVALUATION)
         if not storage.exists(place):
             return None

@@ -106,7 +106,7 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     x, y = x.double(), y.double()
 
     def kernel(u: Tensor, v: Tensor) -> Tensor:
-        return (u @ v.T / u.shape[1] + 1).pow(3)
+        return (u @ v.T).div_(u.shape[1]).add_(1).pow_(3)
 
     within = sum(
         (kernel(u, u).sum() - (u.square().sum(1) / u.shape[1] + 1).pow(3).sum()) / (len(u) ** 2 - len(u)) for u in (x, y)

@@ -67,7 +67,10 @@ def obtain(extractor: Extractor, images: Real, cache: str, compute: Callable[[],
 
 def _load(folder: str, key: str, wanted: dict[str, Any]) -> Judged | None:
     notes = _notes(folder, key)
-    if not storage.exists(notes):
+    try:
+        if not storage.exists(notes):
+            return None
+    except storage.RefusedError:  # what a store says of an object that is not there to those who may not list
         return None
     known = json.loads(storage.read_bytes(notes))
     place = _place(folder, key)

@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import evaluate
 from jobs.cli import main
 from pipeline import checkpoint, classifier, journal, run, tracking
 from pipeline.classifier import Recipe
 from pipeline.run import load_run_config
+from pipeline.splits import held_out
 from tests.conftest import write_tree
 from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
 
@@ -287,4 +287,4 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_split_beside(splits: Path) -> None:
-    assert evaluate._test_beside(f"{splits}/train/") == f"{splits}/test"
+    assert held_out(f"{splits}/train/") == f"{splits}/test"
