@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers or none: a document for each, and a curve if there are several (default: none)",
     )
     add("--truncation-method", choices=_METHODS, default=_METHODS[0], help="as of `biggan sample` (default: %(default)s)")
-    add("--standing", type=int, metavar="N", help="take batch-norm statistics over N samples (default: 2048)")
+    add(
+        "--standing",
+        type=int,
+        metavar="N",
+        help="take batch-norm statistics over N samples (default: those that came with imported weights, or over 2048)",
+    )
     add(
         "--metrics",
         metavar="A,B",
