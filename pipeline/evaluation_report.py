@@ -94,12 +94,13 @@ def table(document: Document) -> list[str]:
         f"{document['run']} at {document['images']:,} images, EMA, seed {document['seed']}, {truncation_words(document)}",
         f"against {reference['images']:,} real {reference['split']} images; recipe {document['recipe_id']}",
         "",
-        f"{'':28}  {document['samples']:>7,} samples  real images",
+        f"{'':28}  {document['samples']:>7,} samples        real images",
     ]
     for name, value in document["metrics"].items():
         floor, spread = document["floor"].get(name), document["spread"].get(name)
-        row = f"{name:28}  {_figure(name, value):>15}  {'' if floor is None else _figure(name, floor):>11}"
-        lines.append(row + ("" if spread is None else f"  +- {spread:.2g}"))
+        noise = "" if spread is None else f" +- {spread:.2g}"
+        row = f"{name:28}  {_figure(name, value):>7}{noise:14}  {'' if floor is None else _figure(name, floor)}"
+        lines.append(row.rstrip())
     lines += [f"left out: {reason}" for reason in document["left_out"].values()]
     return lines + _class_table(document)
 
@@ -125,7 +126,7 @@ def _figure(name: str, value: float) -> str:
     kind = name.partition("[")[0]
     if kind in ("accuracy", "precision", "recall", "coverage"):
         return f"{value:.1%}"
-    return f"{value:.5f}" if kind == "KID" else f"{value:.2f}"
+    return f"{value:.5g}" if kind == "KID" else f"{value:.2f}"
 
 
 def curve(documents: Sequence[Document]) -> bytes:

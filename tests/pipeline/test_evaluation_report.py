@@ -40,7 +40,7 @@ def test_the_table_has_samples_beside_real_images() -> None:
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "[x]" in line}
     assert rows == {
         "FID[x]": ["24.31", "0.40"],
-        "KID[x]": ["0.01230", "+-", "0.0012"],
+        "KID[x]": ["0.0123", "+-", "0.0012"],
         "precision[x]": ["70.0%"],
         "density[x]": ["1.20"],
     }
