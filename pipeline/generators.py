@@ -137,7 +137,7 @@ def load_generator(
     if none of it is there, DataError if it is damaged.
     """
     source = str(source)
-    exported = _find_exported(source)
+    exported = find_exported(source)
     if exported and images is not None:
         raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")
     saved = _exported(exported) if exported else _checkpoint(source, images)
@@ -157,8 +157,8 @@ def load_generator(
     return replace(trained, weights_sha256=digest)
 
 
-def _find_exported(source: str) -> str | None:
-    """The folder with an exported model's weights and config.json; None for other sources."""
+def find_exported(source: str) -> str | None:
+    """The folder of an exported model with its weights and config.json; None for runs and checkpoints."""
     for place in _EXPORTED:
         folder = storage.join(source, place).removesuffix("/config.json")
         if storage.exists(storage.join(source, place)) and storage.exists(storage.join(folder, _WEIGHTS)):
