@@ -161,7 +161,7 @@ def test_an_evaluation_of_the_very_weights_goes_with_them(
     assert code == 78 and "is not a file" in line
     assert main([*register, "--evaluation", str(other)]) == 0
     assert json.loads(versions(run_dir, "tiny")[1].tags["evaluation"])["recipe_id"] == "f" * 16
-    Path("/tmp/h/tmp-registry/err").write_text(capsys.readouterr().err)
+    capsys.readouterr()
 
     # What the best was said of, and what is there now, must be the same.
     write_evaluation(run_dir, 8192, 1.0, weights_sha256="0" * 64)

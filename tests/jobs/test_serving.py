@@ -77,7 +77,7 @@ def test_a_fresh_environment_serves_it(registered_run: Path, tmp_path: Path, cap
     limits = tmp_path / "limits.txt"
     limits.write_text(re.sub(r"(?m)^torch==.*$", f"torch=={version('torch')}", CONSTRAINTS.read_text()))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW_"))}
-    environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": str(limits)}
+    environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": str(limits), "PIP_NO_COMPILE": "1"}
     if index := os.environ.get("TORCH_INDEX"):
         key = "PIP_FIND_LINKS" if Path(index).is_dir() else "PIP_EXTRA_INDEX_URL"
         environment[key] = f"{environment.get(key, '')} {index}".strip()
