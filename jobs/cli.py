@@ -18,7 +18,7 @@ import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
-_TOUR = ("demo", "shard", "train", "stop", "describe", "plan", "evaluate", "register", "sample", "import")
+_TOUR = ("demo", "shard", "train", "stop", "sync", "report", "describe", "plan", "evaluate", "register", "sample", "import")
 
 _EPILOG = """\
 "biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the

@@ -2,7 +2,8 @@
 
 The training step only appends here; `pipeline.tracking` delivers it to MLflow. Kinds of record, each with `time` in
 milliseconds since 1970: `open` (a process took the run up), `metrics` and `image` (with `step`, in images), `text` (an
-artifact with its content) and `close` (the run's status).
+artifact with its content), `artifact` (a file of the run's folder) and `close` (the run's status). Only one process writes
+it, the one that holds RUN/lock. Every node has a second one, for itself alone: `pipeline.system_metrics`.
 """
 
 import json
@@ -22,8 +23,12 @@ def journal_path(run_dir: Path) -> Path:
 
 
 def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """Each record from byte `offset` on, with the offset after it. A last line without its end is not there yet."""
-    path = journal_path(run_dir)
+    """Each record of a run from byte `offset` on, with the offset after it."""
+    yield from read_file(journal_path(run_dir), offset)
+
+
+def read_file(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """The same of one file. A last line without its end is not there yet."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.mlflow_server import MlflowServer
 from pipeline import tracking
 from pipeline.errors import ConfigError
 from pipeline.journal import Journal, journal_path, read
-from pipeline.tracking import Delivery, Tracker, TrackingConfig
-from tests.pipeline.mlflow_server import MlflowServer
+from pipeline.tracker import Tracker, TrackingConfig
+from pipeline.tracking import Delivery
 
 REPOSITORY = Path(__file__).parents[2]
 GRID = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
@@ -213,7 +214,7 @@ def test_an_unreachable_server_costs_neither_time_nor_rows(run_dir: Path, caplog
     assert slowest < 0.25 and time.perf_counter() - start < 10
     assert tracker.run_id is None
     assert sum("metrics" in record for record, _ in read(run_dir)) == 100
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracking"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracker"]
     assert len(warnings) == 2 and "training goes on" in warnings[0] and "journal.jsonl" in warnings[1]
 
 
@@ -221,7 +222,7 @@ def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: 
     script = f"""
         import os, signal, sys, time
         from pathlib import Path
-        from pipeline.tracking import Tracker, TrackingConfig
+        from pipeline.tracker import Tracker, TrackingConfig
         tracker = Tracker(TrackingConfig(flush_seconds=0.05), Path({str(run_dir)!r}), "one", {{}}, {{}})
         assert "mlflow.tracking" not in sys.modules, "the start of the training waited for mlflow"
         step = 0
