@@ -1,4 +1,4 @@
-"""A real MLflow server in a process of its own, which tests and benchmarks can kill and start again on the same port and store."""
+"""A real MLflow server in a process of its own, that can be killed and started again on the same port and store."""
 
 import os
 import signal

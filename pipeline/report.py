@@ -30,6 +30,7 @@ from pipeline.stream import Stream
 from pipeline.system_metrics import SystemMetrics
 from pipeline.trace import trace
 from pipeline.tracker import Status, Tracker
+from pipeline.tracking import hide_password
 from pipeline.watchdog import SLOW, Spread, Watchdog
 
 
@@ -214,5 +215,5 @@ def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifes
     tags = lineage.tags(config, ranks, plan, manifest, start.images)
     data = lineage.datasets(config, manifest)
     tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags, data)
-    tracker.artifact_text(to_yaml(config), "config.yaml")
+    tracker.artifact_text(hide_password(to_yaml(config)), "config.yaml")
     return tracker

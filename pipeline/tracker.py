@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path
 from pipeline.process import this_process
-from pipeline.tracking import Delivery, first_line
+from pipeline.tracking import Delivery, first_line, hide_password
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Tracker:
     ):
         self._run_dir = Path(run_dir)
         self._journal = Journal(self._run_dir)
-        flat = {key: str(value)[:_PARAM_LENGTH] for key, value in params.items()}
+        flat = {key: hide_password(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
         self._journal.append(

@@ -5,6 +5,7 @@ one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` c
 """
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -332,7 +333,13 @@ def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) 
     if not path.exists():
         log.warning("%s has been removed before MLflow had it; the run goes on without this image", path)
         return
-    with Image.open(path) as image:
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        image.load()
+    except OSError as error:  # a power cut can leave an empty file
+        log.warning("%s is no image any more; the run goes on without it: %s", path, error)
+        return
+    with image:
         client.log_image(run_id, image, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True)
 
 

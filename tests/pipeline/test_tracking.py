@@ -175,20 +175,21 @@ def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: s
     assert moved.run_id != tracker.run_id and steps(other, "loss") == [3] and image_steps(other) == {"3": 1}
 
 
-def test_a_damaged_line_and_a_removed_image_do_not_hold_up_the_rest(
-    run_dir: Path, store: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_lines_and_images_do_not_hold_up_the_rest(run_dir: Path, store: str, caplog: pytest.LogCaptureFixture) -> None:
     tracker = track(run_dir, mode="off")
     tracker.metrics({"loss": 1.0}, 1)
     tracker.image(GRID, "samples", 1)
+    tracker.image(GRID, "samples", 2)
+    tracker.artifact("events.jsonl")
     tracker.metrics({"loss": 1.0}, 2)
     tracker.close("FINISHED")
     lines = journal_path(run_dir).read_text().splitlines()
     journal_path(run_dir).write_text("\n".join([*lines[:2], "\0\0\0", *lines[2:]]) + "\n")
     (run_dir / "samples" / "samples-0000000001.png").unlink()
+    (run_dir / "samples" / "samples-0000000002.png").write_bytes(b"")
     Delivery(run_dir).deliver()
     assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
-    assert "damaged" in caplog.text and "has been removed" in caplog.text
+    assert "byte" in caplog.text and caplog.text.count("has been removed") == 2 and "samples-0000000002.png is" in caplog.text
 
 
 def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, store: str) -> None:
@@ -241,6 +242,37 @@ def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: 
     assert steps(store, "loss") == recorded == list(range(len(recorded)))
 
 
+def test_a_file_of_the_run_is_an_artifact_as_it_is_at_its_delivery(run_dir: Path, store: str) -> None:
+    tracker = track(run_dir, mode="offline")
+    (run_dir / "events.jsonl").write_text("one\n")
+    tracker.artifact("events.jsonl")
+    (run_dir / "events.jsonl").write_text("one\ntwo\n")
+    tracker.close("FINISHED")
+    Delivery(run_dir).deliver()
+    copy = tracking.connect(store).download_artifacts(only_run(store).info.run_id, "events.jsonl", str(run_dir.parent))
+    assert Path(copy).read_text() == "one\ntwo\n"
+
+
+def test_the_data_are_inputs_of_the_run_once(run_dir: Path, store: str) -> None:
+    import mlflow.data
+
+    uris = {"local": "/data/train", "s3": "s3://bucket/train", "http": "http://host/train"}
+    rows = [{"name": name, "uri": uri, "fingerprint": name * 40, "profile": "{}"} for name, uri in uris.items()]
+    run_dir.mkdir(exist_ok=True)
+    for _ in range(2):
+        Tracker(TrackingConfig(mode="offline"), run_dir, "one", {"uri": "http://me:secret@host"}, {}, rows).close("FINISHED")
+        Delivery(run_dir).deliver()
+    run = only_run(store)
+    assert run.data.params == {"uri": "http://host"}
+    found = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}
+    assert len(run.inputs.dataset_inputs) == 3 and {name: d.digest for name, d in found.items()} == {
+        n: (n * 40)[:36] for n in uris
+    }
+    for name, uri in uris.items():
+        source = mlflow.data.get_source(found[name]).to_dict()
+        assert uri in source.values()
+
+
 def test_the_journal_writes_whole_lines_at_once(run_dir: Path) -> None:
     run_dir.mkdir()
     journal = Journal(run_dir)
@@ -275,8 +307,9 @@ def test_bad_configuration_and_a_folder_without_a_run_say_so(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MlflowServer]:
+def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path)
+    shutil.copy(empty_store, server.folder / "server.db")
     yield server
     server.kill()
 
