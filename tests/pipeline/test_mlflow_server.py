@@ -40,6 +40,7 @@ class Postgres:
             self._port = probe.getsockname()[1]
         self._run("initdb", "-D", "data", "-U", "mlflow", "-A", "trust", "--no-sync")
         self.start()
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "mlflow", "mlflow_auth")
         self.url = f"postgresql://mlflow@127.0.0.1:{self._port}/postgres"
 
     def start(self) -> None:
@@ -69,20 +70,21 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, s3_server: S3Server) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
+    store = postgres.url.replace("postgresql", "postgresql+psycopg2")
     (folder / "auth.ini").write_text(
         "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\n"
-        f"database_uri = sqlite:///{folder}/auth.db\nadmin_username = admin\nadmin_password = a-long-password\n"
+        f"database_uri = {store.removesuffix('postgres')}mlflow_auth\nadmin_username = admin\n"
     )
     environment = {
         **s3_server.env,
         "MLFLOW_S3_ENDPOINT_URL": s3_server.env["AWS_ENDPOINT_URL"],
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "a-long-password",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
     }
     server = MlflowServer(
         folder, "--app-name", "basic-auth",
-        store=postgres.url.replace("postgresql", "postgresql+psycopg2"),
-        artifacts=f"{s3_server.uri}/mlflow", environment=environment,
+        store=store, artifacts=f"{s3_server.uri}/mlflow", environment=environment,
     )  # fmt: skip
     server.start()
     yield server

@@ -162,6 +162,20 @@ def test_a_replay_with_lost_offset_and_torn_tail_adds_nothing(run_dir: Path, sto
     assert sum("open" in record for record, _ in read(run_dir)) == 2  # the torn line took no whole one with it
 
 
+def test_a_store_that_has_lost_the_run_gets_all_of_it_anew(run_dir: Path, store: str, empty_store: Path) -> None:
+    tracker = track(run_dir, mode="offline")
+    tracker.metrics({"loss": 1.0}, 1)
+    delivery = Delivery(run_dir)
+    first = delivery.deliver()
+    shutil.copy(empty_store, run_dir / "mlflow.db")
+    tracker.metrics({"loss": 1.0}, 2)
+    tracker.close("FINISHED")
+    with pytest.raises(Exception, match=first):
+        delivery.deliver()
+    assert delivery.deliver() != first
+    assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
+
+
 def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: str, empty_store: Path) -> None:
     tracker = track(run_dir)
     tracker.metrics({"loss": 1.0}, 3)
