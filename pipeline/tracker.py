@@ -62,7 +62,8 @@ class Tracker:
     """Records one training. For rank 0 only, made after the heavy imports.
 
     `run_uid` is the training's own name for itself: a later process with the same one continues the same MLflow run.
-    `params` is flat (`pipeline.config.flatten`); `datasets` are rows of name, uri, fingerprint and profile.
+    `params` is flat (`pipeline.config.flatten`); `datasets` are rows of name, uri, fingerprint and profile. Raises OSError if
+    the run's folder cannot be written; later calls only warn.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Tracker:
     ):
         self._run_dir = Path(run_dir)
         self._journal = Journal(self._run_dir)
+        self._lost = 0
         flat = {key: hide_password(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
@@ -110,7 +112,7 @@ class Tracker:
         for key in new:
             _check_name(key)
         if new:
-            self._journal.append(metrics=new, step=step)
+            self._append(metrics=new, step=step)
 
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
         """Record an image, uint8 [H, W, C] with 1 or 3 channels, at `step` images; it stays in the run's `samples/`."""
@@ -119,21 +121,25 @@ class Tracker:
         if not self._journal.is_new(key, step):
             return
         file = Path("samples", f"{key.replace('/', '-')}-{step:010d}.png")
-        (self._run_dir / file).parent.mkdir(exist_ok=True)
-        (self._run_dir / file).write_bytes(data)
-        self._journal.append(image=key, step=step, file=str(file))
+        try:
+            (self._run_dir / file).parent.mkdir(exist_ok=True)
+            (self._run_dir / file).write_bytes(data)
+        except OSError as error:
+            self._lose(error)
+        else:
+            self._append(image=key, step=step, file=str(file))
 
     def artifact_text(self, text: str, path: str) -> None:
         """Record `text` as the run's artifact `path`; a later text under the same path replaces it."""
-        self._journal.append(text=text, path=path)
+        self._append(text=text, path=path)
 
     def artifact(self, name: str) -> None:
         """Record the file `name` of the run's folder, as it is when it is delivered, as an artifact of that name."""
-        self._journal.append(artifact=name)
+        self._append(artifact=name)
 
     def close(self, status: Status) -> None:
         """Set the run's status and deliver what is left, for at most `CLOSE_SECONDS`."""
-        self._journal.append(close=status)
+        self._append(close=status)
         self._journal.close()
         self._closing.set()
         if self._thread is None:
@@ -142,6 +148,18 @@ class Tracker:
         if self._behind:
             kept = "MLflow lacks the end of this run; %s keeps it for the next start, or for `biggan sync %s`"
             log.warning(kept, journal_path(self._run_dir), self._run_dir)
+
+    def _append(self, **record: Any) -> None:
+        try:
+            self._journal.append(**record)
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        # Whether a training may go on without its disk is for the saver to say, which looks after what is worth more.
+        self._lost += 1
+        if self._lost.bit_count() == 1:  # at 1, 2, 4, 8 ...
+            log.warning("%s: training goes on, without %d of its records so far", error, self._lost)
 
     def _run(self, every: float) -> None:
         """The thread: deliver, wait, until closed. Says once that MLflow is away, and once that it is back."""

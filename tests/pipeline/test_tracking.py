@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.journal import Journal, journal_path, read
 from pipeline.tracker import Tracker, TrackingConfig
 from pipeline.tracking import Delivery
+from tests.jobs.tiny_runs import disk, fill
 
 REPOSITORY = Path(__file__).parents[2]
 GRID = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
@@ -293,6 +294,24 @@ def test_the_journal_writes_whole_lines_at_once(run_dir: Path) -> None:
     journal.append(metrics={"loss": 1.0}, step=1)
     assert json.loads(journal_path(run_dir).read_text())["metrics"] == {"loss": 1.0}  # before any close or flush
     journal.close()
+
+
+def test_a_full_disk_costs_rows_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with disk(tmp_path / "disk", "64k") as folder:
+        tracker = track(folder / "run", mode="off")
+        fill(folder)
+        for step in range(500):
+            tracker.metrics({"loss": step / 7}, step)
+        tracker.image(GRID, "samples", 1)
+        (folder / "filler").unlink()
+        tracker.metrics({"loss": 1.0}, 500)
+        tracker.close("FINISHED")
+        lines = journal_path(folder / "run").read_bytes().splitlines()
+        records = [json.loads(line) for line in lines]  # each is whole
+    rows = [record["step"] for record in records if "metrics" in record]
+    assert rows[-1] == 500 and len(rows) < 500 and records[-1]["close"] == "FINISHED"
+    said = [r.getMessage() for r in caplog.records if "training goes on" in r.getMessage()]
+    assert 5 <= len(said) <= 10 and "No space left" in said[0]
 
 
 @pytest.mark.parametrize("name", ["D(real)", "loss[0]", "", "ä%"])
