@@ -38,6 +38,7 @@ pre { overflow: auto; max-height: 40em; background: #8881; padding: 1em; }
 .row { display: flex; flex-wrap: wrap; gap: 1em; } figure { margin: 0; flex: 1 1 440px; max-width: 490px; }
 figcaption { font-size: 13px; } svg { width: 100%; } svg text { font-size: 11px; fill: currentColor; }
 .grid { stroke: #8884; } polyline { stroke-width: 1.4; } figure img { width: 100%; image-rendering: pixelated; }
+.small figure { flex: 0 1 230px; }
 .bar { display: flex; height: 1.4em; margin: .5em 0; } .bad { color: #c62828; font-weight: 600; }
 """
 
@@ -168,7 +169,7 @@ def _samples(run: _Run) -> str:
         name = f"{html.escape(record['image'])} at {record['step']:,} images"
         figures.append(f'<figure><figcaption>{name}</figcaption><img src="data:image/png;base64,{data}" alt="{name}"></figure>')
     more = f" ({len(shown)} of {len(there)})" if len(shown) < len(there) else ""
-    return f'<h2>Samples{more}</h2><div class="row">{"".join(figures)}</div>' if figures else ""
+    return f'<h2>Samples{more}</h2><div class="row small">{"".join(figures)}</div>' if figures else ""
 
 
 def _evaluations(run: _Run) -> str:
@@ -210,7 +211,8 @@ def _rest(run: _Run) -> str:
     groups: dict[str, dict[str, Points]] = defaultdict(dict)
     for key in sorted(run.curves.keys() - known):
         group, _, name = key.rpartition("/")
-        groups[group or name][name] = run.curves[key]
+        unit = ", " + name.rpartition("_")[2] if key.startswith("system/") else ""
+        groups[(group or name) + unit][name] = run.curves[key]
     charts = []
     for group, series in groups.items():
         names = list(series)
