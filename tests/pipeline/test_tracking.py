@@ -1,5 +1,5 @@
-import json
-import logging
+"""Delivery to MLflow: every row once, whatever dies, is repeated or comes back."""
+
 import math
 import shutil
 import signal
@@ -7,10 +7,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,36 +17,12 @@ from PIL import Image
 from benchmarks.mlflow_server import MlflowServer
 from pipeline import tracking
 from pipeline.errors import ConfigError
-from pipeline.journal import Journal, journal_path, read
+from pipeline.journal import journal_path, read
 from pipeline.tracker import Tracker, TrackingConfig
 from pipeline.tracking import Delivery
-from tests.jobs.tiny_runs import disk, fill
+from tests.pipeline.tracked import GRID, image_steps, only_run, steps, track
 
 REPOSITORY = Path(__file__).parents[2]
-GRID = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
-
-
-def track(run_dir: Path, uid: str = "one", params: dict[str, Any] | None = None, **config: Any) -> Tracker:
-    run_dir.mkdir(exist_ok=True)
-    return Tracker(TrackingConfig(**{"flush_seconds": 0.1, **config}), run_dir, uid, params or {}, {})
-
-
-def only_run(uri: str, experiment: str = "biggan") -> Any:
-    client = tracking.connect(uri)
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    (run,) = client.search_runs([found.experiment_id])
-    return run
-
-
-def steps(uri: str, key: str) -> list[int]:
-    """Steps of every row of `key` in the only run, repeated ones included."""
-    return sorted(m.step for m in tracking.connect(uri).get_metric_history(only_run(uri).info.run_id, key))
-
-
-def image_steps(uri: str) -> Counter[str]:
-    files = tracking.connect(uri).list_artifacts(only_run(uri).info.run_id, "images")
-    return Counter(f.path.split("+step+")[1].split("+")[0] for f in files if f.path.endswith(".png"))
 
 
 @pytest.fixture
@@ -217,23 +191,6 @@ def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, sto
     assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
 
 
-def test_an_unreachable_server_costs_neither_time_nor_rows(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = track(run_dir, uri="http://127.0.0.1:9")
-    slowest = 0.0
-    for step in range(100):
-        start = time.perf_counter()
-        tracker.metrics({f"key{i}": 1.0 for i in range(12)}, step)
-        slowest = max(slowest, time.perf_counter() - start)
-        time.sleep(0.005)
-    start = time.perf_counter()
-    tracker.close("FINISHED")
-    assert slowest < 0.25 and time.perf_counter() - start < 10
-    assert tracker.run_id is None
-    assert sum("metrics" in record for record, _ in read(run_dir)) == 100
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracker"]
-    assert len(warnings) == 2 and "training goes on" in warnings[0] and "journal.jsonl" in warnings[1]
-
-
 def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: str) -> None:
     script = f"""
         import os, signal, sys, time
@@ -288,53 +245,7 @@ def test_the_data_are_inputs_of_the_run_once(run_dir: Path, store: str) -> None:
         assert uri in source.values()
 
 
-def test_the_journal_writes_whole_lines_at_once(run_dir: Path) -> None:
-    run_dir.mkdir()
-    journal = Journal(run_dir)
-    journal.append(metrics={"loss": 1.0}, step=1)
-    assert json.loads(journal_path(run_dir).read_text())["metrics"] == {"loss": 1.0}  # before any close or flush
-    journal.close()
-
-
-def test_a_full_disk_costs_rows_and_not_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with disk(tmp_path / "disk", "64k") as folder:
-        tracker = track(folder / "run", mode="off")
-        fill(folder)
-        for step in range(500):
-            tracker.metrics({"loss": step / 7}, step)
-        tracker.image(GRID, "samples", 1)
-        (folder / "filler").unlink()
-        tracker.metrics({"loss": 1.0}, 500)
-        tracker.close("FINISHED")
-        lines = journal_path(folder / "run").read_bytes().splitlines()
-        records = [json.loads(line) for line in lines]  # each is whole
-    rows = [record["step"] for record in records if "metrics" in record]
-    assert rows[-1] == 500 and len(rows) < 500 and records[-1]["close"] == "FINISHED"
-    said = [r.getMessage() for r in caplog.records if "training goes on" in r.getMessage()]
-    assert 5 <= len(said) <= 10 and "No space left" in said[0]
-
-
-@pytest.mark.parametrize("name", ["D(real)", "loss[0]", "", "ä%"])
-def test_a_name_that_mlflow_would_refuse_fails_at_once(run_dir: Path, name: str) -> None:
-    tracker = track(run_dir, mode="off")
-    with pytest.raises(ValueError, match="cannot name"):
-        tracker.metrics({name: 1.0}, 1)
-    with pytest.raises(ValueError, match="cannot name"):
-        tracker.image(GRID, name, 1)
-    tracker.close("FAILED")
-
-
-@pytest.mark.parametrize("image", [GRID.astype(np.float32), GRID[..., 0], GRID.transpose(2, 0, 1)])
-def test_only_uint8_height_width_channels_is_an_image(run_dir: Path, image: Any) -> None:
-    tracker = track(run_dir, mode="off")
-    with pytest.raises(ValueError, match="uint8"):
-        tracker.image(image, "samples", 1)
-    tracker.close("FAILED")
-
-
-def test_bad_configuration_and_a_folder_without_a_run_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="flush_seconds"):
-        TrackingConfig(flush_seconds=0)
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the folder of a training"):
         Delivery(tmp_path)
 
