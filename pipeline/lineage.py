@@ -11,6 +11,7 @@ from pipeline.batch import BatchPlan
 from pipeline.config import RunConfig, to_yaml
 from pipeline.engines import Ranks
 from pipeline.index import Manifest
+from pipeline.tracking import hide_password
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME", "SLURM_ARRAY_TASK_ID")
 
@@ -40,7 +41,7 @@ def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
     rows = []
     for name, uri in uris.items():
         where = uri if "://" in uri else str(Path(uri).resolve())
-        rows.append({"name": name, "uri": where, "fingerprint": manifest.fingerprint, "profile": profile})
+        rows.append({"name": name, "uri": hide_password(where), "fingerprint": manifest.fingerprint, "profile": profile})
     return rows
 
 

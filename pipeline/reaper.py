@@ -48,8 +48,9 @@ def finish_failed(folder: Path, config: TrackingConfig) -> None:
     records = deque(read(folder), maxlen=1)
     if not records or "close" in records[0][0]:
         return
-    if _unclosed(folder):
-        _close(folder, "FAILED")
+    with contextlib.suppress(OSError):  # a full disk, of which the workers have died themselves
+        if _unclosed(folder):
+            _close(folder, "FAILED")
     if config.mode == "auto":
         thread = threading.Thread(target=_deliver_quietly, args=(folder,), daemon=True)
         thread.start()
