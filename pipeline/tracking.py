@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -324,23 +325,27 @@ def _dataset(row: dict[str, str]) -> "DatasetInput":
 
 
 def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) -> None:
-    # log_image makes a new name at each call, so a repeated delivery has to look whether the image is there.
-    # The WebP thumbnail is the last file that it writes.
+    # log_image makes a new name at each call, so a repeated delivery has to look whether the image is there. It writes a
+    # PNG, then a WebP thumbnail: where a death has left the first alone, both are written under that name.
     name = f"{record['image'].replace('/', '~')}+step+{record['step']}+timestamp+{record['time']}+"
-    for file in client.list_artifacts(run_id, "images"):
-        if name in file.path and file.path.endswith(".webp"):
-            return
-    if not path.exists():
-        log.warning("%s has been removed before MLflow had it; the run goes on without this image", path)
+    there = [Path(file.path) for file in client.list_artifacts(run_id, "images") if name in file.path]
+    if any(file.suffix == ".webp" for file in there):
         return
     try:
         image = Image.open(io.BytesIO(path.read_bytes()))
         image.load()
-    except OSError as error:  # a power cut can leave an empty file
-        log.warning("%s is no image any more; the run goes on without it: %s", path, error)
+    except OSError as error:  # removed; or empty, after a power cut
+        log.warning("MLflow does not get the image %s: %s", path, error)
         return
-    with image:
-        client.log_image(run_id, image, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True)
+    if not there:
+        key, step, timestamp = record["image"], record["step"], record["time"]
+        client.log_image(run_id, image, key=key, step=step, timestamp=timestamp, synchronous=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        image.save(Path(folder, there[0].name))
+        image.thumbnail((256, 256))
+        image.save(Path(folder, there[0].stem + "+compressed.webp"))
+        client.log_artifacts(run_id, folder, "images")
 
 
 def _log_file(client: "MlflowClient", run_id: str, path: Path) -> None:
