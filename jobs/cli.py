@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
-    *("demo", "shard", "train", "stop", "describe", "plan", "evaluate", "register", "promote", "rollback", "copy", "export"),
-    *("dockerfile", "sample", "explore", "import"),
+    *("demo", "shard", "train", "stop", "sync", "report", "describe", "plan", "evaluate"),
+    *("register", "promote", "rollback", "copy", "export", "dockerfile", "sample", "explore", "import"),
 )
 
 _EPILOG = """\

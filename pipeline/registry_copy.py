@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline import evaluations
 from pipeline.errors import ConfigError, DataError
 from pipeline.registry import Registered, download, find, resolve, store_errors, use, weights_sha256
-from pipeline.tracking import _artifacts_beside, hide_password
+from pipeline.tracking import artifacts_beside, hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,9 +65,7 @@ def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: s
 
     experiment = client.get_experiment_by_name(_EXPERIMENT)
     experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(_EXPERIMENT, _artifacts_beside(client.tracking_uri))
+        experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT, artifacts_beside(client.tracking_uri))
     )
     origin = {
         "src_store": hide_password(store),

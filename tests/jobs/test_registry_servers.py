@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.mlflow_server import MlflowServer
 from jobs.cli import main
 from pipeline.tracking import connect, store_uri
 from tests.jobs.registered_models import evaluation
-from tests.pipeline.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.slow]
 
