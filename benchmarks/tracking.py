@@ -38,6 +38,10 @@ def train(run: Path, uri: str, steps: int) -> None:
     import torch
 
     from pipeline.tracker import Tracker, TrackingConfig
+    from pipeline.tracking import calm_mlflow
+
+    calm_mlflow()
+    import mlflow.tracking  # noqa: F401 - with or without a tracker, as DeepSpeed does in a training
 
     torch.set_num_threads(1)
     x = torch.randn(256, 512)
