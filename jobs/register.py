@@ -1,30 +1,77 @@
-"""`biggan register`: the newest checkpoint's generator becomes a version in the MLflow model registry."""
+"""`biggan register`: a checkpoint's generator becomes a version in the MLflow model registry."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.evaluations import Evaluation
+    from pipeline.generators import TrainedGenerator
 
 HELP = "register a run's generator in MLflow's model registry"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `biggan register`."""
-    parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder; its newest checkpoint is taken")
+    parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checkpoint", type=int, metavar="IMAGES", help="which checkpoint (default: the newest)")
+    which.add_argument(
+        "--best", metavar="METRIC", help="the checkpoint that RUN/evaluation knows as the best: 'FID[inception]', accuracy, ..."
+    )
     parser.add_argument("--name", default="biggan", help="registered model (default: %(default)s)")
     parser.add_argument("--alias", default="challenger", help="alias to set on the version (default: %(default)s)")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="FILE",
+        help="what `biggan evaluate` wrote about them (default: from RUN/evaluation)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, register and print what to type next. The same weights are registered once."""
-    from pipeline import registry
+    """Export, register and print what to type next. The same weights are registered once; their evaluation is replaced."""
+    from pipeline import evaluations, registry
     from pipeline.generators import load_generator
     from pipeline.tracking import Delivery
 
     registry.check_names(args.name, args.alias)
     delivery = Delivery(args.folder)
-    trained = load_generator(args.folder)
-    done = registry.register(delivery, trained, args.name, args.alias)
+    found = evaluations.of_run(args.folder, print)
+    wanted = evaluations.best(found, args.best) if args.best else None
+    trained = load_generator(args.folder, wanted.images if wanted else args.checkpoint)
+    if wanted and wanted.weights_sha256 != trained.weights_sha256:
+        raise ConfigError(
+            f"--best {args.best!r}: {wanted.place} is about other weights than the checkpoint has (its latents were truncated, "
+            "or the run began anew): evaluate that again, or type --checkpoint"
+        )
+    evaluation = _evaluation(args, trained, found)
+    done = registry.register(delivery, trained, args.name, args.alias, evaluation)
     print(
         f"{'already registered' if done.known else 'registered'}: {done.name} version {done.version}, "
         f"alias {args.alias}, {trained.images:,} images, weights sha256 {trained.weights_sha256[:12]}"
     )
+    if evaluation:
+        print(f"evaluation: {', '.join(f'{name} {value:g}' for name, value in evaluation.metrics.items())}")
     print(f"next: biggan sample models:/{done.name}@{args.alias} samples.png --tracking-uri {args.folder}")
+
+
+def _evaluation(args: argparse.Namespace, trained: "TrainedGenerator", found: "list[Evaluation]") -> "Evaluation | None":
+    """What is known about these weights. Raises ConfigError for a --evaluation that is not about them."""
+    from pipeline import evaluations
+
+    if args.evaluation is None:
+        return evaluations.of_weights(found, trained.weights_sha256)
+    if not args.evaluation.is_file():
+        raise ConfigError(f"--evaluation {args.evaluation} is not a file: name one that `biggan evaluate` has written")
+    named = evaluations.parse(args.evaluation.read_text(), f"--evaluation {args.evaluation}")
+    if named is None:
+        raise ConfigError(f"--evaluation {args.evaluation} has no recipe to compare by: `biggan evaluate` writes it anew")
+    if named.weights_sha256 != trained.weights_sha256:
+        raise ConfigError(
+            f"--evaluation {args.evaluation} is about other weights ({named.weights_sha256[:12]}, {named.images:,} images) "
+            f"than these ({trained.weights_sha256[:12]}, {trained.images:,} images)"
+        )
+    return named

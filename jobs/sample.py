@@ -3,7 +3,6 @@
 import argparse
 import base64
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="a run's folder, a checkpoint or a folder of them (a path or URI; `biggan import` makes such), the folder of an "
-        "exported model, models:/NAME@ALIAS or models:/NAME/VERSION",
+        "exported model, models:/NAME@ALIAS or models:/NAME/VERSION, or http://HOST:PORT of `mlflow models serve`",
     )
     parser.add_argument(
         "out",
@@ -126,7 +125,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _check_flags(args: argparse.Namespace, kind: str) -> None:
     """Raises ConfigError for a flag that would not do anything, and for one that is missing."""
-    sheet, ours = kind == "sheet", not args.model.startswith("models:/")
+    sheet, ours = kind == "sheet", _is_ours(args)
     local = "a run's folder, a checkpoint or an exported model's folder"
     for flag, fits, partner in (
         ("--count", not sheet, "a set: let OUT end in .npz or /"),
@@ -160,14 +159,21 @@ def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerat
     return load_generator(args.model, args.checkpoint, truncation, _method(args), args.standing)
 
 
+def _is_ours(args: argparse.Namespace) -> bool:
+    """Whether our own code draws, and not that of a registered model."""
+    from pipeline.client import is_server
+
+    return not args.model.startswith("models:/") and not is_server(args.model)
+
+
 def _method(args: argparse.Namespace) -> "Truncation":
     return args.truncation_method or _METHODS[0]
 
 
 def _model(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     """Class names, and what draws."""
-    if args.model.startswith("models:/"):
-        return _registered(args)
+    if not _is_ours(args):
+        return _theirs(args)
     from model.sampling import generate
 
     trained = _load(args, args.truncation)
@@ -190,41 +196,38 @@ def _batches(count: int, batch: int, unit: str = "img") -> Iterator[int]:
             bar.update(min(batch, count - start))
 
 
-def _registered(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
-    """The same through the registered model's own code, whose statistics are those of untruncated latents."""
-    from pipeline import registry
+def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
+    """The same through a model's own code, here or in a server, whose statistics are those of untruncated latents."""
+    import numpy as np
+    import torch
+    from PIL import Image
 
-    model: Any = registry.load(args.model, _store(args))
-    params = {"seed": args.seed, "max_batch": args.batch} | ({} if args.truncation is None else {"truncation": args.truncation})
+    from pipeline import client, registry
+
+    batch = min(args.batch, client.MOST_ROWS)
+    params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
+    if client.is_server(args.model):
+        server = client.Client(args.model)
+        classes, ask = server.about["classes"], server.sample
+    else:
+        model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        classes = model.unwrap_python_model().classes
+        if "start" not in [param.name for param in model.metadata.get_params_schema().params]:
+            batch = 1 << 62  # one request: in older models a sample belongs to its row
+
+        def ask(class_ids: Sequence[int], **asked: Any) -> list[bytes]:
+            import pandas as pd
+
+            answer = model.predict(pd.DataFrame({"class_id": class_ids}, dtype="int64"), asked)
+            return [base64.b64decode(text) for text in answer["png"]]
 
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
-        import numpy as np
-        import pandas as pd
-        import torch
-        from PIL import Image
+        for first in _batches(len(labels), batch):
+            pictures = ask(labels[first : first + batch].tolist(), **params, start=first)
+            pixels = np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(picture)))) for picture in pictures])
+            yield from torch.from_numpy(pixels).permute(0, 3, 1, 2).split(args.batch)
 
-        # One request: there a sample belongs to its row.
-        pictures = model.predict(pd.DataFrame({"class_id": labels.numpy()}), params)["png"]
-        for start in range(0, len(pictures), args.batch):
-            files = [Image.open(io.BytesIO(base64.b64decode(text))) for text in pictures[start : start + args.batch]]
-            pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(file)) for file in files]))
-            yield pixels.permute(0, 3, 1, 2)
-
-    return model.unwrap_python_model().classes, draw
-
-
-def _store(args: argparse.Namespace) -> str:
-    uri: str | None = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        raise ConfigError(
-            f"{args.model}: say which MLflow has it, with --tracking-uri (a URI, or the folder of a run that is "
-            "tracked there) or MLFLOW_TRACKING_URI"
-        )
-    if "://" in uri:
-        return uri
-    from pipeline.tracking import Delivery
-
-    return Delivery(Path(uri)).uri
+    return classes, draw
 
 
 Sheet = tuple["Tensor", int, str]

@@ -107,6 +107,10 @@ def _launch(args: argparse.Namespace) -> int:
             check=False,
         ).returncode
         end = run.read_status(Path(status.name))
+    if code and not (end and end.state in ("finished", "stopped")):
+        from pipeline.reaper import finish_failed
+
+        finish_failed(Path(config.run), config.tracking)
     with open(errors.name, "rb") as file:
         file.seek(began)
         said = file.read().decode(errors="replace")

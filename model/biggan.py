@@ -63,7 +63,7 @@ class Generator(Recomputing):
     def embed(self, y: Tensor) -> Tensor:
         """What batch norm is conditioned on besides z: [n, shared_dim], unshared [n, num_classes], without classes [n, 0]."""
         if not self.config.conditional:
-            return torch.empty(len(y), 0, device=y.device)
+            return torch.empty(y.shape[0], 0, device=y.device)
         if not self.config.shared_dim:
             return class_weights(y, self.config.num_classes)
         return y @ self.shared.weight if y.is_floating_point() else self.shared(y)

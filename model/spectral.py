@@ -91,6 +91,15 @@ def power_iteration(network: nn.Module, times: int = 1) -> None:
         layer.iterate(times)
 
 
+@torch.no_grad()
+def bake(network: nn.Module) -> None:
+    """Make W / sigma each layer's weight, without vectors: the same outputs, for inference only."""
+    for layer in list(spectral_layers(network)):
+        layer.weight.copy_(layer.normalised_weight())
+        layer.sn_eps = None
+        del layer.u, layer.v
+
+
 class SNConv2d(nn.Conv2d, SpectralNorm):
     """[n, in, h, w] -> [n, out, h, w], or [n, out, h / 2, w / 2] by kernel 4 and stride 2."""
 

@@ -54,7 +54,7 @@ class CheckpointConfig:
     keep_every: int | None = None
     """Of each so many images, also keep the first checkpoint for good."""
     keep_best: Literal["fid", "accuracy"] | None = None
-    """Also keep the one that `biggan evaluate` found the best by this figure."""
+    """Also keep the one that `biggan evaluate` found the best by this figure (of several recipes, the best by each)."""
     max_loss: int | None = None
     """Images that a store that takes nothing may put at risk before the run stops. Default: 5 times `every`."""
     uri: str | None = None
@@ -152,13 +152,14 @@ class Checkpoint:
         for name in self.files:
             self.read(name)
 
-    def figure(self, name: str) -> float | None:
-        """What `biggan evaluate` found: `accuracy`, or `fid` by whatever extractor; None if it has not."""
+    def figure(self, name: str) -> tuple[str, float] | None:
+        """What `biggan evaluate` found: the id of its recipe, and `accuracy` or `fid` by some extractor; None if nothing."""
         place = storage.join(self.uri, EVALUATION)
         if not storage.exists(place):
             return None
-        figures = json.loads(storage.read_bytes(place))
-        return next((float(value) for key, value in figures.items() if key.partition("[")[0].lower() == name), None)
+        found = json.loads(storage.read_bytes(place))
+        values = (float(value) for key, value in found.items() if key.partition("[")[0].lower() == name)
+        return next(((found.get("recipe_id", ""), value) for value in values), None)
 
 
 def folders(uri: str) -> list[str]:
@@ -287,8 +288,9 @@ def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> None:
         kept |= {uri for number, uri in firsts.items() if number}
     if config.keep_best:
         sign = 1 if config.keep_best == "fid" else -1
-        judged = [(sign * figure, c.uri) for c in [saved, *older] if (figure := c.figure(config.keep_best)) is not None]
-        kept |= {uri for _, uri in sorted(judged)[:1]}
+        judged = [(*figure, c.uri) for c in [saved, *older] if (figure := c.figure(config.keep_best))]
+        # Figures of different recipes cannot be compared: of each the best, which comes last and stays.
+        kept |= set({recipe: uri for recipe, _, uri in sorted(judged, key=lambda j: sign * j[1], reverse=True)}.values())
     for name in folders(uri):
         if (old := storage.join(uri, name)) not in kept:
             remove(old)

@@ -88,6 +88,8 @@ class Judge:
     """Its file."""
     seconds: float
     """That its training took, now or when it was made."""
+    sha256: str
+    """Of that file."""
 
 
 def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, recipe: Recipe = Recipe()) -> Judge:
@@ -119,7 +121,7 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
         raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
     classifier = _empty(train, manifest)
     classifier.load_state_dict(safetensors.torch.load(data))
-    return Judge(classifier.to(_device()).eval(), key, place, known["seconds"])
+    return Judge(classifier.to(_device()).eval(), key, place, known["seconds"], known["sha256"])
 
 
 def train_classifier(train: DataConfig, manifest: Manifest, recipe: Recipe, say: Say) -> Classifier:
@@ -164,16 +166,16 @@ def _scale_features(classifier: Classifier, train: DataConfig, manifest: Manifes
 
 
 def real_batches(
-    config: DataConfig, manifest: Manifest, count: int, batch: int, seed: int = 0
+    config: DataConfig, manifest: Manifest, count: int, batch: int, seed: int = 0, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `count` images of the order under `seed`, as (uint8 [n, C, r, r], labels [n]), n = `batch` or the rest.
 
-    The first `manifest.samples` hold each image once.
+    Those before `start`, a multiple of `batch`, are left out. The first `manifest.samples` hold each image once.
     """
     config = dataclasses.replace(config, lanes=_LANES)
-    stream = Stream(config, manifest, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1)
+    stream = Stream(config, manifest, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1, position=start)
     with stream:
-        for _, read in zip(range(0, count, batch), stream, strict=False):
+        for _, read in zip(range(start, count, batch), stream, strict=False):
             # A batch is sorted by lane, not by position.
             kept = read.positions < count
             yield read.images[kept], read.labels[kept]

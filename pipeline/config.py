@@ -28,7 +28,7 @@ from pipeline.objective import ObjectiveConfig
 from pipeline.schedule import OptimConfig
 from pipeline.stop import StopConfig
 from pipeline.stream import DataConfig
-from pipeline.tracking import TrackingConfig
+from pipeline.tracker import TrackingConfig
 from pipeline.watchdog import HangConfig
 
 

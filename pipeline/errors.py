@@ -33,6 +33,12 @@ class TrainingError(UserError):
     exit_code = 79
 
 
+class GateError(UserError):
+    """A model was not good enough to be promoted, or not proven so; its alias is where it was (no code of sysexits.h)."""
+
+    exit_code = 80
+
+
 def as_user_error(error: OSError) -> UserError | None:
     """The line for a disk that refuses, wherever it did; None for an OSError that only a programmer understands."""
     where = f" ({error.filename})" if error.filename else ""

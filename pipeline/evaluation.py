@@ -1,86 +1,169 @@
-"""How good samples are: class accuracy, and the Fréchet distance to real images on the judge's features.
+"""How good samples are: what an extractor says of them and of real images, and the figures that follow.
 
-Both belong together: a generator that draws one easy picture per class has perfect accuracy and a bad distance.
-A Fréchet distance means nothing without its features, so it is always written FID[name of the extractor].
+Class accuracy and a Fréchet distance belong together: a generator that draws one easy picture per class has perfect accuracy
+and a bad distance. Each figure carries its extractor's name, as in FID[efflite0]: without it, it means nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from model.latents import Truncation
 from model.networks import Generator
-from model.sampling import generate
-from pipeline.classifier import Classifier
+from model.sampling import full_precision, generate
+from pipeline import metrics
+from pipeline.classifier import real_batches
+from pipeline.extractors import Extractor
+from pipeline.index import Manifest
+from pipeline.peers import Peers
+from pipeline.stream import DataConfig
 
-BATCH = 500
-"""Images per forward pass of the classifier; decides speed only."""
+BATCH = 256
+"""Images per forward pass. Decides speed and memory; and the last digits, as every batch size does."""
 
-Floats = NDArray[np.float64]
+OPTIONAL = ("is", "kid", "prdc", "intra-fid")
+"""Figures besides FID and accuracy, by the names on the command line."""
+
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the classifier said about a set of images."""
+    """What an extractor said about a set of images."""
 
-    features: Floats
-    """[n, d]."""
-    labels: NDArray[np.int64]
-    """[n]: the class that each image should show."""
-    predictions: NDArray[np.int64]
-    """[n]."""
+    features: Tensor
+    """fp32 [n, d]."""
+    labels: Tensor
+    """int64 [n]: the class that each image should show."""
+    predictions: Tensor
+    """int64 [n]."""
+    score: tuple[float, float] | None = None
+    """Inception score, mean and standard deviation; None for fewer than 1,000 images."""
 
     @property
     def accuracy(self) -> float:
-        """Share of images that the classifier takes for what they should show."""
-        return float((self.labels == self.predictions).mean())
+        """Share of images that the extractor takes for what they should show."""
+        return float((self.labels == self.predictions).double().mean())
 
     def class_accuracy(self, classes: Sequence[str]) -> dict[str, float]:
         """The same by class, for those that occur."""
         right = self.labels == self.predictions
         found = [(name, right[self.labels == i]) for i, name in enumerate(classes)]
-        return {name: float(part.mean()) for name, part in found if len(part)}
+        return {name: float(part.double().mean()) for name, part in found if len(part)}
+
+
+class Images(Protocol):
+    """A set of images in which each has a position."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+
+    def batches(self, start: int, end: int, batch: int, device: torch.device) -> Batches:
+        """(uint8 [n, C, r, r], labels [n]) of positions [start, end), from a multiple of `batch`."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """The first `count` images of a fixed order of shards; the whole of them if there are so many."""
+
+    config: DataConfig
+    manifest: Manifest
+    count: int
+
+    def batches(self, start: int, end: int, batch: int, device: torch.device) -> Batches:
+        """See `Images`."""
+        return real_batches(self.config, self.manifest, end, batch, start=start)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`count` samples with the classes in turn, rounded to uint8."""
+
+    generator: Generator
+    num_classes: int
+    count: int
+    seed: int
+    truncation: float | None = None
+    method: Truncation = "truncated-normal"
+
+    def batches(self, start: int, end: int, batch: int, device: torch.device) -> Batches:
+        """See `Images`."""
+        options: dict[str, Any] = {"seed": self.seed, "truncation": self.truncation, "method": self.method, "batch": batch}
+        self.generator.to(device)
+        for first in range(start, end, batch):
+            labels = torch.arange(first, min(first + batch, end)) % self.num_classes
+            yield generate(self.generator, labels, start=first, **options), labels
+
+
+def judge(peers: Peers, extractor: Extractor, images: Images, batch: int = BATCH) -> Judged:
+    """Show `images` to `extractor`; each rank a stretch of them. For rank 0. Raises ValueError if there are none."""
+    extractor.network.cpu()  # as it travels
+    if isinstance(images, Samples):
+        images.generator.cpu()
+    parts = peers.all(_extract, extractor, images, batch)
+    features, logits, labels = (torch.cat(part) for part in zip(*(part for part in parts if part), strict=True))
+    enough = len(logits) >= metrics.LEAST["is"]
+    return Judged(features, labels, logits.argmax(1), metrics.inception_score(logits) if enough else None)
 
 
 @torch.no_grad()
-def judge(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> Judged:
-    """Show (uint8 images [n, C, r, r], labels [n]) to `classifier`, in fp32. Raises ValueError if there are none."""
-    device = next(classifier.parameters()).device
-    features, labels, predictions = [], [], []
-    for images, wanted in batches:
-        found = classifier.features(images.to(device))
-        features.append(found.double().cpu())
-        predictions.append(classifier.head(found).argmax(1).cpu())
-        labels.append(wanted)
-    if not features:
-        raise ValueError("no images to judge")
-    return Judged(torch.cat(features).numpy(), torch.cat(labels).numpy(), torch.cat(predictions).numpy())
+def _extract(peers: Peers, extractor: Extractor, images: Images, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Features, logits and labels of this rank's share, None if it has none."""
+    network, found = extractor.network.to(peers.device), []
+    for pixels, labels in images.batches(*peers.share(images.count, batch), batch, peers.device):
+        with full_precision(peers.device):
+            features, logits = network(pixels.to(peers.device))
+        found.append((features.float().cpu(), logits.float().cpu(), labels))
+    if not found:
+        return None
+    features, logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    return features, logits, labels
 
 
-def sample_batches(
-    generator: Generator, num_classes: int, count: int, *, seed: int, truncation: float | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`count` samples with the classes in turn, as (uint8 [n, C, r, r], labels [n])."""
-    labels = torch.arange(count) % num_classes
-    images = generate(generator, labels, seed=seed, truncation=truncation)
-    yield from zip(images.split(BATCH), labels.split(BATCH), strict=True)
+def too_few(name: str, sets: Mapping[str, Tensor], classes: Sequence[str]) -> str | None:
+    """Why figure `name` cannot be had from sets of images with these labels; None if it can."""
+    least = metrics.LEAST[name]
+    for what, labels in sets.items():
+        if name == "intra-fid":
+            counts = torch.bincount(labels, minlength=len(classes))
+            worst = int(counts.argmin())
+            if counts[worst] < least:
+                return f"{name} needs {least:,} images of each class, {what} have {counts[worst]:,} of {classes[worst]}"
+        elif len(labels) < least:
+            return f"{name} needs {least:,} images, {what} are {len(labels):,}"
+    return None
 
 
-def frechet_distance(a: Floats, b: Floats) -> float:
-    """Fréchet distance of Gaussians fitted to features a [n, d] and b [m, d] (Heusel et al. 2017, eq. 6), in float64.
+@dataclass(frozen=True)
+class Figures:
+    """Of one set of images against a reference. Keys are NAME[extractor]."""
 
-    The trace of sqrt(S T) is the sum of the roots of the eigenvalues of R T R, R = sqrt(S): symmetric, hence real
-    and accurate even where a covariance is singular, which scipy's sqrtm(S @ T) is not. Raises ValueError for features
-    that are not finite or fewer than 2 rows.
-    """
-    for x in (a, b):
-        if len(x) < 2 or not np.isfinite(x).all():
-            raise ValueError(f"features must be finite, 2 rows at least; got shape {x.shape}")
-    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(s)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    trace_of_root = np.sqrt(np.linalg.eigvalsh(root @ t @ root).clip(0)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s) + np.trace(t) - 2 * trace_of_root)
+    values: dict[str, float]
+    spread: dict[str, float]
+    """Standard deviation over splits (IS) or subsets (KID)."""
+    by_class: dict[str, float]
+    """The Fréchet distance within each class."""
+
+
+def measure(
+    extractor: str, reference: Judged, images: Judged, names: Iterable[str], classes: Sequence[str], device: torch.device
+) -> Figures:
+    """FID, and the figures `names` of `OPTIONAL`, for which there must be enough images (`too_few`)."""
+    real, fake = reference.features.to(device), images.features.to(device)
+    values, spread, by_class = {"FID": metrics.frechet_distance(real, fake)}, {}, {}
+    if "is" in names and images.score:
+        values["IS"], spread["IS"] = images.score
+    if "kid" in names:
+        values["KID"], spread["KID"] = metrics.kernel_distance(real, fake)
+    if "prdc" in names:
+        values |= vars(metrics.manifolds(real, fake))
+    if "intra-fid" in names:
+        found = metrics.intra_frechet(real, reference.labels, fake, images.labels)
+        by_class = {classes[label]: distance for label, distance in found.items()}
+        values["intra-FID"] = sum(by_class.values()) / len(by_class)
+    named, spread = ({f"{name}[{extractor}]": value for name, value in part.items()} for part in (values, spread))
+    return Figures(named, spread, by_class)

@@ -14,11 +14,11 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, StorageError
+from pipeline.process import machine, started
 
 BEAT = 5.0
 """Seconds between two renewals."""
@@ -83,8 +83,8 @@ def _wait_for_end(uri: str, number: int) -> None:
     first = _read(uri, number)
     if first is None or first.get("released"):
         return
-    if first.get("host") == _host():
-        alive = first.get("started") == _started(int(first["pid"])) and first["pid"] != os.getpid()
+    if first.get("host") == machine():
+        alive = first.get("started") == started(int(first["pid"])) and first["pid"] != os.getpid()
     else:
         deadline = time.monotonic() + 2.5 * BEAT
         while not (alive := _read(uri, number) not in (first, None)) and time.monotonic() < deadline:
@@ -114,20 +114,4 @@ def _read(uri: str, number: int) -> dict[str, Any] | None:
 
 
 def _holder() -> dict[str, object]:
-    return {"host": _host(), "name": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _host() -> str:
-    """Of machines and containers that are up, each has its own."""
-    namespace = os.readlink("/proc/self/ns/pid") if Path("/proc/self/ns/pid").exists() else ""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip() if boot.exists() else socket.gethostname()} {namespace}"
-
-
-def _started(pid: int) -> str:
-    """The kernel's start time of a process; empty if there is none, or only its exit code is left."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+    return {"host": machine(), "name": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}

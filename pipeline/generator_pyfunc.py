@@ -23,9 +23,18 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 from safetensors.torch import load_file
 
+DEFAULTS: dict[str, Any] = {"truncation": None, "seed": 0, "start": 0, "format": "png_base64", "max_batch": 64}
+"""The parameters of a request, as in the model's signature."""
+MOST_ROWS = 1024
+"""Rows of one request: more would keep a server busy for as long as somebody likes. `start` asks for the next ones."""
+
 
 class GeneratorModel(PythonModel):
-    """Class ids in, PNG images out. Row i of a request depends on the seed, i and its class, not on the batch size."""
+    """Class ids in, PNG images out. Row i depends on the seed, `start` + i and its class, not on the batch size.
+
+    `format=description` answers with one JSON text instead: class names, size of the images, parameters. MLflow drops
+    parameters that a model does not know before it is asked, so a client has to compare them (`pipeline.client`).
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Rebuild the generator from the artifacts. Raises if the weights are not those that were exported."""
@@ -40,18 +49,27 @@ class GeneratorModel(PythonModel):
         self.generator.load_state_dict(load_file(weights))
         self.generator.eval().requires_grad_(False).to(self.device)
         self.classes: list[str] = settings["classes"]
+        self.description = {key: settings[key] for key in ("classes", "images", "weights_sha256")} | {
+            "resolution": settings["model"]["resolution"],
+            "channels": settings["model"]["channels"],
+            "params": sorted(DEFAULTS),
+            "most_rows": MOST_ROWS,
+        }
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Column `class_id` -> columns `class_id` and `png`; the parameters are in the model's signature."""
-        params = {"truncation": None, "seed": 0, "format": "png_base64", "max_batch": 64} | (params or {})
+        params = DEFAULTS | (params or {})
         ids = model_input["class_id"].to_numpy(np.int64, copy=True)
         self._check(ids, params)
+        if params["format"] == "description":
+            return pd.DataFrame({"description": [json.dumps(self.description)]})
         images = self.sampling.generate(
             self.generator,
             torch.from_numpy(ids),
             seed=params["seed"],
+            start=params["start"],
             truncation=params["truncation"],
             batch=params["max_batch"],
         )
@@ -59,16 +77,20 @@ class GeneratorModel(PythonModel):
         return pd.DataFrame({"class_id": ids, "png": pictures})
 
     def _check(self, ids: np.ndarray[Any, Any], params: dict[str, Any]) -> None:
-        last = len(self.classes) - 1
+        last, truncation = len(self.classes) - 1, params["truncation"]
+        if len(ids) > MOST_ROWS:
+            raise MlflowException.invalid_parameter_value(
+                f"{len(ids)} rows: at most {MOST_ROWS}; ask on with start={MOST_ROWS}"
+            )
         if wrong := [int(i) for i in ids if not 0 <= i <= last]:
             raise MlflowException.invalid_parameter_value(f"class_id {wrong[0]}: must be from 0 to {last}")
-        if params["truncation"] is not None and not params["truncation"] > 0:
-            raise MlflowException.invalid_parameter_value(f"truncation {params['truncation']}: must be above 0")
-        if params["format"] != "png_base64":
-            raise MlflowException.invalid_parameter_value(f"format {params['format']!r}: must be 'png_base64'")
-        for name, least in (("seed", 0), ("max_batch", 1)):
-            if params[name] < least:
-                raise MlflowException.invalid_parameter_value(f"{name} {params[name]}: must be at least {least}")
+        if truncation is not None and not 0 < truncation < float("inf"):
+            raise MlflowException.invalid_parameter_value(f"truncation {truncation}: must be above 0 and finite")
+        if params["format"] not in ("png_base64", "description"):
+            raise MlflowException.invalid_parameter_value(f"format {params['format']!r}: must be 'png_base64' or 'description'")
+        for name, least, most in (("seed", 0, 2**63 - 1), ("start", 0, 2**53), ("max_batch", 1, MOST_ROWS)):
+            if not least <= params[name] <= most:
+                raise MlflowException.invalid_parameter_value(f"{name} {params[name]}: must be from {least} to {most}")
 
 
 def _import_privately(folder: Path, *modules: str) -> list[ModuleType]:

@@ -24,7 +24,9 @@ from pipeline.run import load_run_config, locate
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
 
-_EXPORTED = "artifacts/config.json"
+_EXPORTED = ("artifacts/config.json", "config.json")
+"""Where `biggan export` puts a model's settings, as MLflow model and as plain files; the weights lie beside them."""
+_WEIGHTS = "generator.safetensors"
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,10 @@ def load_generator(
     if none of it is there, DataError if it is damaged.
     """
     source = str(source)
-    exported = storage.exists(storage.join(source, _EXPORTED))
+    exported = find_exported(source)
     if exported and images is not None:
         raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")
-    saved = _exported(source) if exported else _checkpoint(source, images)
+    saved = _exported(exported) if exported else _checkpoint(source, images)
     generator = build_generator(saved.config).to("cuda" if torch.cuda.is_available() else "cpu")
     generator.load_state_dict(saved.tensors)
     if not saved.finished:
@@ -155,10 +157,19 @@ def load_generator(
     return replace(trained, weights_sha256=digest)
 
 
+def find_exported(source: str) -> str | None:
+    """The folder of an exported model with its weights and config.json; None for runs and checkpoints."""
+    for place in _EXPORTED:
+        folder = storage.join(source, place).removesuffix("/config.json")
+        if storage.exists(storage.join(source, place)) and storage.exists(storage.join(folder, _WEIGHTS)):
+            return folder
+    return None
+
+
 def _exported(folder: str) -> _Saved:
     """See `pipeline.export`. The network is built by our code; `models:/` URIs run the model's own."""
-    settings = json.loads(storage.read_bytes(storage.join(folder, _EXPORTED)))
-    place = storage.join(folder, "artifacts", "generator.safetensors")
+    settings = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    place = storage.join(folder, _WEIGHTS)
     weights = storage.read_bytes(place)
     if hashlib.sha256(weights).hexdigest() != settings["weights_sha256"]:
         raise DataError(f"{place} is damaged: export or copy the model again")
@@ -172,7 +183,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     if not run and not any(FOLDER.fullmatch(name) or name == COMMIT for name in there):
         raise ConfigError(
             f"no model {source}: looked for a run's config.yaml, checkpoints (0000192000/{COMMIT}) and an exported model's "
-            f"{_EXPORTED}; found {', '.join(there[:5]) or 'nothing'}"
+            f"{_EXPORTED[0]}; found {', '.join(there[:5]) or 'nothing'}"
         )
     found = locate(source, images)
     state = found.state()

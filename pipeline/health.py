@@ -10,6 +10,7 @@ RUN/health.json  failures so far         RUN/events.jsonl  skipped updates, fail
 RUN/health.md    why the run has stopped
 """
 
+import contextlib
 import gc
 import itertools
 import json
@@ -35,8 +36,9 @@ from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.collapse import Signs
 from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
+from pipeline.journal import Journal
 from pipeline.objective import ObjectiveConfig, State
-from pipeline.tracking import Tracker
+from pipeline.tracker import Tracker
 
 _NORMS = 200  # gradient norms whose median is a network's own past
 _LASTING = 20  # updates in a row above it that make a spike; lazy R1 makes one of each 16 large
@@ -262,6 +264,9 @@ class Health:
             if stop:
                 self._event("stop", failure.images, failure.reason)
                 storage.write_bytes(str(self.run / "health.md"), self._explain(failure).encode())
+                with contextlib.closing(Journal(self.run)) as journal:  # the attempt's tracker is closed
+                    for name in ("events.jsonl", "health.md"):
+                        journal.append(artifact=name)
         dist.barrier()
         if stop:
             raise TrainingError(self._message(failure))
@@ -281,7 +286,7 @@ class Health:
             tqdm.write(f"{images:>10,} img  {kind}: {text}")
             sys.stdout.flush()
         if self.tracker and kind != "skip":
-            self.tracker.artifact_text(path.read_text(), path.name)
+            self.tracker.artifact(path.name)
 
     def _message(self, failure: Failure) -> str:
         where = f"{self.run / 'health.md'} says what happened and what to try"

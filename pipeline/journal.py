@@ -2,11 +2,14 @@
 
 The training step only appends here; `pipeline.tracking` delivers it to MLflow. Kinds of record, each with `time` in
 milliseconds since 1970: `open` (a process took the run up), `metrics` and `image` (with `step`, in images), `text` (an
-artifact with its content) and `close` (the run's status).
+artifact with its content), `artifact` (a file of the run's folder) and `close` (the run's status). Only one process writes
+it, the one that holds RUN/lock. Every node has a second one, for itself alone: `pipeline.system_metrics`.
 """
 
+import errno
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +25,12 @@ def journal_path(run_dir: Path) -> Path:
 
 
 def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """Each record from byte `offset` on, with the offset after it. A last line without its end is not there yet."""
-    path = journal_path(run_dir)
+    """Each record of a run from byte `offset` on, with the offset after it."""
+    yield from read_file(journal_path(run_dir), offset)
+
+
+def read_file(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """The same of one file. A last line without its end is not there yet."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -55,12 +62,20 @@ class Journal:
             whole = end
             for key in [*record.get("metrics", ()), *([record["image"]] if "image" in record else ())]:
                 self._highest[key] = max(record["step"], self._highest.get(key, -1))
-        self._file = path.open("a", buffering=1)
+        self._file, self._end = path.open("ab", buffering=0), whole
         # The torn line of a process that was killed while it wrote: the next record must start a line of its own.
         self._file.truncate(whole)
 
     def append(self, **record: Any) -> None:
-        self._file.write(json.dumps({"time": int(time.time() * 1000), **record}) + "\n")
+        """Write one record at once. Raises OSError if the disk takes no more; then nothing of the record is there."""
+        line = (json.dumps({"time": int(time.time() * 1000), **record}) + "\n").encode()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(line)
 
     def is_new(self, key: str, step: int) -> bool:
         """Whether `key` has no row at `step` or later yet; from now on it has."""

@@ -37,7 +37,8 @@ class PageCache:
     def will_need(self, path: str, start: int, stop: int) -> None:
         """Ask for bytes [start, stop) to be in memory soon."""
         with contextlib.suppress(OSError):
-            os.posix_fadvise(self._file(path).descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+            file = self._file(path)  # held until the call is over, or it might be closed, and its number another file's
+            os.posix_fadvise(file.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def read(self, path: str, start: int, length: int) -> bytes | None:
         """`length` bytes from `start` on; None if they are not all in memory.
@@ -50,7 +51,8 @@ class PageCache:
         if len(buffer) < length:
             buffer = self._own.buffer = memoryview(bytearray(2 * length))
         try:
-            there = os.preadv(self._file(path).descriptor, [buffer[:length]], start, os.RWF_NOWAIT)
+            file = self._file(path)
+            there = os.preadv(file.descriptor, [buffer[:length]], start, os.RWF_NOWAIT)
         except OSError as error:
             self._able = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)  # not every file system can say it
             return None

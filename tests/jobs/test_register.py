@@ -1,3 +1,5 @@
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ import pytest
 from jobs.cli import main
 from pipeline.run import load_run_config
 from pipeline.tracking import connect, store_uri
+from tests.jobs.registered_models import FID, evaluation, write_evaluation
 from tests.pipeline.saved_run import COMMIT, save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -48,7 +51,8 @@ def test_register_makes_one_version_per_weights(
     assert version.tags["images"] == "4096" and version.tags["git_commit"] == COMMIT
     assert version.tags["dataset_fingerprint"] == before.data.tags["biggan.dataset_fingerprint"]
     assert version.tags["run_id"] == version.run_id == before.info.run_id
-    assert len(version.tags["weights_sha256"]) == 64
+    assert len(version.tags["weights_sha256"]) == 64 and "evaluation" not in version.tags
+    assert version.tags["config_sha256"] == hashlib.sha256((run_dir / "config.yaml").read_bytes()).hexdigest()
 
     # All of it is in the run's own folder.
     model_id = version.source.removeprefix("models:/")
@@ -112,3 +116,54 @@ def test_a_folder_without_a_run_or_without_a_checkpoint_is_named(
     shutil.rmtree(copy / "checkpoints")
     code, line = refusal(capsys, "register", str(copy))
     assert code == 78 and "no checkpoint" in line
+
+
+def test_an_evaluation_of_the_very_weights_goes_with_them(
+    tmp_path: Path, shards_grey: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = save_run(run_dir, shards_grey, store=empty_store)
+    save_checkpoint(config, 8192)
+    older = run_dir / "evaluation" / "0000004096.json"
+    older.parent.mkdir()
+    older.write_text(json.dumps({"images": 4096, "FID[clf]": 5.0}))
+    register = ["register", str(run_dir), "--name", "tiny"]
+
+    # No evaluation yet, but an older document: said, and registered without.
+    assert main([*register, "--checkpoint", "4096"]) == 0
+    said = capsys.readouterr().out
+    assert f"ignored: {older} has no recipe" in said and "evaluation:" not in said
+    code, line = refusal(capsys, *register, "--best", FID)
+    assert code == 78 and "no evaluation of this run has it; they have nothing" in line
+
+    # Registering again after an evaluation renews the tag, and only that.
+    write_evaluation(run_dir, 4096, 7.0)
+    write_evaluation(run_dir, 8192, 9.0)
+    assert main([*register, "--best", FID]) == 0
+    said = capsys.readouterr().out
+    assert "already registered: tiny version 1" in said and "evaluation: FID[clf] 7, accuracy 0.9" in said
+    (version,) = versions(run_dir, "tiny")
+    assert json.loads(version.tags["evaluation"]) == evaluation(7.0)
+    write_evaluation(run_dir, 4096, 6.5)
+    assert main([*register, "--checkpoint", "4096"]) == 0
+    assert json.loads(versions(run_dir, "tiny")[0].tags["evaluation"])["metrics"][FID] == 6.5
+
+    # Figures of two recipes do not compare; a file about other weights is not theirs.
+    other = write_evaluation(run_dir, 8192, 1.0, recipe_id="f" * 16)
+    code, line = refusal(capsys, *register, "--best", FID)
+    assert code == 78 and "by several recipes" in line and "f" * 16 in line
+    code, line = refusal(capsys, *register, "--checkpoint", "4096", "--evaluation", str(other))
+    assert code == 78 and "is about other weights" in line and "8,192 images" in line
+    older.write_text(json.dumps({"images": 4096, "FID[clf]": 5.0}))
+    code, line = refusal(capsys, *register, "--checkpoint", "4096", "--evaluation", str(older))
+    assert code == 78 and "has no recipe" in line
+    code, line = refusal(capsys, *register, "--checkpoint", "4096", "--evaluation", str(tmp_path / "none"))
+    assert code == 78 and "is not a file" in line
+    assert main([*register, "--evaluation", str(other)]) == 0
+    assert json.loads(versions(run_dir, "tiny")[1].tags["evaluation"])["recipe_id"] == "f" * 16
+    capsys.readouterr()
+
+    # What the best was said of, and what is there now, must be the same.
+    write_evaluation(run_dir, 8192, 1.0, weights_sha256="0" * 64)
+    code, line = refusal(capsys, *register, "--best", FID)
+    assert code == 78 and "is about other weights than the checkpoint has" in line

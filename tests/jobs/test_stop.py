@@ -84,6 +84,8 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
     assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
     (found,) = mlflow_runs(run)
     assert found.info.status == "KILLED"
+    assert sorted(path.name for path in (run / "system").iterdir()) == ["node00000.jsonl", "node00001.jsonl"]
+    assert "system/node0/cpu_utilization_percentage" in found.data.metrics
 
     second = biggan(endless, run, "hang.timeout=6", "stop.grace=2")
     second.until("img/s")
@@ -98,6 +100,8 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
     assert json.loads(dump.with_suffix(".json").read_bytes())["entries"]
     hung = status_of(run)
     assert (hung.state, hung.images, hung.exit_code) == ("failed", first.images, 70) and hung.message in said
+    (found,) = mlflow_runs(run)
+    assert found.info.status == "FAILED"  # the launcher has said so for its workers
 
     third = biggan(endless, run)
     third.until("starting 2 workers")

@@ -1,10 +1,12 @@
 """`biggan train` as a user types it: whole runs on two processes, and every mistake as one line."""
 
 import gzip
+import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -146,11 +148,28 @@ def test_the_same_mlflow_run_goes_on_with_one_row_per_step(resumed: Resumed) -> 
         "lr/g",
     }
     assert keys <= set(found.data.metrics)
-    for key in found.data.metrics:
+    for key in (key for key in found.data.metrics if not key.startswith("system/")):
         steps = sorted(row.step for row in client.get_metric_history(found.info.run_id, key))
         # A phase that a report has not seen, and what is looked at with a sample grid, has no row.
         assert len(steps) == len(set(steps)) and set(steps) <= {64, 128, 192, 256}, key
         assert steps == [64, 128, 192, 256] or key not in keys, key
+
+
+def test_mlflow_knows_where_the_run_comes_from(resumed: Resumed, shards: Path) -> None:
+    (found,) = mlflow_runs(resumed.run)
+    tags = found.data.tags
+    text = (resumed.run / "config.yaml").read_bytes()
+    assert tags["biggan.config_sha256"] == hashlib.sha256(text).hexdigest()
+    assert tags["biggan.resumed_from"] == "64" and tags["biggan.world_size"] == "2"
+    assert tags["biggan.hostname"] == socket.gethostname() and tags["biggan.git_dirty"] in ("true", "false")
+    (data,) = found.inputs.dataset_inputs
+    assert data.dataset.digest == tags["biggan.dataset_fingerprint"] == read_identity(resumed.run)["dataset"]
+    assert str(shards) in data.dataset.source
+    # One process of the node samples, at least at the end of each start.
+    rows = connect(store_uri(resumed.run, None)).get_metric_history(
+        found.info.run_id, "system/node0/cpu_utilization_percentage"
+    )
+    assert len(rows) >= 2 and len({row.step for row in rows}) == len(rows)
 
 
 def test_mlflow_has_parameters_configuration_and_samples(resumed: Resumed) -> None:
@@ -306,7 +325,8 @@ def test_a_disk_that_is_read_only_or_full(
 def test_a_disk_that_fills_up_while_training(whole: Path, tiny: str, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (whole / "checkpoints" / "0000000256-0001").iterdir())
     with disk(tmp_path / "disk", f"{size * 3 // 2 // 1024 + 200}k") as folder:
-        command = (tiny, folder / "run", "tracking.mode=off", "sample_every=0")
+        # What else is written meanwhile would take the last pages, and with them the place of the status.
+        command = (tiny, folder / "run", "tracking.mode=off", "tracking.system_seconds=0", "sample_every=0")
         done = train(*command)
         assert_one_line(done.stderr, done.returncode, 74, str(folder), "the disk is full", "run the same command again")
         found = checkpoint.newest(str(folder / "run" / "checkpoints"))

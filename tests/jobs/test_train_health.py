@@ -15,6 +15,7 @@ import yaml
 
 from pipeline import checkpoint
 from pipeline.health import History
+from pipeline.journal import read
 from pipeline.run import Status, read_status
 
 # Updates of 64 images (two D steps of 32), a checkpoint after each; the second one in a row to be skipped is a failure.
@@ -86,7 +87,9 @@ def test_both_ranks_skip_and_go_back_together_and_the_run_finishes(healed: Heale
     assert final(healed.run)[1] == 1
     journal = [json.loads(line) for line in (healed.run / "journal.jsonl").read_text().splitlines()]
     assert [r["close"] for r in journal if "close" in r] == ["FAILED", "FINISHED"]
-    assert '"kind": "failure"' in next(r["text"] for r in journal if r.get("path") == "events.jsonl")
+    assert [r["artifact"] for r in journal if "artifact" in r] == [
+        "events.jsonl"
+    ] * 3  # the failure, and the end of each attempt
     assert next(r["metrics"]["skipped/d"] for r in journal if r.get("step") == 192 and "skipped/d" in r["metrics"]) == 1
 
 
@@ -135,6 +138,7 @@ def test_three_failures_in_a_row_stop_the_run_with_a_report_and_it_can_go_on(
     assert kinds == [("failure", 0), ("start", 1), ("failure", 1), ("start", 2), ("failure", 2), ("stop", 3)]
     report = (stopped.run / "health.md").read_text()
     assert report.count("| failure |") == 3 and "What to try" in report and "precision=fp32" in report
+    assert [record.get("artifact") for record, _ in read(stopped.run)][-2:] == ["events.jsonl", "health.md"]
 
     assert train(stopped.run, shards, "").returncode == 0
     (tensors, rollbacks), (others, _) = final(stopped.run), final(healed.run)

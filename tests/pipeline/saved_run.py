@@ -15,7 +15,7 @@ from pipeline.checkpoint import Progress, network_tensors
 from pipeline.config import RunConfig, build, flatten
 from pipeline.index import load_manifest
 from pipeline.run import checkpoint_uri, prepare, read_identity
-from pipeline.tracking import Tracker
+from pipeline.tracker import Tracker
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

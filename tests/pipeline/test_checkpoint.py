@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -265,6 +265,22 @@ def test_what_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert [c.images for c in committed(uri)] == [1000, 900, 600, 300, 200]
     checkpoint.retain(uri, checkpoint.load(f"{uri}/{1000:010d}"), replace(config, keep_every=None, keep_best=None))
     assert [c.images for c in committed(uri)] == [1000, 900]
+
+
+@pytest.mark.parametrize(("figure", "best"), [("fid", [100, 400]), ("accuracy", [300, 200])])
+def test_figures_of_different_recipes_are_not_compared(
+    tmp_path: Path, figure: Literal["fid", "accuracy"], best: list[int]
+) -> None:
+    uri = str(tmp_path)
+    found = {100: ("a", 2.0, 0.7), 200: ("b", 9.0, 0.9), 300: ("a", 3.0, 0.8), 400: ("b", 8.0, 0.6)}
+    for images in range(100, 700, 100):
+        save(uri, Progress(images), tensors(images), {}, keep=100)
+        if images in found:
+            recipe, fid, accuracy = found[images]
+            document = {"recipe_id": recipe, "FID[x]": fid, "accuracy": accuracy}
+            storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps(document).encode())
+    checkpoint.retain(uri, checkpoint.load(f"{uri}/{600:010d}"), CheckpointConfig(every=100, keep=2, keep_best=figure))
+    assert [c.images for c in committed(uri)] == sorted([600, 500, *best], reverse=True)
 
 
 def test_reading_what_was_not_committed_says_what_to_delete(tmp_path: Path) -> None:

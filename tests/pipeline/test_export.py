@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.cli import main
 from model.sampling import generate
 from pipeline import export
 from pipeline.generators import TrainedGenerator, load_generator
@@ -47,6 +48,8 @@ REQUESTS: list[tuple[list[Any], dict[str, Any]]] = [
     ([0, 1, 2, 3, 0], {"seed": 4}),
     ([0, 1, 2, 3, 0], {"seed": 3, "truncation": 0.5}),
     ([0, 1, 2, 3], {}),
+    ([2, 3, 0], {"seed": 3, "start": 2}),
+    ([0], {"format": "description"}),
     ([], {}),
     ([0, 4], {}),
     ([-1], {}),
@@ -54,17 +57,26 @@ REQUESTS: list[tuple[list[Any], dict[str, Any]]] = [
     ([0], {"format": "jpeg"}),
     ([0], {"seed": -1}),
     ([0], {"max_batch": 0}),
+    ([0], {"max_batch": 1025}),
+    ([0], {"start": -1}),
+    ([0], {"truncation": float("inf")}),
+    ([0] * 1025, {}),
     ([0], {"seed": "x"}),
 ]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> TrainedGenerator:
+def run_dir(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
     save_run(folder, shards, mode="off")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run_dir: Path) -> TrainedGenerator:
     with pytest.MonkeyPatch.context() as patch:
         short_standing_statistics(patch)
-        return load_generator(folder)
+        return load_generator(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +117,48 @@ def test_a_process_without_our_packages_draws_what_the_run_draws(consumer: dict[
     assert abs(pixels(seed3) - pixels(seed4)).max() > 10 and abs(pixels(seed3) - pixels(truncated)).max() > 10
     assert abs(pixels(seed3)[0] - pixels(seed3)[4]).max() > 10  # same class, another row: another latent
     assert consumer["leaked"] == []
+    assert abs(pixels(consumer["answers"][5]) - pixels(seed3)[2:]).max() <= 1  # samples 2 to 4
+
+
+def test_the_model_describes_itself(consumer: dict[str, Any], trained: TrainedGenerator) -> None:
+    about = json.loads(consumer["answers"][6]["description"][0])
+    assert about["classes"] == list(trained.classes) and about["weights_sha256"] == trained.weights_sha256
+    assert about["resolution"] == 32 and about["channels"] == 3 and about["most_rows"] == 1024
+    assert about["params"] == sorted(param.name for param in export.signature().params.params)
+
+
+@pytest.mark.parametrize("kind", ["mlflow", "safetensors"])
+def test_an_export_is_the_same_generator(
+    kind: str, run_dir: Path, trained: TrainedGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    short_standing_statistics(monkeypatch)
+    assert main(["export", str(run_dir), str(tmp_path / "a" / "model"), "--format", kind]) == 0
+    assert f"{kind}, 4,096 images, weights sha256 {trained.weights_sha256[:12]}" in capsys.readouterr().out
+    again = load_generator(tmp_path / "a" / "model")
+    assert again.weights_sha256 == trained.weights_sha256 and again.classes == trained.classes
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["there"], "is there already: name a new folder"),
+        (["there.onnx"], "is there already: name a new file"),
+        (["new", "--format", "onnx"], "needs a name that ends in .onnx"),
+        (["new.onnx", "--format", "mlflow"], "needs a name that ends in .onnx"),
+        (["new", "--standing", "1"], "--standing 1: must be at least 2"),
+        (["new", "--checkpoint", "7"], "7"),
+    ],
+)
+def test_a_place_that_does_not_fit_is_named(
+    run_dir: Path, tmp_path: Path, argv: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.onnx").touch()
+    assert main(["export", str(run_dir), str(tmp_path / argv[0]), *argv[1:]]) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line and not list(tmp_path.glob("new*"))
 
 
 def test_the_golden_picture_is_what_its_seed_and_labels_give(consumer: dict[str, Any], exported: Path) -> None:
@@ -115,7 +169,7 @@ def test_the_golden_picture_is_what_its_seed_and_labels_give(consumer: dict[str,
 
 
 def test_bad_requests_are_refused_with_what_is_allowed(consumer: dict[str, Any]) -> None:
-    empty, *refused = consumer["answers"][5:]
+    empty, *refused = consumer["answers"][7:]
     assert empty == {"class_id": [], "png": []}
     for answer, reason in zip(
         refused,
@@ -126,6 +180,10 @@ def test_bad_requests_are_refused_with_what_is_allowed(consumer: dict[str, Any])
             "format 'jpeg'",
             "seed -1",
             "max_batch 0",
+            "max_batch 1025",
+            "start -1",
+            "truncation inf",
+            "1025 rows: at most 1024",
             "",
         ],
         strict=True,

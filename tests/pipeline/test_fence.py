@@ -63,7 +63,7 @@ def hold(uri: str, host: str | None, told: Connection) -> None:
     """Take `uri`, as from another machine if `host` is one, and keep it until killed."""
     fence.BEAT = 0.1
     if host:
-        fence._host = lambda: host
+        fence.machine = lambda: host
     take(uri)
     told.send(os.getpid())
     signal.pause()

@@ -1,0 +1,86 @@
+"""What a larger batch does to a BigGAN on Fashion-MNIST, update for update: batch 64 against 512.
+
+    python -m benchmarks.large_batch --updates 500 1000 --seeds 0 1 2
+    python -m benchmarks.large_batch --images 4096 --seeds 0 --samples 1000     (a quick look: so many images in all of a run)
+
+The preset `fashion-mnist` with only the batch changed: the same learning rates, statistics of batch norm over groups of the
+same size, and EMA counted in updates. Each run is evaluated after each of `--updates`, by one classifier. At equal updates the
+larger batch has seen eight times the images: the table has both.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import report
+
+BATCHES = (64, 512)
+GROUP = 32
+HALF_LIFE = 69
+"""Of the EMA, in updates: a decay of 0.99."""
+
+
+def _biggan(*argv: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", *argv], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"benchmarks.large_batch: biggan {argv[0]} failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[str, Any]:
+    """Train from where the run is up to `updates`, evaluate; one row."""
+    run, images, began = args.work / f"batch-{batch}-{seed}", updates * batch, time.perf_counter()
+    changes = {"run": run, "seed": seed, "data.uri": args.work / "shards" / "train", "total_images": images}
+    changes |= {"batch.global_batch": batch, "batch.micro_batch": 32, "batch.norm_group": GROUP, "optim.decay_from": "null"}
+    changes |= {"optim.ema_half_life": HALF_LIFE * batch, "checkpoint.every": images, "tracking.mode": "off"}
+    _biggan("train", "fashion-mnist", *(f"{key}={value}" for key, value in changes.items()))
+    judged = run / "judged.json"
+    options = {"--cache": args.work / "judge", "--extractor": "fashion-mnist-clf", "--samples": args.samples, "--json": judged}
+    _biggan("evaluate", str(run), *(str(part) for option in options.items() for part in option))
+    found = json.loads(judged.read_text())
+    row = {"batch": batch, "updates": updates, "seed": seed, "images": images, "seconds": round(time.perf_counter() - began)}
+    return row | {"accuracy": round(found["accuracy"], 4), "FID": round(found["FID[fashion-mnist-clf]"], 2)}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--images", type=int, help="of a run at most, in place of --updates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/large-batch"), help="folder for shards and runs")
+    parser.add_argument("--samples", type=int, default=10_000)
+    args = parser.parse_args()
+    updates = sorted(args.updates) if args.images is None else [max(1, args.images // max(BATCHES))]
+    _biggan("shard", "fashion-mnist", str(args.work / "shards"))
+    rows: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for batch in BATCHES:
+            for count in updates:
+                rows.append(_run(args, batch, seed, count))
+                print(rows[-1], flush=True)
+    means = [
+        {"batch": batch, "updates": count}
+        | {
+            key: round(statistics.mean(row[key] for row in rows if (row["batch"], row["updates"]) == (batch, count)), 4)
+            for key in ("accuracy", "FID")
+        }
+        for count in updates
+        for batch in BATCHES
+    ]
+    # What the study is about: at equal updates, the larger batch is ahead in each seed.
+    ahead = [
+        min(row["FID"] for row in rows if (row["updates"], row["seed"], row["batch"]) == (count, seed, BATCHES[0]))
+        > max(row["FID"] for row in rows if (row["updates"], row["seed"], row["batch"]) == (count, seed, BATCHES[1]))
+        for count in updates
+        for seed in args.seeds
+    ]
+    report("large_batch", rows + means, {"means": means, "runs": rows, "ahead": sum(ahead), "of": len(ahead)}, all(ahead))
+
+
+if __name__ == "__main__":
+    main()

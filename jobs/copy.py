@@ -1,0 +1,29 @@
+"""`biggan copy`: a registered version in another MLflow."""
+
+import argparse
+
+HELP = "copy a registered version to another MLflow's registry"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `jobs.cli.Job`."""
+    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    parser.add_argument("--to", metavar="URI|RUN", required=True, help="the MLflow to copy to")
+    parser.add_argument("--name", help="registered model there (default: the same)")
+    parser.add_argument("--alias", default="challenger", help="alias to set there (default: %(default)s)")
+    parser.add_argument("--tracking-uri", metavar="URI|RUN", help="the MLflow to copy from, as in `biggan sample`")
+
+
+def run(args: argparse.Namespace) -> None:
+    """See `pipeline.registry_copy`."""
+    from pipeline import registry
+    from pipeline.registry_copy import copy_version
+    from pipeline.tracking import hide_password
+
+    registry.check_names(args.name or "biggan", args.alias)
+    store, to = registry.find_store(args.tracking_uri, args.model), registry.find_store(args.to, args.model)
+    done = copy_version(store, args.model, to, args.name, args.alias)
+    print(
+        f"{'copied before' if done.known else 'copied'}: {args.model} is {done.name} version {done.version}, "
+        f"alias {args.alias}, in {hide_password(to)}"
+    )

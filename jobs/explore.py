@@ -1,0 +1,156 @@
+"""`biggan explore`: a page to play with a generator."""
+
+import argparse
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from pipeline.explorer import Subject
+    from pipeline.neighbours import Neighbours
+    from pipeline.painter import Painter
+
+HELP = "open a page to play with a generator: samples, walks between them, the training images nearest to one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `biggan explore`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's folder, a checkpoint or a folder of them, the folder of an exported model, models:/NAME@ALIAS or "
+        "models:/NAME/VERSION, as for `biggan sample`",
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="where the page is; 0: any that is free (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="of this machine; 0.0.0.0 lets in everybody who can reach it (default: %(default)s, only programs here)",
+    )
+    parser.add_argument("--data", metavar="URI", help="shards to look for nearest images in (default: those of the run)")
+    parser.add_argument(
+        "--neighbours", type=int, default=10_000, metavar="N", help="look at so many of their images (default: %(default)s)"
+    )
+    parser.add_argument("--checkpoint", type=int, metavar="IMAGES", help="which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--standing", type=int, metavar="N", help="take batch-norm statistics over N samples, as for `biggan sample`"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI|RUN",
+        help="where models:/ is looked up: an MLflow URI, or a run's folder (default: $MLFLOW_TRACKING_URI)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    _check(args)
+    with _bound(args.host, args.port) as listener:  # before the model is loaded, which can take minutes
+        page = subject(args)
+        import uvicorn
+
+        from pipeline.explorer import make_app
+
+        app = make_app(page)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        )  # fmt: skip
+        host, port = listener.getsockname()[:2]
+        print(f"{args.model} is at http://{f'[{host}]' if ':' in host else host}:{port}/ until you press Ctrl-C", flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            pass  # uvicorn raises it anew when all is closed
+        finally:
+            if page.neighbours:
+                page.neighbours.close()
+            page.painter.close()
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag, value, least, most in (
+        ("--port", args.port, 0, 65535),
+        ("--neighbours", args.neighbours, 1, None),
+        ("--standing", args.standing, 2, None),
+    ):
+        if value is not None and (value < least or (most is not None and value > most)):
+            raise ConfigError(f"{flag} {value}: must be {f'from {least} to {most}' if most else f'at least {least}'}")
+    for flag, value in (("--checkpoint", args.checkpoint), ("--standing", args.standing)):
+        if value is not None and args.model.startswith("models:/"):
+            raise ConfigError(f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address. Raises ConfigError if it is not to be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except socket.gaierror:
+        raise ConfigError(f"--host {host}: no such address; type one of this machine, such as 127.0.0.1") from None
+    except PermissionError:
+        raise ConfigError(f"--port {port}: ports below 1024 are the administrator's; type --port {port + 8000}") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"--port {port} is in use by another program: type --port {port % 65535 + 1}, or --port 0 for one that is free"
+            ) from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ConfigError(f"--host {host} is not an address of this machine; type 127.0.0.1 or 0.0.0.0") from None
+        raise
+
+
+def subject(args: argparse.Namespace) -> "Subject":
+    """What the page is about. Raises ConfigError if MODEL or --data is not there."""
+    from pipeline.explorer import Subject
+
+    painter, flags = _painter(args)
+    data, neighbours = _data(args, painter)
+    return Subject(args.model, tuple(flags), painter, data, neighbours)
+
+
+def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
+    """What draws, and the flags of `biggan sample` that name the same model."""
+    from pipeline.painter import painter_of, registered_painter
+
+    given = (("--checkpoint", args.checkpoint), ("--standing", args.standing), ("--tracking-uri", args.tracking_uri))
+    flags = [part for flag, value in given if value is not None for part in (flag, str(value))]
+    if args.model.startswith("models:/"):
+        from pipeline import registry
+
+        model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        import mlflow
+
+        tags = mlflow.get_logged_model(model.metadata.model_id).tags if model.metadata.model_id else {}
+        if "weights_sha256" not in tags:
+            raise ConfigError(f"{args.model} is no generator that `biggan register` has put there: name one that is")
+        return registered_painter(model.unwrap_python_model(), tags), flags
+    from pipeline.generators import load_generator
+
+    return painter_of(load_generator(args.model, args.checkpoint, standing=args.standing), args.standing), flags
+
+
+def _data(args: argparse.Namespace, painter: "Painter") -> tuple[str, "Neighbours | None"]:
+    """Where the training images are, and those to be searched; or why there are none."""
+    from pathlib import Path
+
+    from pipeline.dataset import load_data
+    from pipeline.neighbours import Neighbours
+    from pipeline.run import load_run_config
+    from pipeline.stream import DataConfig
+
+    if args.data:
+        named = DataConfig(args.data)
+        return args.data, Neighbours(named, load_data(named), painter.config, args.neighbours)
+    if not Path(args.model, "config.yaml").is_file():
+        return "MODEL does not say where its training images are: start again with --data URI of their shards", None
+    config = load_run_config(args.model).data
+    where = config.uri or ", ".join(part.uri for part in config.mix.values())
+    try:
+        return where, Neighbours(config, load_data(config), painter.config, args.neighbours)
+    except (ConfigError, StorageError) as error:  # the run may have been trained elsewhere: all else works without them
+        return f"no training images at {where} ({error}): start again with --data URI of their shards", None

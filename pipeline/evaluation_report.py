@@ -1,0 +1,198 @@
+"""The document of an evaluation, and what becomes of it: a table, a curve over truncations, rows in the run's MLflow run."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import generators
+from pipeline.evaluation import Judged, Real, Samples, measure, too_few
+from pipeline.extractors import Extractor
+from pipeline.generators import TrainedGenerator
+from pipeline.journal import Journal, journal_path, read
+from pipeline.run import is_training
+from pipeline.tracking import Delivery, first_line
+
+Document = dict[str, Any]
+
+_VERSION = 1
+"""Of how figures are computed (`pipeline.metrics`): another one makes another recipe."""
+
+
+def figures(
+    extractor: Extractor,
+    reference: str,
+    real: Mapping[str, tuple[Real, Judged]],
+    drawn: Judged,
+    names: Sequence[str],
+    classes: Sequence[str],
+    device: torch.device,
+) -> Document:
+    """What there is to say of samples `drawn` against the split `reference` of `real`, and of its other split as a floor."""
+    against = real[reference][1]
+    found = measure(extractor.name, against, drawn, names, classes, device)
+    fid, accuracy = f"FID[{extractor.name}]", f"accuracy[{extractor.name}]"
+    test, floor = real["test"][1], {}
+    if other := [judged for split, (_, judged) in real.items() if split != reference]:
+        enough = [name for name in names if not too_few(name, {"they": other[0].labels}, classes)]
+        floor = measure(extractor.name, against, other[0], enough, classes, device).values
+    document: Document = {"metrics": found.values, "spread": found.spread, "floor": floor, "class_intra_fid": found.by_class}
+    document |= {fid: found.values[fid], "real": {"test_images": len(test.labels)}}
+    if "train" in real:
+        document["real"] |= {"training_images": len(real["train"][1].labels), f"{fid} of training images": floor[fid]}
+    if extractor.judge:
+        by_class = drawn.class_accuracy(classes)
+        document |= {
+            "accuracy": drawn.accuracy,
+            "class_accuracy": by_class,
+            "worst_class": min(by_class, key=by_class.__getitem__),
+        }
+        document["real"] |= {"test_accuracy": test.accuracy, "test_class_accuracy": test.class_accuracy(classes)}
+        document["metrics"] = {accuracy: drawn.accuracy} | found.values
+        document["floor"] = {accuracy: test.accuracy} | floor
+    return document
+
+
+def recipe(
+    extractor: Extractor, reference: str, images: Real, samples: Samples, trained: TrainedGenerator, standing: int | None
+) -> Document:
+    """`recipe`, all that decides what the figures mean, and `recipe_id`: those of equal ids may be compared, and no others."""
+    recorded = "recorded" if trained.recorded is not None else generators.STANDING_SAMPLES
+    parts = {
+        "version": _VERSION,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
+        "resizer": extractor.resizer,
+        "crop": images.config.crop,
+        "resolution": trained.config.resolution,
+        "grey": "three times" if extractor.grey else None,
+        "samples": samples.count,
+        "truncation": samples.truncation,
+        "truncation_method": None if samples.truncation is None else samples.method,
+        "standing": standing or recorded,
+        "reference": {"fingerprint": images.manifest.fingerprint, "images": images.count, "split": reference},
+    }
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return {"recipe": parts, "recipe_id": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
+
+
+def truncation_words(document: Document) -> str:
+    """`no truncation` or `truncation 0.5`."""
+    return "no truncation" if document["truncation"] is None else f"truncation {document['truncation']:g}"
+
+
+def table(document: Document) -> list[str]:
+    """The figures for a person, as lines."""
+    reference = document["recipe"]["reference"]
+    lines = [
+        f"{document['run']} at {document['images']:,} images, EMA, seed {document['seed']}, {truncation_words(document)}",
+        f"against {reference['images']:,} real {reference['split']} images; recipe {document['recipe_id']}",
+        "",
+        f"{'':28}  {document['samples']:>7,} samples        real images",
+    ]
+    for name, value in document["metrics"].items():
+        floor, spread = document["floor"].get(name), document["spread"].get(name)
+        noise = "" if spread is None else f" +- {spread:.2g}"
+        row = f"{name:28}  {_figure(name, value):>7}{noise:14}  {'' if floor is None else _figure(name, floor)}"
+        lines.append(row.rstrip())
+    lines += [f"left out: {reason}" for reason in document["left_out"].values()]
+    return lines + _class_table(document)
+
+
+def _class_table(document: Document) -> list[str]:
+    if "class_accuracy" not in document:
+        return []
+    real, within = document["real"]["test_class_accuracy"], document["class_intra_fid"]
+    width = max(map(len, document["class_accuracy"]))
+    return [
+        "",
+        f"{'accuracy':{width}}  real test  samples" + ("  intra-FID" if within else ""),
+        *(
+            f"{name:{width}}  {real.get(name, float('nan')):9.1%}  {share:7.1%}"
+            + (f"  {within[name]:9.2f}" if name in within else "")
+            + ("  <- worst" if name == document["worst_class"] else "")
+            for name, share in document["class_accuracy"].items()
+        ),
+    ]
+
+
+def _figure(name: str, value: float) -> str:
+    kind = name.partition("[")[0]
+    if kind in ("accuracy", "precision", "recall", "coverage"):
+        return f"{value:.1%}"
+    return f"{value:.5g}" if kind == "KID" else f"{value:.2f}"
+
+
+def curve(documents: Sequence[Document]) -> bytes:
+    """A PNG: FID over IS of documents that differ in truncation (BigGAN, figure 16); over truncation where there is no IS."""
+    from matplotlib.figure import Figure
+
+    fid = next(name for name in documents[0]["metrics"] if name.startswith("FID["))
+    score = fid.replace("FID", "IS", 1)
+    scored = all(score in document["metrics"] for document in documents)
+    # No truncation is the limit of large ones: it comes last.
+    ordered = sorted(documents, key=lambda d: math.inf if d["truncation"] is None else d["truncation"])
+    names = ["none" if d["truncation"] is None else f"{d['truncation']:g}" for d in ordered]
+    y = [d["metrics"][fid] for d in ordered]
+    x = [d["metrics"][score] for d in ordered] if scored else list(range(len(y)))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, y, marker="o")
+    if scored:
+        for place in zip(names, x, y, strict=True):
+            axes.annotate(place[0], place[1:], textcoords="offset points", xytext=(6, 6))
+    else:
+        axes.set_xticks(x, names)
+    axes.set(xlabel=score if scored else "truncation", ylabel=fid)
+    axes.set_title(
+        f"{ordered[0]['images']:,} images, {ordered[0]['samples']:,} samples; truncations beside the points", fontsize=9
+    )
+    axes.grid(alpha=0.3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def tracked_names(document: Document) -> dict[str, float]:
+    """The metrics as MLflow may name them: `eval/FID/efflite0`, and `eval/FID/efflite0/truncation-0.5` at a truncation."""
+    cut = "" if document["truncation"] is None else f"/truncation-{document['truncation']:g}"
+    names = {name: f"eval/{name.replace('[', '/').removesuffix(']')}{cut}" for name in document["metrics"]}
+    return {names[name]: value for name, value in document["metrics"].items() if math.isfinite(value)}
+
+
+def track(run: Path, document: Document, deliver: bool, say: Callable[[str], None]) -> None:
+    """Put the metrics into the journal of the run's folder, at step `images`, once, and `deliver` them to MLflow.
+
+    A training that holds the run delivers them with its own rows. An MLflow that is away is no failure: the journal keeps them.
+    """
+    if not journal_path(run).exists():
+        return
+    step = document["images"]
+    rows = [record for record, _ in read(run) if record.get("step") == step and "metrics" in record]
+    values = {
+        key: value for key, value in tracked_names(document).items() if not any(r["metrics"].get(key) == value for r in rows)
+    }
+    if is_training(run):
+        # Its own journal is open: one write at the end of the file cannot come between its lines, and cuts none of them.
+        line = json.dumps({"time": int(time.time() * 1000), "metrics": values, "step": step}) + "\n"
+        descriptor = os.open(journal_path(run), os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, line.encode() if values else b"")
+        finally:
+            os.close(descriptor)
+        return
+    if values:
+        journal = Journal(run)
+        journal.append(metrics=values, step=step)
+        journal.close()
+    if deliver:
+        try:
+            Delivery(run).deliver()
+        except Exception as error:  # whatever a store, a proxy or a driver may raise
+            say(f"MLflow does not take the figures, {journal_path(run)} keeps them: {first_line(error)}")

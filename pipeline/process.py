@@ -1,0 +1,66 @@
+"""Which process trains a run, and whether it is gone.
+
+That it is gone needs proof: the same kernel and process namespace has no such process any more, or the same Slurm cluster
+no such job. What another machine does cannot be seen from here.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+Verdict = Literal["alive", "gone", "unknown"]
+
+
+def machine() -> str:
+    """Kernel's boot and process namespace, to which a pid belongs. Of machines and containers that are up, each has its own."""
+    namespace = os.readlink("/proc/self/ns/pid") if Path("/proc/self/ns/pid").exists() else ""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip() if boot.exists() else socket.gethostname()} {namespace}"
+
+
+def started(pid: int) -> str:
+    """The kernel's start time of a process; empty if there is none, or only its exit code is left."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def this_process() -> dict[str, str]:
+    """What identifies this process: its machine, with a name for people, pid, start time; and its Slurm job, if any."""
+    job = {
+        key: os.environ[f"SLURM_{key.upper()}"] for key in ("job_id", "cluster_name") if f"SLURM_{key.upper()}" in os.environ
+    }
+    pid = os.getpid()
+    return {"machine": machine(), "host": socket.gethostname(), "pid": str(pid), "started": started(pid), **job}
+
+
+def verdict(process: dict[str, str]) -> Verdict:
+    """Whether a process that `this_process` has described still lives."""
+    if process["machine"] == machine():
+        return "alive" if started(int(process["pid"])) == process["started"] else "gone"
+    if "job_id" in process and (cluster := process.get("cluster_name")) and cluster == _slurm_cluster():
+        return _slurm_verdict(process["job_id"])
+    return "unknown"
+
+
+def _slurm_cluster() -> str | None:
+    """The name of the Slurm cluster that this machine belongs to; None without one, or if it does not answer."""
+    if not shutil.which("scontrol"):
+        return None
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False, timeout=60)
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", done.stdout, re.M)
+    return found[1] if found else None
+
+
+def _slurm_verdict(job: str) -> Verdict:
+    """A job that waits, runs or is being requeued counts as alive."""
+    done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode == 0:
+        return "alive" if done.stdout.strip() else "gone"
+    return "gone" if "Invalid job id" in done.stderr else "unknown"

@@ -1,0 +1,86 @@
+"""A version of one MLflow in another: the files, the tags that speak of them, and where they are from."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import evaluations
+from pipeline.errors import ConfigError, DataError
+from pipeline.registry import Registered, download, find, resolve, store_errors, use, weights_sha256
+from pipeline.tracking import artifacts_beside, hide_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+_EXPERIMENT = "biggan"
+_TAGS = ("weights_sha256", "images", "git_commit", "dataset_fingerprint", "config_sha256", evaluations.TAG)
+"""What is true of the weights wherever they are. Promotions belong to a registry."""
+
+
+def copy_version(store: str, uri: str, to: str, name: str | None, alias: str) -> Registered:
+    """Make the version `uri` of `store` one of `name` (default: the same) in the MLflow at `to`, with `alias`.
+
+    The same weights are copied once. Raises ConfigError if there is no such version, or if it is not a generator of ours,
+    DataError if the weights are not those that were registered, here or there, StorageError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with store_errors(store):
+            client = use(store)
+            source = resolve(client, uri)
+            expected = source.tags.get("weights_sha256")
+            if not expected:
+                raise ConfigError(f"{uri} has no tag weights_sha256: only what `biggan register` has made is copied")
+            name = name or source.name
+        with store_errors(to):
+            client = use(to)
+            found = find(client, name, expected)
+        if found is None:
+            with store_errors(store):
+                use(store)
+                model = download(source, Path(folder))
+                _check(model, expected, uri)
+            with store_errors(to):
+                client = use(to)
+                found = _create(client, model, source, name, store)
+                _check(download(found, Path(folder, "back")), expected, f"the copy, {name} version {found.version}")
+                known = False
+        else:
+            known = True
+        with store_errors(to):
+            if evaluation := source.tags.get(evaluations.TAG):
+                client.set_model_version_tag(name, found.version, evaluations.TAG, evaluation)
+            client.set_registered_model_alias(name, alias, found.version)
+    return Registered(name, str(found.version), known)
+
+
+def _check(model: Path, expected: str, what: str) -> None:
+    if (found := weights_sha256(model)) != expected:
+        raise DataError(f"{what}: its weights are not those that were registered: sha256 {found}, not {expected}")
+
+
+def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: str, store: str) -> "ModelVersion":
+    """A run that holds the files, and a version of `name` from it."""
+    import mlflow
+
+    experiment = client.get_experiment_by_name(_EXPERIMENT)
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT, artifacts_beside(client.tracking_uri))
+    )
+    origin = {
+        "src_store": hide_password(store),
+        "src_name": source.name,
+        "src_version": str(source.version),
+        "src_run_id": source.run_id or "",
+    }
+    tags = {key: source.tags[key] for key in _TAGS if key in source.tags} | origin
+    run = client.create_run(experiment_id, run_name=f"copy of {source.name} version {source.version}", tags=origin)
+    run_id = run.info.run_id
+    try:
+        client.log_artifacts(run_id, str(model), "model")
+        version = mlflow.register_model(f"runs:/{run_id}/model", name, tags=tags)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+    return version
