@@ -162,6 +162,7 @@ def main() -> int:
                 told = {"median ms": figures["median"] * 1e3, "ratio": ratio, "p95 ms": figures["p95"] * 1e3}
                 told |= {"longest call ms": figures["call"] * 1e3, "close s": figures["close"]}
                 rows.append({"server": case, "exit": code, **told, "sync": synced.returncode, **compare(run, server)})
+                print(f"{len(rows)} of {len(plans)} servers: {case}, median step {ratio:.2f} of untouched", flush=True)
         finally:
             proxy.close()
             server.kill()
