@@ -27,7 +27,9 @@ import yaml
 from benchmarks.patterns import pack_patterns
 from benchmarks.report import report
 from pipeline import checkpoint
-from pipeline.tracking import Delivery, connect
+from pipeline.mlflow_store import connect
+from pipeline.process import started
+from pipeline.tracking import Delivery
 
 BATCH, CHECKPOINT_EVERY, TOTAL = 64, 320, 3200
 TARGETS = ("worker", "launcher", "everything")
@@ -57,7 +59,7 @@ class Process:
     started: str
 
     def alive(self) -> bool:
-        return _started(self.pid) == self.started
+        return started(self.pid) == self.started
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def kill_once(attempt: Attempt, kill: Kill, rng: random.Random) -> tuple[str, se
     if not attempt.wait_until(lambda: time.monotonic() >= due):
         return "nothing", set()
     root = attempt.process.pid
-    there = {Process(pid, _started(pid)) for pid in processes_of(root)}
+    there = {Process(pid, started(pid)) for pid in processes_of(root)}
     hit, chosen = victims(root, kill.target, rng)
     _kill(chosen)
     return hit, there
@@ -290,12 +292,6 @@ def _kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-def _started(pid: int) -> str:
-    """The kernel's start time of a process; empty if there is none, or only its exit code is left."""
-    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""
 
 
 def _read(path: Path) -> str:

@@ -37,8 +37,8 @@ def train(run: Path, uri: str, steps: int) -> None:
     import numpy as np
     import torch
 
+    from pipeline.mlflow_store import calm_mlflow
     from pipeline.tracker import Tracker, TrackingConfig
-    from pipeline.tracking import calm_mlflow
 
     calm_mlflow()
     import mlflow.tracking  # noqa: F401 - with or without a tracker, as DeepSpeed does in a training

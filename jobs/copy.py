@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """See `pipeline.registry_copy`."""
     from pipeline import registry
+    from pipeline.mlflow_store import hide_password
     from pipeline.registry_copy import copy_version
-    from pipeline.tracking import hide_password
 
     registry.check_names(args.name or "biggan", args.alias)
     store, to = registry.find_store(args.tracking_uri, args.model), registry.find_store(args.to, args.model)

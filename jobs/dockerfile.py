@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dst.exists():
         raise ConfigError(f"DST {args.dst} is there already: name a new folder")
     from pipeline import registry
-    from pipeline.tracking import calm_mlflow
+    from pipeline.mlflow_store import calm_mlflow
 
     calm_mlflow()
     store = registry.find_store(args.tracking_uri, args.model)

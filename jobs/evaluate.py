@@ -135,17 +135,13 @@ def _check(args: argparse.Namespace) -> list[float | None]:
         parse_resizer(args.resizer)
     if args.follow and (args.checkpoint or not Path(args.model, "config.yaml").is_file()):
         raise ConfigError("--follow takes the folder of a run, and no --checkpoint: it evaluates them all")
-    return [_truncation(text) for text in args.truncation]
+    return _truncations(args)
 
 
-def _truncation(text: str) -> float | None:
-    try:
-        value = float(text) if text != "none" else None
-    except ValueError:
-        raise ConfigError(f"--truncation {text}: must be numbers or none; name MODEL before them") from None
-    if value is not None and not 0 < value < float("inf"):
-        raise ConfigError(f"--truncation {value}: must be above 0; leave it out for no truncation")
-    return value
+def _truncations(args: argparse.Namespace) -> list[float | None]:
+    from pipeline.generators import parse_truncation
+
+    return [parse_truncation(text, "--truncation") for text in args.truncation]
 
 
 def _leave_a_core() -> None:
@@ -167,7 +163,7 @@ def _follow(args: argparse.Namespace) -> None:
         new = sorted({c.images for c in committed(uri)} - seen)
         for images in new:
             seen.add(images)
-            if all(Path(_own_place(args, images, _truncation(text))).exists() for text in args.truncation):
+            if all(Path(_own_place(args, images, truncation)).exists() for truncation in _truncations(args)):
                 continue
             try:
                 run(argparse.Namespace(**vars(args) | {"checkpoint": str(images), "follow": False}))

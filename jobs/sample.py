@@ -270,9 +270,10 @@ def _truncation_sheet(args: argparse.Namespace) -> Sheet:
     import torch
 
     from model.sampling import generate
+    from pipeline.generators import parse_truncation
 
     texts = (args.truncations or _TRUNCATIONS).split(",")
-    rows = [_parse_truncation(text) for text in texts]
+    rows = [parse_truncation(text, "--truncations") for text in texts]
     trained = _load(args, rows[0])
     columns, images = choose(args.classes, trained.classes), []
     for row in _batches(len(rows), 1, "row"):
@@ -282,16 +283,6 @@ def _truncation_sheet(args: argparse.Namespace) -> Sheet:
         images.append(generate(trained.generator, torch.tensor(columns), **options))
     what = f"rows of truncation {', '.join(texts)}, columns {', '.join(trained.classes[i] for i in columns)}"
     return torch.cat(images), len(columns), what
-
-
-def _parse_truncation(text: str) -> float | None:
-    try:
-        value = None if text == "none" else float(text)
-    except ValueError:
-        value = 0.0
-    if value is not None and not 0 < value < float("inf"):
-        raise ConfigError(f"--truncations {text!r}: must be numbers above 0, or none, with commas between")
-    return value
 
 
 _LAYOUTS = {

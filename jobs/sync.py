@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
+    from pipeline.mlflow_store import hide_password
     from pipeline.reaper import reap
     from pipeline.run import is_training
-    from pipeline.tracking import Delivery, hide_password
+    from pipeline.tracking import Delivery
 
     delivery = Delivery(folder, args.tracking)
     if found := reap(folder, args.killed):
@@ -70,7 +71,7 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
 
 def _deliver(delivery: "Delivery", wait: float, away: set[str]) -> str:
     """Deliver, trying for `wait` seconds; a server that was `away` a moment ago is not waited for again."""
-    from pipeline.tracking import first_line, hide_password, is_from_store
+    from pipeline.mlflow_store import first_line, hide_password, is_from_store
 
     deadline = time.monotonic() + (0 if delivery.uri in away else wait)
     told = False

@@ -206,7 +206,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
     from pipeline.config import load_config
-    from pipeline.tracking import calm_mlflow
+    from pipeline.mlflow_store import calm_mlflow
 
     config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow

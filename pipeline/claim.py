@@ -8,7 +8,6 @@ clock is involved, except where a claim is an hour old: then its holder is taken
 import json
 import os
 import random
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateError
+from pipeline.process import this_process, verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,18 +74,8 @@ def _others(client: "MlflowClient", name: str, mine: str) -> dict[str, dict[str,
 
 
 def _myself() -> dict[str, Any]:
-    # Containers may share a host's name, but then not the space of process ids.
-    space = os.readlink("/proc/self/ns/pid")
-    return {
-        "user": os.environ.get("USER") or str(os.getuid()),
-        "host": socket.gethostname(),
-        "space": space,
-        "pid": os.getpid(),
-    }
+    return {"user": os.environ.get("USER") or str(os.getuid()), **this_process()}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["time"] > _DEAD_AFTER:
-        return True
-    here = _myself()
-    return all(holder[key] == here[key] for key in ("host", "space")) and not os.path.exists(f"/proc/{holder['pid']}")
+    return time.time() - holder["time"] > _DEAD_AFTER or verdict(holder) == "gone"

@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from pipeline import generators
 from pipeline.evaluation import Judged, Real, Samples, measure, too_few
 from pipeline.extractors import Extractor
 from pipeline.generators import TrainedGenerator
-from pipeline.journal import Journal, journal_path, read
+from pipeline.journal import append_line, figures_path, journal_path, read_file
+from pipeline.mlflow_store import first_line
 from pipeline.run import is_training
-from pipeline.tracking import Delivery, first_line
+from pipeline.tracking import Delivery
 
 Document = dict[str, Any]
 
@@ -167,32 +166,18 @@ def tracked_names(document: Document) -> dict[str, float]:
 
 
 def track(run: Path, document: Document, deliver: bool, say: Callable[[str], None]) -> None:
-    """Put the metrics into the journal of the run's folder, at step `images`, once, and `deliver` them to MLflow.
+    """Put the metrics into the journal of the run's evaluations, at step `images`, once, and `deliver` them to MLflow.
 
     A training that holds the run delivers them with its own rows. An MLflow that is away is no failure: the journal keeps them.
     """
     if not journal_path(run).exists():
         return
-    step = document["images"]
-    rows = [record for record, _ in read(run) if record.get("step") == step and "metrics" in record]
-    values = {
-        key: value for key, value in tracked_names(document).items() if not any(r["metrics"].get(key) == value for r in rows)
-    }
-    if is_training(run):
-        # Its own journal is open: one write at the end of the file cannot come between its lines, and cuts none of them.
-        line = json.dumps({"time": int(time.time() * 1000), "metrics": values, "step": step}) + "\n"
-        descriptor = os.open(journal_path(run), os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(descriptor, line.encode() if values else b"")
-        finally:
-            os.close(descriptor)
-        return
-    if values:
-        journal = Journal(run)
-        journal.append(metrics=values, step=step)
-        journal.close()
-    if deliver:
+    path, step = figures_path(run), document["images"]
+    known = {item for record, _ in read_file(path) if record["step"] == step for item in record["metrics"].items()}
+    if values := {key: value for key, value in tracked_names(document).items() if (key, value) not in known}:
+        append_line(path, metrics=values, step=step)
+    if deliver and not is_training(run):
         try:
             Delivery(run).deliver()
         except Exception as error:  # whatever a store, a proxy or a driver may raise
-            say(f"MLflow does not take the figures, {journal_path(run)} keeps them: {first_line(error)}")
+            say(f"MLflow does not take the figures, {path} keeps them: {first_line(error)}")

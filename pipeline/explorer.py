@@ -15,6 +15,7 @@ from starlette.routing import Route
 from torch import Tensor
 
 from pipeline.errors import ConfigError, UserError
+from pipeline.generators import parse_truncation
 from pipeline.images import png
 from pipeline.neighbours import Neighbours
 from pipeline.painter import Painter, Point
@@ -84,14 +85,7 @@ class _Query:
         return int(text)
 
     def truncation(self) -> float | None:
-        text = self._take("truncation") or "none"
-        try:
-            value = None if text == "none" else float(text)
-        except ValueError:
-            value = 0.0
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"truncation {text!r}: must be a number above 0, or none")
-        return value
+        return parse_truncation(self._take("truncation") or "none", "truncation")
 
     def label(self, name: str) -> int | None:
         """A class by its name or number; None if nothing is given."""

@@ -18,7 +18,7 @@ import model
 from model.sampling import generate, grid
 from pipeline.generators import TrainedGenerator
 from pipeline.images import png
-from pipeline.tracking import calm_mlflow
+from pipeline.mlflow_store import calm_mlflow
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature

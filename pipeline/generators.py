@@ -157,6 +157,17 @@ def load_generator(
     return replace(trained, weights_sha256=digest)
 
 
+def parse_truncation(text: str, what: str) -> float | None:
+    """A truncation as people type it, for `what`; None for `none`. Raises ConfigError."""
+    try:
+        value = None if text == "none" else float(text)
+    except ValueError:
+        value = 0.0
+    if value is not None and not 0 < value < float("inf"):
+        raise ConfigError(f"{what} {text!r}: must be a number above 0, or none")
+    return value
+
+
 def find_exported(source: str) -> str | None:
     """The folder of an exported model with its weights and config.json; None for runs and checkpoints."""
     for place in _EXPORTED:

@@ -3,7 +3,8 @@
 The training step only appends here; `pipeline.tracking` delivers it to MLflow. Kinds of record, each with `time` in
 milliseconds since 1970: `open` (a process took the run up), `metrics` and `image` (with `step`, in images), `text` (an
 artifact with its content), `artifact` (a file of the run's folder) and `close` (the run's status). Only one process writes
-it, the one that holds RUN/lock. Every node has a second one, for itself alone: `pipeline.system_metrics`.
+it, the one that holds RUN/lock: it may cut off what it could not write whole. Others have journals of their own, of `metrics`
+alone: each node (`pipeline.system_metrics`) and `biggan evaluate`, whether the run is being trained or not.
 """
 
 import errno
@@ -22,6 +23,20 @@ Record = dict[str, Any]
 
 def journal_path(run_dir: Path) -> Path:
     return run_dir / "journal.jsonl"
+
+
+def figures_path(run_dir: Path) -> Path:
+    """The journal of `biggan evaluate`."""
+    return run_dir / "evaluation" / "figures.jsonl"
+
+
+def append_line(path: Path, **record: Any) -> None:
+    """One record in one write, behind whatever others have written; a line that a killed process has torn ends before it."""
+    with path.open("ab+", buffering=0) as file:  # closed each time: only then does NFS show it to other nodes
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + json.dumps({"time": int(time.time() * 1000), **record}).encode() + b"\n")
 
 
 def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:

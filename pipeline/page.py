@@ -12,9 +12,10 @@ from typing import Any
 
 from pipeline.chart import COLOURS, Points, line_chart
 from pipeline.errors import ConfigError
-from pipeline.journal import Record, read, read_file
+from pipeline.journal import Record, figures_path, read, read_file
+from pipeline.mlflow_store import hide_password
 from pipeline.run import Status, read_status
-from pipeline.tracking import NODE_JOURNALS, hide_password
+from pipeline.tracking import NODE_JOURNALS
 
 _SAMPLES = 12
 _EVENTS = 200
@@ -76,7 +77,7 @@ def _load(folder: Path) -> _Run:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no config.yaml")
     run = _Run(folder, read_status(folder / "status.json"))
-    for record, _ in read(folder):
+    for record, _ in (*read(folder), *read_file(figures_path(folder))):
         if "open" in record:
             run.starts.append(record)
         elif "close" in record:

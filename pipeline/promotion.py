@@ -24,7 +24,7 @@ from pipeline import evaluations, loads_alone, registry
 from pipeline.claim import claim
 from pipeline.errors import ConfigError, GateError, StorageError
 from pipeline.evaluations import Evaluation, lower_is_better
-from pipeline.tracking import first_line
+from pipeline.mlflow_store import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -307,8 +307,11 @@ class Reader:
                 self._ready.pop(self._shards.popitem(last=False)[0], None)
         if mine:
             _fulfil(found, lambda: self._look_up(number))
-        self._ready[number] = found.result()
-        return self._ready[number]
+        shard = found.result()
+        with self._lock:
+            if number in self._shards:  # another thread may have let go of it
+                self._ready[number] = shard
+        return shard
 
     def _look_up(self, number: int) -> _Shard:
         expected = self.manifest.shards[number]

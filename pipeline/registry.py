@@ -15,7 +15,8 @@ import pipeline.export
 from pipeline import evaluations
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluations import Evaluation
-from pipeline.tracking import Delivery, connect, first_line, hide_password
+from pipeline.mlflow_store import connect, first_line, hide_password, is_from_store
+from pipeline.tracking import Delivery
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -184,7 +185,6 @@ def store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-        if not modules & {"mlflow", "requests", "sqlalchemy"}:
+        if not is_from_store(error):
             raise
         raise StorageError(f"MLflow at {hide_password(uri)}: {first_line(error)}") from error

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import evaluations
 from pipeline.errors import ConfigError, DataError
+from pipeline.mlflow_store import artifacts_beside, hide_password
 from pipeline.registry import Registered, download, find, resolve, store_errors, use, weights_sha256
-from pipeline.tracking import artifacts_beside, hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,6 +23,7 @@ from pipeline.efficiency import efficiency
 from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
+from pipeline.mlflow_store import hide_password
 from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
@@ -30,7 +31,6 @@ from pipeline.stream import Stream
 from pipeline.system_metrics import SystemMetrics
 from pipeline.trace import trace
 from pipeline.tracker import Status, Tracker
-from pipeline.tracking import hide_password
 from pipeline.watchdog import SLOW, Spread, Watchdog
 
 

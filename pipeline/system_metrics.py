@@ -5,17 +5,15 @@ that nodes need no lock and no network between them but the run's folder. Whoeve
 too. Where nodes do not share the folder, each keeps its own file; copy them together and `biggan sync` has all.
 """
 
-import json
 import logging
 import os
 import socket
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pipeline.journal import read_file
+from pipeline.journal import append_line, read_file
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -52,7 +50,6 @@ class SystemMetrics:
             monitors = _monitors()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             step = max((record["step"] for record, _ in read_file(self.path)), default=-1) + 1
-            self._end_line()
             ending = False
             while not ending:
                 ending = self._ending.wait(self._seconds)
@@ -61,21 +58,13 @@ class SystemMetrics:
         except Exception as error:  # a full disk, a sensor that fails: no reason to disturb a training
             log.warning("no more system metrics of node %d: %s", self._node, error)
 
-    def _end_line(self) -> None:
-        """A line that a killed process has torn ends here, and the reader passes over it: no other would start on it."""
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("a") as file:
-                file.write("\n")
-
     def _append(self, step: int, monitors: "list[BaseMetricsMonitor]") -> None:
         values: dict[str, float] = {}
         for monitor in monitors:
             monitor.collect_metrics()
             values |= {f"system/node{self._node}/{key}": value for key, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        record = {"time": int(time.time() * 1000), "host": socket.gethostname(), "metrics": values, "step": step}
-        with self.path.open("a") as file:  # closed each time: only then does NFS show it to other nodes
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, host=socket.gethostname(), metrics=values, step=step)
 
 
 def _monitors() -> "list[BaseMetricsMonitor]":

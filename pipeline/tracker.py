@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path
+from pipeline.mlflow_store import first_line, hide_password
 from pipeline.process import this_process
-from pipeline.tracking import Delivery, first_line, hide_password
+from pipeline.tracking import Delivery
 
 log = logging.getLogger(__name__)
 

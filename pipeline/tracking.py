@@ -8,8 +8,6 @@ import fcntl
 import io
 import json
 import logging
-import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,8 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.journal import Record, journal_path, read, read_file
+from pipeline.journal import Record, figures_path, journal_path, read, read_file
+from pipeline.mlflow_store import artifacts_beside, connect, first_line, hide_password, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,72 +32,10 @@ RUN_UID_TAG = "biggan.run_uid"
 NODE_JOURNALS = "system/*.jsonl"
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # the API's, for one request
 _DIGEST_LENGTH = 36  # MLflow refuses longer digests of data
-# With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs. Its
-# check of a model's requirements asks a package index for the versions that are installed here.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 class Refused(ConfigError):
     """MLflow is there and says no, and will until somebody does what the message says."""
-
-
-def store_uri(run_dir: Path, uri: str | None) -> str:
-    """`uri`, or the run's own sqlite store, by its absolute path: MLflow's default depends on the working directory."""
-    return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
-
-
-def first_line(error: Exception) -> str:
-    """What `error` says, as one line without the password that a URI in it may carry."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return hide_password(line)
-
-
-def hide_password(uri: str) -> str:
-    """`//user:password@host` -> `//host`, wherever it stands."""
-    return re.sub(r"//[^/@\s]*@", "//", uri)
-
-
-def is_from_store(error: Exception) -> bool:
-    """Whether MLflow, its database or the way there raised it: then it may be over later. Anything else is a fault of ours."""
-    return bool({kind.__module__.partition(".")[0] for kind in type(error).__mro__} & {"mlflow", "requests", "sqlalchemy"})
-
-
-def calm_mlflow() -> None:
-    """Set MLflow's defaults for this process, before it is imported; what the user has set stays."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client of the tracking store and registry at `uri`; a new sqlite file gets its tables. Takes seconds."""
-    calm_mlflow()
-    from mlflow import MlflowClient
-
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
-        _make_store(path)
-    return MlflowClient(uri, uri)
-
-
-def _make_store(path: Path) -> None:
-    """A sqlite store with its tables, under its name only when it is whole: a kill half-way would spoil it for good."""
-    from mlflow.store.db import utils
-
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{half}")  # type: ignore[no-untyped-call]
-    try:
-        utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
-        engine.dispose()
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 class Delivery:
@@ -136,7 +73,8 @@ class Delivery:
             try:
                 if self.run_id is None:
                     self.run_id = self._get_or_create_run(self.client)
-                for path in [journal_path(self.run_dir), *sorted(self.run_dir.glob(NODE_JOURNALS))]:
+                others = [*sorted(self.run_dir.glob(NODE_JOURNALS)), figures_path(self.run_dir)]
+                for path in [journal_path(self.run_dir), *others]:
                     self._ship(self.client, self.run_id, path)
             except MlflowException as error:
                 self._explain(error)
@@ -294,13 +232,6 @@ class Delivery:
         new = self._state.with_suffix(".offset.new")
         new.write_text(json.dumps(state))
         new.replace(self._state)
-
-
-def artifacts_beside(uri: str) -> str | None:
-    """`artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
 
 
 def _rows(record: Record) -> "list[Metric]":

@@ -8,7 +8,8 @@ import yaml
 
 from pipeline import registry
 from pipeline.generators import load_generator
-from pipeline.tracking import Delivery, connect
+from pipeline.mlflow_store import connect
+from pipeline.tracking import Delivery
 from tests.jobs import background
 from tests.jobs.tiny_runs import TINY
 from tests.pipeline.saved_run import save_run, short_standing_statistics

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from jobs.cli import main
 from pipeline.generators import load_generator
-from pipeline.tracking import connect
+from pipeline.mlflow_store import connect
 from tests.pipeline.saved_run import save_checkpoint, save_run
 
 FID = "FID[clf]"

@@ -8,31 +8,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from jobs.cli import main
-from pipeline import checkpoint, classifier, journal, run, tracking
+from pipeline import checkpoint, classifier, journal, mlflow_store, run
 from pipeline.classifier import Recipe
 from pipeline.run import load_run_config
 from pipeline.splits import held_out
 from tests.conftest import write_tree
 from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Batches this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -134,34 +125,31 @@ def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder
     command = ["evaluate", str(run_folder), "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     for words in ((), ("--checkpoint", "4096"), (), ("--truncation", "0.5")):
         assert main([*command, *words]) == 0
-    records = [r for r, _ in journal.read(run_folder) if any(key.startswith("eval/") for key in r.get("metrics", ()))]
+    records = [record for record, _ in journal.read_file(journal.figures_path(run_folder))]
     assert [record["step"] for record in records] == [8192, 4096, 8192]
     keys = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
     assert list(records[0]["metrics"]) == keys and list(records[2]["metrics"]) == [f"{key}/truncation-0.5" for key in keys]
     assert records[0]["metrics"]["eval/FID/patterns"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
 
 
-def test_figures_reach_mlflow(tmp_path: Path, splits: Path, empty_store: Path) -> None:
-    config = save_run(tmp_path / "run", splits / "train", store=empty_store)
+def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits: Path, empty_store: Path) -> None:
+    """A training may cut its own journal, where a full disk leaves half a line; while it goes on, its thread delivers all."""
+    folder = tmp_path / "run"
+    config = save_run(folder, splits / "train", store=empty_store)
+    client = mlflow_store.connect(mlflow_store.store_uri(folder, None))
+
+    def delivered() -> list[tuple[int, float]]:
+        (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert found.info.status == "FINISHED"
+        return [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "eval/FID/patterns")]
+
+    before, held = (folder / "journal.jsonl").read_bytes(), run.lock(folder)
     command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     assert main(command) == 0
-    client = tracking.connect(tracking.store_uri(tmp_path / "run", None))
-    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    rows = client.get_metric_history(found.info.run_id, "eval/FID/patterns")
-    assert [(row.step, row.value) for row in rows] == [(4096, figures(tmp_path / "run", "0000004096.json")["FID[patterns]"])]
-    assert found.info.status == "FINISHED"
-
-
-def test_a_training_that_goes_on_keeps_its_journal(run_folder: Path) -> None:
-    """A line that it has begun is not cut, and its own thread is to deliver the figures."""
-    held = run.lock(run_folder)
-    path = run_folder / "journal.jsonl"
-    before = path.read_bytes()
-    assert main(["evaluate", str(run_folder), "--samples", "64", "--metrics", "prdc"]) == 0
+    assert delivered() == [] and (folder / "journal.jsonl").read_bytes() == before
     held.close()
-    after = path.read_bytes()
-    assert after.startswith(before) and after.count(b"\n") == before.count(b"\n") + 1
-    assert json.loads(after[len(before) :])["step"] == 8192
+    assert main(command) == 0
+    assert delivered() == [(4096, figures(folder, "0000004096.json")["FID[patterns]"])]
 
 
 def test_the_training_split_as_reference_with_another_network(run_folder: Path, splits: Path) -> None:
@@ -239,8 +227,8 @@ def test_ranks_of_accelerate_launch_share_the_work(run_folder: Path) -> None:
     [
         (["--samples", "1"], "--samples 1: must be at least 2"),
         (["--seed", "-1"], "--seed -1"),
-        (["--truncation", "0"], "--truncation 0.0: must be above 0"),
-        (["--truncation", "0.5", "half"], "--truncation half: must be numbers or none"),
+        (["--truncation", "0"], "--truncation '0': must be a number above 0, or none"),
+        (["--truncation", "0.5", "half"], "--truncation 'half': must be a number above 0, or none"),
         (["--metrics", "prdc,ppl"], "--metrics ppl: there are is, kid, prdc, intra-fid (FID always)"),
         (["--samples", "64", "--metrics", "kid"], "--metrics kid: kid needs 1,000 images, the samples are 64: type a larger"),
         (["--samples", "64", "--metrics", "intra-fid"], "intra-fid needs 50 images of each class, the samples have 16 of bars"),

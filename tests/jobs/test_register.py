@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
+from pipeline.mlflow_store import connect, store_uri
 from pipeline.run import load_run_config
-from pipeline.tracking import connect, store_uri
 from tests.jobs.registered_models import FID, evaluation, write_evaluation
 from tests.pipeline.saved_run import COMMIT, save_checkpoint, save_run
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline.tracking import connect, store_uri
+from pipeline.mlflow_store import connect, store_uri
 from tests.jobs.registered_models import evaluation
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.slow]

@@ -19,8 +19,8 @@ from pipeline import sample_files
 from pipeline.errors import ConfigError
 from pipeline.generators import load_generator
 from pipeline.index import load_manifest
+from pipeline.mlflow_store import store_uri
 from pipeline.stream import DataConfig, load_all
-from pipeline.tracking import store_uri
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -198,7 +198,7 @@ def test_choose_takes_the_first_ten_of_many() -> None:
         (["RUN", "o.png", "--truncation-method", "clip"], "invalid choice: 'clip'"),
         (["RUN", "o.png", "--truncation", "0"], "--truncation 0.0"),
         (["RUN", "o.png", "--truncation", "inf"], "--truncation inf"),
-        (["RUN", "o.png", "--layout", "truncation", "--truncations", "1,x"], "--truncations 'x': must be numbers above 0"),
+        (["RUN", "o.png", "--layout", "truncation", "--truncations", "1,x"], "--truncations 'x': must be a number"),
         (["RUN", "o.png", "--layout", "truncation", "--truncation", "1"], "--truncation 1.0 goes only with another layout"),
         (["RUN", "o.png", "--layout", "truncation", "--per-class", "1"], "--per-class 1 goes only with a sheet of another"),
         (["RUN", "o.png", "--layout", "interpolation", "--steps", "1"], "--steps 1: must be at least 2"),

@@ -25,7 +25,7 @@ from pipeline import client as clients
 from pipeline import generator_pyfunc
 from pipeline.client import Client, is_server
 from pipeline.errors import ConfigError, StorageError
-from pipeline.tracking import store_uri
+from pipeline.mlflow_store import store_uri
 from tests.pipeline.conftest import _free_port
 
 pytestmark = pytest.mark.usefixtures("quick")

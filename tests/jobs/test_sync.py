@@ -17,9 +17,9 @@ from benchmarks.mlflow_server import MlflowServer
 from benchmarks.tracking_proxy import Proxy
 from jobs.cli import main
 from pipeline.journal import Journal, journal_path, read
+from pipeline.mlflow_store import connect
 from pipeline.run import lock
 from pipeline.tracker import Tracker, TrackingConfig
-from pipeline.tracking import connect
 from tests.jobs.tiny_runs import assert_one_line
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from jobs.cli import main
 from pipeline import checkpoint, storage
 from pipeline.config import load_config, to_yaml
 from pipeline.costs import checkpoint_bytes, network_sizes
+from pipeline.mlflow_store import connect, store_uri
 from pipeline.run import Status, read_identity, read_status, write_status
-from pipeline.tracking import connect, store_uri
 from tests.conftest import S3Server
 from tests.jobs.tiny_runs import (
     assert_one_line,

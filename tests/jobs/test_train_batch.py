@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import connect, store_uri
+from pipeline.mlflow_store import connect, store_uri
 from tests.jobs.tiny_runs import log, mlflow_runs, train
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import checkpoint
-from pipeline.tracking import connect, store_uri
+from pipeline.mlflow_store import connect, store_uri
 
 # 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
 TINY: dict[str, Any] = {

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from pipeline import claim as claims
 from pipeline.claim import claim
 from pipeline.errors import GateError
-from pipeline.tracking import connect
+from pipeline.mlflow_store import connect
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def test_a_living_holder_is_named_and_waited_for(client: MlflowClient, monkeypat
 def test_the_dead_do_not_hold(client: MlflowClient) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for changed in ({"pid": ended.pid}, {"time": time.time() - 3601, "host": "elsewhere"}):
+    for changed in ({"pid": str(ended.pid)}, {"started": "1"}, {"time": time.time() - 3601, "machine": "elsewhere"}):
         plant(client, **changed)
         with claim(client, "tiny", pytest.fail):
             assert "promotion_claim.x" not in left(client)
-    plant(client, pid=ended.pid, host="elsewhere")  # a process there may have that number
+    plant(client, pid=str(ended.pid), machine="elsewhere")  # a process there may have that number
     assert not claims._is_dead(json.loads(client.get_registered_model("tiny").tags["promotion_claim.x"]))
 
 

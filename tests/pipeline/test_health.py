@@ -13,15 +13,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.config import ModelConfig
+from model.ema import EMA
+from model.networks import build_generator
 from pipeline import checkpoint
 from pipeline.checkpoint import Progress
 from pipeline.config import build
+from pipeline.engines import Engine, Ranks, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.health import _LASTING, _NORMS, Failure, Fault, History, Norms
+from pipeline.health import _LASTING, _NORMS, Failure, Fault, Health, HealthConfig, History, Norms
 from pipeline.index import load_manifest
 from pipeline.learner import find_checkpoint
+from pipeline.objective import ObjectiveConfig, State
 from pipeline.run import checkpoint_uri, prepare, read_identity
+from pipeline.schedule import OptimConfig, make_optimizer
 from tests.pipeline.test_loop import config_of
+from tests.pipeline.workers import on_ranks
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10), st.booleans()), max_size=40))
@@ -68,6 +75,25 @@ def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, 
     assert find_checkpoint(config, history).images == 260  # type: ignore[union-attr]
     with pytest.raises(TrainingError, match=r"no checkpoint from before image 50.*delete .*health\.json"):
         find_checkpoint(config, History(rollbacks=3, good_until=50))
+
+
+def stand_at_a_stop(ranks: Ranks, run: str) -> None:
+    """Both ranks decide the same, whichever has the bad number."""
+    model = ModelConfig(32, 4, channels=1, ch=2, shared_dim=8, z_dim=16)
+    network = build_generator(model)
+    engine = Engine(network, make_optimizer(OptimConfig(), network, 1e-3), ZeroConfig(), 8, bf16=False)
+    ema, health = EMA(engine.parts()), Health(HealthConfig(), Path(run), ranks, ObjectiveConfig())
+    health.begin(None)
+    assert health.wants_last_save(Progress(64), [engine], ema, State())
+    if ranks.rank == 1:
+        next(iter(ema.averages.values())).view(-1)[0] = torch.nan
+    assert not health.wants_last_save(Progress(128), [engine], ema, State())
+
+
+def test_a_stop_saves_nothing_that_is_not_finite(tmp_path: Path) -> None:
+    on_ranks(2, stand_at_a_stop, str(tmp_path))
+    (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (event["kind"], event["images"]) == ("failure", 128) and "not saved" in event["text"]
 
 
 def norms_of(values: list[float], factor: float = 10.0) -> list[int]:

@@ -1,7 +1,5 @@
 """Figures against their definitions (scipy, plain loops), closed forms and torch-fidelity."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -15,14 +13,7 @@ from pipeline import metrics
 from pipeline.metrics import frechet_distance, inception_score, intra_frechet, kernel_distance, manifolds, moments, squared_mmd
 from tests.pipeline.fidelity import fidelity
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gaussian(seed: int, n: int, d: int) -> Tensor:

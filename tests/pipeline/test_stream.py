@@ -203,6 +203,15 @@ def test_a_transform_runs_in_processes_and_is_keyed_by_the_sample(shards: Path) 
     assert any(not torch.equal(first[i], second[i]) for i in second)  # another one in another epoch
 
 
+@pytest.mark.parametrize("transform", [None, "tests.pipeline.transforms:shifted"])
+def test_mirroring_in_the_stream_is_what_the_consumer_would_do(shards: Path, transform: str | None) -> None:
+    options = {"flip": True, "global_batch": 64, "micro_batch": 32, "transform": transform}
+    left, done = take(6, shards, **options), take(6, shards, **options, mirror=True)
+    images, flips = joined(left, "images"), joined(left, "flips")
+    assert 0.3 < flips.float().mean() < 0.7 and not joined(done, "flips").any()
+    assert torch.equal(joined(done, "images"), torch.where(flips[:, None, None, None], images.flip(3), images))
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [("nowhere:f", "No module named"), ("json:f", "has no attribute"), ("json", "package.module:function")],

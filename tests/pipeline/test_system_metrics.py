@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.journal import read_file
+from pipeline.mlflow_store import connect, store_uri
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracker import Tracker, TrackingConfig
-from pipeline.tracking import Delivery, connect, store_uri
+from pipeline.tracking import Delivery
 
 NAMES = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_available_megabytes", "network_receive_megabytes"}
 

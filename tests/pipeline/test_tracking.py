@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.mlflow_server import MlflowServer
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.errors import ConfigError
 from pipeline.journal import journal_path, read
 from pipeline.tracker import Tracker, TrackingConfig
@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path) -> Path:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}")
+    mlflow_store.connect(f"sqlite:///{path}")
     return path
 
 
@@ -43,13 +43,13 @@ def store(run_dir: Path, empty_store: Path) -> str:
     """The run's own store, empty."""
     run_dir.mkdir()
     shutil.copy(empty_store, run_dir / "mlflow.db")
-    return tracking.store_uri(run_dir, None)
+    return mlflow_store.store_uri(run_dir, None)
 
 
 def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir.mkdir()
     monkeypatch.chdir(run_dir.parent)
-    store = tracking.store_uri(run_dir, None)  # not there yet
+    store = mlflow_store.store_uri(run_dir, None)  # not there yet
     params = {"optim.g_lr": 1e-4, "optim.betas": (0.0, 0.999), "note": "x" * 7000}
     tracker = Tracker(TrackingConfig(), run_dir, "one", params, {"biggan.git_commit": "abc"})
     tracker.artifact_text("seed: 1\n", "config.yaml")
@@ -59,7 +59,7 @@ def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypa
     tracker.image(GRID[..., :1], "samples/grey", 128)
     tracker.close("FINISHED")
 
-    run, client = only_run(store), tracking.connect(store)
+    run, client = only_run(store), mlflow_store.connect(store)
     assert run.info.run_id == tracker.run_id and run.info.status == "FINISHED" and run.info.run_name == "run"
     assert run.data.params == {"optim.g_lr": "0.0001", "optim.betas": "(0.0, 0.999)", "note": "x" * 6000}
     assert run.data.tags["biggan.git_commit"] == "abc" and run.data.tags["biggan.run_uid"] == "one"
@@ -94,7 +94,7 @@ def test_a_resumed_training_continues_its_run_with_one_row_per_key_and_step(run_
         second.image(GRID, "samples", step)
     second.close("FINISHED")
 
-    run, client = only_run(store), tracking.connect(store)
+    run, client = only_run(store), mlflow_store.connect(store)
     assert first.run_id == second.run_id == run.info.run_id and run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted((m.step, m.value) for m in history) == [(s, 1.0 if s < 10 else 2.0) for s in range(15)]
@@ -202,7 +202,7 @@ def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, sto
     tracker = track(run_dir, mode="off", params={"lr": 1})
     tracker.metrics({"loss": 1.0}, 1)
     tracker.close("FINISHED")
-    assert tracking.connect(store).get_experiment_by_name("biggan") is None and tracker.run_id is None
+    assert mlflow_store.connect(store).get_experiment_by_name("biggan") is None and tracker.run_id is None
     Delivery(run_dir).deliver()
     run = only_run(store)
     assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
@@ -238,7 +238,7 @@ def test_a_file_of_the_run_is_an_artifact_as_it_is_at_its_delivery(run_dir: Path
     (run_dir / "events.jsonl").write_text("one\ntwo\n")
     tracker.close("FINISHED")
     Delivery(run_dir).deliver()
-    copy = tracking.connect(store).download_artifacts(only_run(store).info.run_id, "events.jsonl", str(run_dir.parent))
+    copy = mlflow_store.connect(store).download_artifacts(only_run(store).info.run_id, "events.jsonl", str(run_dir.parent))
     assert Path(copy).read_text() == "one\ntwo\n"
 
 
@@ -315,7 +315,7 @@ def test_a_server_that_comes_goes_and_returns_has_every_row_once(run_dir: Path, 
 
 @pytest.mark.slow
 def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path) -> None:
-    store = tracking.store_uri(run_dir, None)  # not there yet
+    store = mlflow_store.store_uri(run_dir, None)  # not there yet
     tracker = track(run_dir, mode="off")
     for step in range(100):
         tracker.metrics({"loss": 1.0}, step)
@@ -329,7 +329,7 @@ def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path
 
 def test_a_kill_while_the_tables_are_made_leaves_no_store(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
-    code = f"from pipeline.tracking import connect; connect('sqlite:///{store}')"
+    code = f"from pipeline.mlflow_store import connect; connect('sqlite:///{store}')"
     making = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()):
@@ -338,4 +338,4 @@ def test_a_kill_while_the_tables_are_made_leaves_no_store(tmp_path: Path) -> Non
     making.kill()
     making.wait()
     assert not store.exists()
-    assert tracking.connect(f"sqlite:///{store}").search_experiments()
+    assert mlflow_store.connect(f"sqlite:///{store}").search_experiments()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import tracking
+from pipeline import mlflow_store
 from pipeline.tracker import Tracker, TrackingConfig
 
 GRID = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
@@ -18,7 +18,7 @@ def track(run_dir: Path, uid: str = "one", params: dict[str, Any] | None = None,
 
 
 def only_run(uri: str, experiment: str = "biggan") -> Any:
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     (run,) = client.search_runs([found.experiment_id])
@@ -27,9 +27,9 @@ def only_run(uri: str, experiment: str = "biggan") -> Any:
 
 def steps(uri: str, key: str) -> list[int]:
     """Steps of every row of `key` in the only run, repeated ones included."""
-    return sorted(m.step for m in tracking.connect(uri).get_metric_history(only_run(uri).info.run_id, key))
+    return sorted(m.step for m in mlflow_store.connect(uri).get_metric_history(only_run(uri).info.run_id, key))
 
 
 def image_steps(uri: str) -> Counter[str]:
-    files = tracking.connect(uri).list_artifacts(only_run(uri).info.run_id, "images")
+    files = mlflow_store.connect(uri).list_artifacts(only_run(uri).info.run_id, "images")
     return Counter(f.path.split("+step+")[1].split("+")[0] for f in files if f.path.endswith(".png"))
