@@ -4,6 +4,7 @@ Each rank's thread writes its files and tells rank 0, whose thread commits when 
 They talk through a TCPStore of their own: the process group belongs to the main threads. One save is in flight at most.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -188,6 +189,8 @@ class Saver:
             self._outcome = self._commit(folder, snapshot, serial, report)
         except Exception as error:
             self._outcome = _failure(error)
+        if self._outcome["kind"] == "refused":  # before anybody begins to write there again
+            _clear_up(folder)
         self._mail.set(f"{serial}/outcome", json.dumps(self._outcome))
         if self._outcome["kind"] == "saved":
             self._retain(folder)
@@ -215,6 +218,13 @@ class Saver:
             checkpoint.retain(self.fence.uri, checkpoint.load(folder), self.config)
         except (UserError, OSError) as error:
             log.warning("old checkpoints stay for now: %s", error)
+
+
+def _clear_up(folder: str) -> None:
+    """Delete what was written in vain: on a full disk it takes the next checkpoint's place, and that of the run's last words."""
+    with contextlib.suppress(UserError, OSError):
+        if not storage.exists(storage.join(folder, checkpoint.COMMIT)):  # only the answer to a commit may have been lost
+            checkpoint.remove(folder)
 
 
 def _failure(error: Exception) -> dict[str, Any]:
