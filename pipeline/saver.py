@@ -221,7 +221,7 @@ class Saver:
 
 
 def _clear_up(folder: str) -> None:
-    """Delete what was written in vain: on a full disk it takes the next checkpoint's place, and that of the run's last words."""
+    """Delete what was written in vain: on a full disk it takes the next checkpoint's place, and the run's last words'."""
     with contextlib.suppress(UserError, OSError):
         if not storage.exists(storage.join(folder, checkpoint.COMMIT)):  # only the answer to a commit may have been lost
             checkpoint.remove(folder)
