@@ -21,6 +21,12 @@ class DataError(UserError):
     exit_code = 65
 
 
+class NodeError(UserError):
+    """A node of a multi-node start is missing, or cannot be reached: trying again may help (`EX_UNAVAILABLE`)."""
+
+    exit_code = 69
+
+
 class StorageError(UserError):
     """A disk or an object store refused: full, read-only, unreachable (`EX_IOERR`)."""
 

@@ -2,8 +2,9 @@
 
 Each start puts `fence-NUMBER.json` beside the checkpoints, one number higher than any other; a store lets one of several take
 a number. A commit looks for higher numbers first: a training that was taken for dead, because its node was cut off, finds its
-successor's and stops. The holder renews its file every few seconds. A start reads the last one: if its process is gone or it
-was released, it goes on at once; from another host it waits whether it is renewed, and refuses if it is.
+successor's and stops. The holder renews its file every few seconds. A start reads the last one: if its process is gone, if it
+was released or is of an earlier start of the same Slurm job, it goes on at once; else, from another host, it waits whether
+the file is renewed, and refuses if it is.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, StorageError
-from pipeline.process import machine, started
+from pipeline.process import job, machine, started, superseded
 
 BEAT = 5.0
 """Seconds between two renewals."""
@@ -81,7 +82,7 @@ def take(uri: str) -> Fence:
 def _wait_for_end(uri: str, number: int) -> None:
     """Return when start `number` has ended. Raises ConfigError if it goes on."""
     first = _read(uri, number)
-    if first is None or first.get("released"):
+    if first is None or first.get("released") or superseded(first):
         return
     if first.get("host") == machine():
         alive = first.get("started") == started(int(first["pid"])) and first["pid"] != os.getpid()
@@ -114,4 +115,4 @@ def _read(uri: str, number: int) -> dict[str, Any] | None:
 
 
 def _holder() -> dict[str, object]:
-    return {"host": machine(), "name": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
+    return {"host": machine(), "name": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())} | job()

@@ -37,6 +37,7 @@ from pipeline.collapse import Signs
 from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
 from pipeline.journal import Journal
+from pipeline.kept import keep
 from pipeline.objective import ObjectiveConfig, State
 from pipeline.tracker import Tracker
 
@@ -260,7 +261,7 @@ class Health:
             if stop := self.history.in_a_row >= self.config.max_failures:
                 self.history = replace(self.history, in_a_row=0)  # who starts it again has changed something
         if self.ranks.main:
-            storage.write_bytes(str(self.run / "health.json"), json.dumps(asdict(self.history)).encode())
+            keep(self.run, "health.json", json.dumps(asdict(self.history)).encode())
             if stop:
                 self._event("stop", failure.images, failure.reason)
                 storage.write_bytes(str(self.run / "health.md"), self._explain(failure).encode())

@@ -21,7 +21,7 @@ def tags(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, r
     commit, dirty = _code()
     found = {
         "biggan.dataset_fingerprint": manifest.fingerprint,
-        "biggan.config_sha256": hashlib.sha256(to_yaml(config).encode()).hexdigest(),
+        "biggan.config_sha256": config_sha256(config),
         "biggan.world_size": str(ranks.world_size),
         "biggan.micro_batch": str(plan.micro_batch),
         "biggan.git_commit": commit,
@@ -43,6 +43,21 @@ def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
         where = uri if "://" in uri else str(Path(uri).resolve())
         rows.append({"name": name, "uri": hide_password(where), "fingerprint": manifest.fingerprint, "profile": profile})
     return rows
+
+
+def code_sha256() -> str:
+    """Of the packages' sources and presets: what nodes that train together must have in common."""
+    whole = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for package in ("model", "pipeline", "jobs"):
+        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".yaml")):
+            whole.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+def config_sha256(config: RunConfig) -> str:
+    """Of RUN/config.yaml."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
 
 
 def _code() -> tuple[str, str]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +34,27 @@ def started(pid: int) -> str:
 
 def this_process() -> dict[str, str]:
     """What identifies this process: its machine, with a name for people, pid, start time; and its Slurm job, if any."""
-    job = {
-        key: os.environ[f"SLURM_{key.upper()}"] for key in ("job_id", "cluster_name") if f"SLURM_{key.upper()}" in os.environ
-    }
     pid = os.getpid()
-    return {"machine": machine(), "host": socket.gethostname(), "pid": str(pid), "started": started(pid), **job}
+    return {"machine": machine(), "host": socket.gethostname(), "pid": str(pid), "started": started(pid), **job()}
+
+
+def job() -> dict[str, str]:
+    """The Slurm job of this process and how often it has been requeued; empty outside of one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    names = {key: f"SLURM_{key.upper()}" for key in ("job_id", "cluster_name", "restart_count")}
+    return {"restart_count": "0"} | {key: os.environ[name] for key, name in names.items() if name in os.environ}
+
+
+def superseded(holder: Mapping[str, object]) -> bool:
+    """Whether `holder`, described with its `job()`, belongs to an earlier start of this process's Slurm job.
+
+    Slurm requeues a job when it has given its nodes up for lost: what still runs on one that is only cut off has been
+    replaced by this start, however alive it looks.
+    """
+    mine = job()
+    same = all(mine.get(key) and mine[key] == holder.get(key) for key in ("job_id", "cluster_name"))
+    return same and int(str(holder.get("restart_count", 0))) < int(mine["restart_count"])
 
 
 def verdict(process: dict[str, str]) -> Verdict:

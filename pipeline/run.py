@@ -16,11 +16,12 @@ from typing import IO, Any
 import yaml
 
 from pipeline import checkpoint as checkpoints
-from pipeline import storage
+from pipeline import kept, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
+from pipeline.process import job, superseded
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
 """Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
@@ -52,14 +53,16 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
         changes = _changes(flatten(build(yaml.safe_load(saved.read_text()))), flatten(config))
     identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
     if Path(folder, "run.json").exists():
-        known = read_identity(folder)
-        if known["dataset"] != manifest.fingerprint:
+        identity = read_identity(folder)
+        if identity["dataset"] != manifest.fingerprint:
             raise ConfigError(
                 f"data.uri={config.data.uri} holds other shards than run={config.run} began with: name another run"
             )
     else:
         storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
     storage.write_bytes(str(saved), to_yaml(config).encode())
+    if config.checkpoint.uri:
+        kept.begin(config.run, config.checkpoint.uri, identity["uid"])
     return changes
 
 
@@ -142,19 +145,24 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
 
 def lock(folder: Path, patience: float = 20.0) -> IO[str]:
     """Hold the run for this process's life. Raises ConfigError if another training keeps it for `patience` seconds."""
-    file = open(Path(folder, "lock"), "a+")  # noqa: SIM115 - it is held for the process's life
+    path = Path(folder, "lock")
     deadline = time.monotonic() + patience  # a training that was just killed takes a moment to go
     while True:
+        file = open(path, "a+")  # noqa: SIM115 - it is held for the process's life
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise ConfigError(f"run={folder} is being trained by process {file.read()}: stop that first") from None
-            time.sleep(0.1)
+            holder = _holder(file)
+            file.close()
+            if superseded(holder):
+                path.unlink(missing_ok=True)  # it keeps a lock that nobody looks at any more
+            elif time.monotonic() > deadline:
+                raise ConfigError(f"run={folder} is being trained by process {holder.get('pid')}: stop that first") from None
+            else:
+                time.sleep(0.1)
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(json.dumps({"pid": os.getpid()} | job()))
     file.flush()
     return file
 
@@ -163,19 +171,33 @@ def is_training(folder: Path) -> bool:
     """Whether some training holds the run."""
     try:
         with open(folder / "lock", "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return not superseded(_holder(file))
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+        pass
     return False
 
 
+def _holder(file: IO[str]) -> dict[str, Any]:
+    """What the holder of a lock says of itself; nothing in the moment in which it writes that."""
+    file.seek(0)
+    try:
+        return json.loads(file.read())
+    except json.JSONDecodeError:
+        return {}
+
+
 def write_status(folder: Path, status: Status) -> None:
-    data = json.dumps(vars(status)).encode()
+    tell_launcher(status)
+    storage.write_bytes(str(Path(folder, "status.json")), json.dumps(vars(status)).encode())
+
+
+def tell_launcher(status: Status) -> None:
     if second := os.environ.get(STATUS_VARIABLE):
-        storage.write_bytes(second, data)  # whole: of several ranks that fail, one may be killed while it writes
-    storage.write_bytes(str(Path(folder, "status.json")), data)
+        # Whole: of several ranks that fail, one may be killed while it writes.
+        storage.write_bytes(second, json.dumps(vars(status)).encode())
 
 
 def read_status(path: Path) -> Status | None:

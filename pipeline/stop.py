@@ -152,7 +152,8 @@ class Stop:
 
     def __init__(self, config: StopConfig, folder: Path, signals: Signals, ranks: "Ranks") -> None:
         self._signals, self._ranks = signals, ranks
-        self._file = folder / "STOP" if ranks.main else None
+        # Each node's first rank looks: RUN may be on a disk of its own, and a signal reaches one node.
+        self._file = folder / "STOP" if os.environ.get("LOCAL_RANK", "0") == "0" else None
         self._deadline = signals.began + config.seconds
         self._notice = threading.Event()
         if config.spot_notice != "none" and os.environ["LOCAL_RANK"] == "0":  # once per node

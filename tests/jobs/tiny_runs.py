@@ -36,12 +36,12 @@ def log(run: Path) -> str:
     return (run / "logs" / "stderr.log").read_text()
 
 
-def tensors_of(run: Path) -> dict[str, str]:
-    """sha256 of both networks, both optimisers and the EMA in the newest checkpoint."""
-    found = checkpoint.newest(str(run / "checkpoints"))
+def tensors_of(run: Path, uri: Path | None = None, ranks: int = 2) -> dict[str, str]:
+    """sha256 of both networks, both optimisers and the EMA in the newest checkpoint of `ranks` ranks."""
+    found = checkpoint.newest(str(uri or run / "checkpoints"))
     assert found and found.images == 256
     hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
-    assert len(hashes) == 2 * 5
+    assert len(hashes) == ranks * 5
     return hashes
 
 

@@ -1,0 +1,62 @@
+"""What of a run's folder outlives its disk: in a cloud, a node is replaced with all that it had.
+
+With `checkpoint.uri`, what makes another start the same run is beside the checkpoints, too: its id, its configuration, and
+its failures so far. Nothing here reads the configuration's classes, which import this.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+
+_FILES = ("health.json", "config.yaml", "run.json")
+"""The last one makes the folder a run's."""
+
+
+def begin(run: str, uri: str, uid: str) -> None:
+    """Keep the folder `run` of run `uid` at `uri`. Raises ConfigError if another run is there."""
+    if (known := _read(uri, "run.json")) and json.loads(known)["uid"] != uid:
+        raise ConfigError(f"checkpoint.uri={uri} holds the checkpoints of another run than run={run}: name another place")
+    for name in ("run.json", "config.yaml"):
+        storage.write_bytes(storage.join(uri, name), Path(run, name).read_bytes())
+
+
+def keep(folder: Path, name: str, data: bytes) -> None:
+    """Write RUN/`name`, and to where the run is kept."""
+    storage.write_bytes(str(folder / name), data)
+    config = Path(folder, "config.yaml")
+    if config.exists() and (uri := yaml.safe_load(config.read_text())["checkpoint"]["uri"]):
+        storage.write_bytes(storage.join(uri, name), data)
+
+
+def recover(run: str, uri: str) -> None:
+    """On a disk without the folder `run`, make it from what the run of that name has kept at `uri`, if it has begun."""
+    if Path(run, "run.json").exists() or not (config := _read(uri, "config.yaml")):
+        return
+    if yaml.safe_load(config)["run"] == run:  # else another run's, which `begin` refuses
+        for name in _FILES:
+            if data := _read(uri, name):
+                storage.write_bytes(str(Path(run, name)), data)
+
+
+def adopt(run: str, identity: dict[str, Any]) -> None:
+    """Make the folder of a node that does not share node 0's disk: the same run, by node 0's `identity`.
+
+    Raises ConfigError if another run's is there.
+    """
+    path = Path(run, "run.json")
+    if not path.exists():
+        storage.write_bytes(str(path), json.dumps(identity).encode())
+    elif (found := json.loads(path.read_text())["uid"]) != identity["uid"]:
+        raise ConfigError(f"run={run} is another run on this node ({found}) than on node 0: name another run")
+
+
+def _read(uri: str, name: str) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(uri, name))
+    except storage.NotFoundError:
+        return None

@@ -1,0 +1,96 @@
+"""`biggan node` on this machine as two: with one folder, and with a disk each; real processes, real rendezvous."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import checkpoint
+from pipeline.run import read_identity, read_status
+from tests.jobs.background import wait_for
+from tests.jobs.tiny_runs import tensors_of, train
+from tests.pipeline.test_roll_call import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Nodes:
+    """`biggan node` started once for each folder in which it works."""
+
+    def __init__(self, tiny: str, folders: list[Path], *overrides: str, own: dict[int, list[str]] | None = None):
+        place = ["--nodes", str(len(folders)), "--main-address", "127.0.0.1", "--main-port", str(free_port())]
+        self.processes, self.logs = [], [folder / f"node{rank}.out" for rank, folder in enumerate(folders)]
+        for rank, folder in enumerate(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "jobs.cli", "node", tiny, *overrides, *(own or {}).get(rank, [])]
+            command += [*place, "--node-rank", str(rank), "--patience", "120"]
+            with open(self.logs[rank], "ab") as log:
+                self.processes.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log))
+
+    def codes(self, timeout: float = 240) -> list[int]:
+        try:
+            return [process.wait(timeout) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def said(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs)
+
+
+@pytest.fixture(scope="module")
+def untouched(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What 4 processes of one machine make."""
+    run = tmp_path_factory.mktemp("untouched") / "run"
+    done = train(tiny, run, "processes=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tensors_of(run, ranks=4)
+
+
+def test_two_nodes_of_two_are_one_of_four(tiny: str, untouched: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    nodes = Nodes(tiny, [tmp_path, tmp_path], f"run={run}")
+    assert nodes.codes() == [0, 0], nodes.said()
+    assert tensors_of(run, ranks=4) == untouched
+    assert {path.name for path in (run / "logs").iterdir()} >= {"stderr-node0.log", "stderr-node1.log"}
+
+
+def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(
+    tiny: str, untouched: dict[str, str], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    keys = ("run=run", f"checkpoint.uri={store}")
+    first = [tmp_path / "a0", tmp_path / "a1"]
+    nodes = Nodes(tiny, first, *keys)
+    wait_for(lambda: checkpoint.newest(str(store)) is not None)
+    nodes.processes[1].send_signal(signal.SIGTERM)
+    assert nodes.codes() == [75, 75], nodes.said()
+    assert nodes.said().count("stopped by SIGTERM at image") == 2
+    stopped = checkpoint.newest(str(store))
+    assert stopped and stopped.images < 256
+
+    second = [tmp_path / "b0", tmp_path / "b1"]
+    nodes = Nodes(tiny, second, *keys)
+    assert nodes.codes() == [0, 0], nodes.said()
+    assert len({read_identity(folder / "run")["uid"] for folder in first + second}) == 1
+    assert tensors_of(Path("run"), store, ranks=4) == untouched
+    assert len(list((store / "logs").iterdir())) == 4
+
+
+def test_nodes_that_were_started_differently_train_nothing(tiny: str, tmp_path: Path) -> None:
+    nodes = Nodes(tiny, [tmp_path, tmp_path], f"run={tmp_path}/run", own={1: ["seed=5"]})
+    assert nodes.codes() == [78, 78], nodes.said()
+    assert "has another configuration than node 0" in nodes.logs[0].read_text()
+
+
+def test_a_node_that_dies_ends_the_others(tiny: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    nodes = Nodes(tiny, [tmp_path, tmp_path], f"run={run}", "total_images=100000")
+    wait_for(lambda: checkpoint.newest(str(run / "checkpoints")) is not None)
+    nodes.processes[1].kill()
+    assert nodes.codes() == [1, -signal.SIGKILL]
+    assert "the workers ended without a result" in nodes.said()
+    status = read_status(run / "status.json")
+    assert status and status.state == "running"  # as after any crash
