@@ -279,7 +279,7 @@ def _hosts(nodelist: str, environ: Mapping[str, str]) -> tuple[str, ...]:
     names = re.findall(r"(?:[^,\[\]]|\[[\d,-]+\])+", nodelist)
     if ",".join(names) != nodelist:
         raise ConfigError(
-            f"{nodelist} is no list of nodes that can be read without a scontrol that works: install Slurm's clients, or {_FLAGS}"
+            f"{nodelist} is no list of nodes that can be read without a working scontrol: install it, or {_FLAGS}"
         )
     return tuple(host for name in names for host in _expand(name))
 
