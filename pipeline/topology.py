@@ -257,6 +257,8 @@ def _slurm(row: Row, environ: Mapping[str, str]) -> Topology | None:
     # In a step, SLURM_NNODES is the job's if srun was started with --preserve-env.
     nodes = row.number(environ, "SLURM_STEP_NUM_NODES" if in_step else row.nodes)
     tasks = row.number(environ, "SLURM_STEP_NUM_TASKS") if in_step else nodes
+    if nodes > 1 and not in_step and any(environ.get(other.nodes) for other in ROWS if other is not row):
+        return None  # SkyPilot on Slurm: its processes are no steps of their own
     if tasks != nodes or (nodes > 1 and not in_step):
         what = f"srun started {tasks} processes on {nodes} nodes" if in_step else f"this shell is one process of {nodes} nodes"
         raise ConfigError(

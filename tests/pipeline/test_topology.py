@@ -268,6 +268,11 @@ def test_schedulers_that_agree_and_the_order_of_who_has_the_word() -> None:
     assert find(everybody, Flags(2, 1, "here", 99)) == Topology(2, 1, "here", 99, "--nodes")
 
 
+def test_skypilot_on_slurm() -> None:
+    slurm = variables("SLURM_JOB_ID=7 SLURM_NNODES=3 SLURM_JOB_NODELIST=gpu[01-03]")  # it unsets all of the step
+    assert find(SCHEDULERS["SkyPilot"][0] | slurm) == SCHEDULERS["SkyPilot"][1]
+
+
 @pytest.mark.parametrize(
     ("change", "one", "other"),
     [
