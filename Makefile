@@ -7,7 +7,7 @@ export VENV TORCH_INDEX
 
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity
+.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity skypilot
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -43,6 +43,11 @@ azurite: install-dev ## the server that the tests of az:// need, in .venv (by np
 fidelity: install-dev ## torch-fidelity, with which tests compare figures, in .venv; without it they are skipped
 	@test -d $(VENV)/share/torch-fidelity/torch_fidelity || $(RUN) pip install -q --no-deps \
 	    --target $(VENV)/share/torch-fidelity torch-fidelity==0.4.0
+
+# In an environment of its own: it brings a hundred packages, of other versions than ours.
+skypilot: install-dev ## SkyPilot, whose parser a test asks, in .venv (370 MB); without it that test is skipped
+	@test -x $(VENV)/share/skypilot/bin/sky || { $(RUN) venv $(VENV)/share/skypilot && \
+	    $(VENV)/share/skypilot/bin/python -m pip install -q --no-compile skypilot==0.14.1; }
 
 lock:            ## rewrite constraints.txt from a fresh environment of today's newest versions
 	@$(PYTHON) install.py --lock
