@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import stop
+from pipeline import stop, topology
 from pipeline.errors import ConfigError, StorageError, UserError, as_user_error
 from pipeline.launch import PARENT_VARIABLE, PATIENCE, Launch, die_with_parent, forget_stop, launch, outlived_launcher
-from pipeline.topology import Topology
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -37,14 +36,14 @@ def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
     if "LOCAL_RANK" not in os.environ:
         with stop.at_once():
-            return launch_here(args, Topology(1, 0, "127.0.0.1", 0, "this machine"))
+            return launch_here(args, topology.alone())
     signals = stop.Signals()  # before the imports, which take seconds
     die_with_parent()
     return 1 if outlived_launcher() else _work(args, signals)
 
 
-def launch_here(args: argparse.Namespace, topology: Topology, patience: float = PATIENCE) -> int:
-    """Start the workers of this machine, one of `topology`, for `biggan train` and `biggan node`; the run's exit code."""
+def launch_here(args: argparse.Namespace, node: topology.Topology, patience: float = PATIENCE) -> int:
+    """Start the workers of this machine, `node` of its topology, for `biggan train` and `biggan node`; the run's exit code."""
     began = time.time()
     from pipeline.config import load_config, to_yaml
 
@@ -56,7 +55,7 @@ def launch_here(args: argparse.Namespace, topology: Topology, patience: float = 
         return 0
     profile = ["--profile", str(args.profile)] if args.profile else []
     worker = ["jobs.cli", "train", args.config, *args.overrides, *profile]
-    return launch(Launch(config, worker, began, patience), topology)
+    return launch(Launch(config, worker, began, patience), node)
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:

@@ -259,19 +259,11 @@ def _first_traceback(said: str) -> str:
 def _accelerate_command(worker: Sequence[str], topology: Topology, processes: int) -> list[str]:
     options: dict[str, object] = {"num_machines": topology.nodes, "num_processes": processes * topology.nodes}
     if topology.nodes > 1:
-        options |= {"machine_rank": topology.rank, "main_process_ip": topology.address, "main_process_port": topology.port}
+        options |= {"machine_rank": topology.rank, "main_process_ip": topology.address}
         options |= {"deepspeed_multinode_launcher": "standard"}  # by default it would log in to the other nodes with pdsh
-    else:
-        options |= {"main_process_port": _free_port()}
-    options |= {"mixed_precision": "no", "dynamo_backend": "no"}
+    options |= {"main_process_port": topology.port, "mixed_precision": "no", "dynamo_backend": "no"}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", *flags, "--module", *worker]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _environment(processes: int, gpu: bool) -> dict[str, str]:

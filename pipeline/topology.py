@@ -88,8 +88,13 @@ def find(environ: Mapping[str, str], flags: Flags | None = None) -> Topology:
     found = replace(found, address=flags.address or found.address, port=found.port if flags.port is None else flags.port)
     _check(found)
     if found.nodes == 1:
-        return replace(found, address="127.0.0.1", port=flags.port or _free_port())
+        return replace(alone(), source=found.source, port=flags.port or _free_port())
     return found
+
+
+def alone() -> Topology:
+    """This machine by itself, whoever started it."""
+    return Topology(1, 0, "127.0.0.1", _free_port(), "a single machine")
 
 
 def without_launchers(environ: Mapping[str, str]) -> dict[str, str]:
