@@ -14,7 +14,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError
 from pipeline.extractors import clean, parse_resizer, pretrained, tf1_bilinear
 from pipeline.inception import Inception
-from tests.pipeline.fidelity import fidelity
+from pipeline.metrics import frechet_distance, inception_score, manifolds
+from tests.pipeline.fidelity import command, fidelity
 
 
 def pictures(n: int, channels: int, side: int) -> Tensor:
@@ -72,6 +73,28 @@ def test_inception_is_torch_fidelitys_on_the_same_file_and_images(weights: tuple
     assert features.std() > 0.01
     torch.testing.assert_close(features, their_features, rtol=1e-4, atol=1e-4 * float(features.abs().max()))
     torch.testing.assert_close(logits, their_logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_torch_fidelitys_own_command(weights: tuple[Path, str], tmp_path: Path) -> None:
+    """From the same PNG files and weights: decoding, resizing, the network and the arithmetic, end to end."""
+    draw = torch.Generator().manual_seed(3)
+    sets = [torch.randint(0, top, (40, 3, 64, 64), dtype=torch.uint8, generator=draw) for top in (256, 200)]
+    for name, images in zip("ab", sets, strict=True):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:03d}.png")
+    options = ["--fid", "--isc", "--prc", "--no-samples-shuffle", "--feature-extractor-weights-path", str(weights[0])]
+    theirs = command(tmp_path, "--input1", str(tmp_path / "a"), "--input2", str(tmp_path / "b"), *options)
+
+    ours = pretrained("inception", 3, None, str(weights[0]), weights[1])
+    with torch.inference_mode():
+        (fake, logits), (real, _) = ([torch.cat(x) for x in zip(*map(ours.network, s.split(20)), strict=True)] for s in sets)
+    assert frechet_distance(fake, real) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert inception_score(logits)[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    found = manifolds(real, fake)
+    assert (found.precision, found.recall) == (theirs["precision"], theirs["recall"])
+    assert 0 < found.precision + found.recall < 2
 
 
 def test_grey_images_are_seen_three_times(weights: tuple[Path, str]) -> None:

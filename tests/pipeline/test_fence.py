@@ -64,6 +64,7 @@ def hold(uri: str, host: str | None, told: Connection) -> None:
     fence.BEAT = 0.1
     if host:
         fence.machine = lambda: host
+        fence.job = lambda: {"job_id": "7", "cluster_name": "c", "restart_count": "0"}
     take(uri)
     told.send(os.getpid())
     signal.pause()
@@ -90,6 +91,21 @@ def test_a_place_is_refused_while_its_training_lives_and_free_at_once_when_it_is
     began = time.monotonic()
     assert take(uri).number == 2
     assert time.monotonic() - began < 1
+
+
+def test_an_earlier_start_of_the_same_slurm_job_is_taken_over_however_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
+    with holder(uri, "elsewhere"):
+        with pytest.raises(ConfigError, match="is training there"):  # the same start: two of them would be a mistake
+            take(uri)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        began = time.monotonic()
+        assert take(uri).number == 2
+        assert time.monotonic() - began < 1
 
 
 def test_of_another_host_a_start_waits_whether_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

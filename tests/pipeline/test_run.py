@@ -23,6 +23,7 @@ from pipeline.run import (
     Status,
     check_model,
     checkpoint_uri,
+    is_training,
     load_run_config,
     locate,
     lock,
@@ -171,13 +172,32 @@ def test_one_training_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None
         assert holder.stdout and holder.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match=f"is being trained by process {holder.pid}: stop that first"):
             lock(tmp_path, patience=0.2)
-        assert (tmp_path / "lock").read_text() == str(holder.pid)
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == holder.pid
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     held = lock(tmp_path, patience=5)
-    assert (tmp_path / "lock").read_text() == str(os.getpid())
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     held.close()
+
+
+def test_an_earlier_start_of_the_same_slurm_job_lets_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a node that was cut off: it holds on, but Slurm has started the job anew elsewhere."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
+    old = lock(tmp_path)
+    assert is_training(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert is_training(tmp_path)
+    with pytest.raises(ConfigError, match="is being trained"):
+        lock(tmp_path, patience=0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not is_training(tmp_path)
+    with lock(tmp_path, patience=0):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+        assert is_training(tmp_path)  # whoever looks sees the new one
+    old.close()
 
 
 def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
