@@ -3,9 +3,10 @@
 import base64
 import html
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,9 +194,23 @@ def _evaluations(run: _Run) -> str:
     several = {
         name: {label: sorted(points) for label, points in lines.items() if len(points) > 1} for name, lines in curves.items()
     }
-    charts = [line_chart(name, lines, "truncation") for name, lines in several.items() if lines]
+    charts = [*_fid_over_is(run), *(line_chart(name, lines, "truncation") for name, lines in several.items() if lines)]
     table = _table(rows, ("images", "truncation", "samples", *names))
     return f'<h2>Evaluation</h2>{table}<div class="row">{"".join(charts)}</div>'
+
+
+def _fid_over_is(run: _Run) -> Iterator[str]:
+    """The curve of each truncation sweep (BigGAN, figure 16), from small truncations to none."""
+    sweeps: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for one in run.evaluations:
+        truncation, metrics = one.get("truncation"), one["metrics"]
+        for name in (name for name in metrics if name.startswith("FID[")):
+            if (score := name.replace("FID", "IS", 1)) in metrics:
+                order = math.inf if truncation is None else truncation
+                sweeps[name][f"{one.get('images') or 0:,} images"].append((order, metrics[score], metrics[name]))
+    for name, lines in sweeps.items():
+        curves = {label: [place[1:] for place in sorted(points)] for label, points in lines.items() if len(points) > 1}
+        yield line_chart(f"{name}, truncations from small to none", curves, name.replace("FID", "IS", 1)) if curves else ""
 
 
 def _events(run: _Run) -> str:

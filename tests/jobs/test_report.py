@@ -71,8 +71,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path) -> Path:
     event = {"time": 1.7e9, "kind": "alarm", "images": 5555, "rollbacks": 1, "text": "<script>D is sure</script>"}
     (run / "events.jsonl").write_text(json.dumps(event) + "\n")
     (run / "evaluation").mkdir()
-    for truncation, fid in ((None, 20.0), (0.5, 40.0), (1.0, 30.0)):
-        document = {"metrics": {"FID[x]": fid, "note": None}, "images": 4096, "truncation": truncation, "samples": 100}
+    for truncation, fid, score in ((None, 20.0, 8.0), (0.5, 40.0, 3.0), (1.0, 30.0, 6.0)):
+        document = {"metrics": {"FID[x]": fid, "IS[x]": score, "note": None}, "images": 4096, "samples": 100}
+        document["truncation"] = truncation
         (run / "evaluation" / f"{truncation}.json").write_text(json.dumps(document))
     assert config.run
     return run
@@ -100,7 +101,7 @@ def test_the_page_says_what_the_folder_says(source: str) -> None:
     assert [start[1] for start in starts] == ["8"]
     assert texts.count("FINISHED") == texts.count("KILLED") == 1
     assert texts[(at := texts.index("1,000.0 s")) - 1 : at + 2] == ["data", "1,000.0 s", "25.0%"]
-    assert texts[(at := texts.index("none")) - 1 : at + 3] == ["4,096", "none", "100", "20"]
+    assert texts[(at := texts.index("none")) - 1 : at + 4] == ["4,096", "none", "100", "20", "8"]
 
 
 def test_curves_have_the_shape_of_what_was_recorded(source: str) -> None:
@@ -110,6 +111,8 @@ def test_curves_have_the_shape_of_what_was_recorded(source: str) -> None:
     assert all(0 <= x <= 460 and 0 <= y <= 240 for line in lines for x, y in line)
     falling = [line for line in lines if len(line) == 2 and line[0][1] < line[1][1]]
     assert len(falling) == 1  # FID over the truncation, 40 to 30
+    (sweep,) = [line for line in lines if len(line) == 3]  # FID over IS, from truncation 0.5 to none
+    assert [x for x, _ in sweep] == sorted(x for x, _ in sweep) and [y for _, y in sweep] == sorted(y for _, y in sweep)
     assert max(len(line) for line in lines) <= 400
 
 
