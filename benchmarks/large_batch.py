@@ -1,6 +1,6 @@
 """What a larger batch does to a BigGAN on Fashion-MNIST, update for update: batch 64 against 512.
 
-    python -m benchmarks.large_batch --updates 500 1000 --seeds 0 1 2
+    python -m benchmarks.large_batch --updates 250 500 --seeds 0 1 2
     python -m benchmarks.large_batch --images 4096 --seeds 0 --samples 1000     (a quick look: so many images in all of a run)
 
 The preset `fashion-mnist` with only the batch changed: the same learning rates, statistics of batch norm over groups of the
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--updates", type=int, nargs="+", default=[250, 500])
     parser.add_argument("--images", type=int, help="of a run at most, in place of --updates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/large-batch"), help="folder for shards and runs")
