@@ -15,6 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.cluster.nodes import Nodes, require
+from tests.cluster.slurm import Slurm, install, running
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
@@ -142,3 +145,21 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm of three machines, n1 to n3, for the whole session. Tests take `slurm`."""
+    require()
+    install()
+    folder = tmp_path_factory.mktemp("slurm")
+    with Nodes(folder, ["n1", "n2", "n3"]) as nodes, running(folder, nodes) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
+    """The same with all machines idle and nothing queued: what an earlier test left is cancelled."""
+    slurm_cluster.settle()
+    yield slurm_cluster
+    slurm_cluster.settle()
