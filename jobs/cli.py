@@ -1,7 +1,8 @@
 """`biggan NAME ...` runs `jobs/NAME.py`; a new file there is a new sub-command.
 
 Exit codes: 0 done, 75 stopped and saved (run the same command again), 78 bad configuration or input (trying again
-unchanged cannot help), 65 damaged data, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted, 130 interrupted;
+unchanged cannot help), 65 damaged data, 69 bad nodes, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted,
+130 interrupted;
 anything else is a crash with a traceback.
 """
 
@@ -20,14 +21,14 @@ from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
-    *("demo", "shard", "train", "stop", "sync", "report", "describe", "plan", "evaluate"),
+    *("demo", "shard", "train", "submit", "status", "stop", "sync", "report", "describe", "plan", "evaluate"),
     *("register", "promote", "rollback", "copy", "export", "dockerfile", "sample", "explore", "import"),
 )
 
 _EPILOG = """\
 "biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the
-same command again), 78 bad configuration or input, 65 damaged data, 70 hung, 74 storage failed,
-79 training went bad, 80 not promoted."""
+same command again), 78 bad configuration or input, 65 damaged data, 69 bad nodes, 70 hung,
+74 storage failed, 79 training went bad, 80 not promoted."""
 
 
 class Job(Protocol):

@@ -3,8 +3,12 @@
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.slurm import Job
 
 HELP = "let a training save and stop"
 
@@ -16,16 +20,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `jobs.cli.Job`. Raises ConfigError if nobody trains there."""
-    from pipeline import run, stop
+    """See `jobs.cli.Job`. A job that still waits is taken from the queue. Raises ConfigError if nobody trains there."""
+    from pipeline import run, slurm, stop
 
-    if not run.is_training(args.folder):
+    job = _job(args.folder)
+    if job and job.state != "RUNNING":
+        slurm.cancel(job.id)
+        print(f"{args.folder}: Slurm {job}, has been taken from the queue; `biggan submit` goes on where it was")
+    elif job:
+        # Its script writes the file: again and again, in case that the workers are still starting, and after their end it
+        # knows that a person has asked.
+        slurm.tell(job.id, "USR2")
+    elif run.is_training(args.folder):
+        stop.request(args.folder)
+    else:
         raise ConfigError(f"{args.folder} is not being trained: there is nothing to stop")
-    stop.request(args.folder)
     if not args.wait:
-        print(f"{args.folder} saves and stops after its current update")
+        if not job or job.state == "RUNNING":
+            print(f"{args.folder} saves and stops after its current update")
         return
-    while run.is_training(args.folder):
+    while run.is_training(args.folder) or _job(args.folder):
         time.sleep(0.5)
     status = run.read_status(args.folder / "status.json")
     print(f"{args.folder}: {status.state if status else 'no status'}, {status.images if status else 0:,} images")
+
+
+def _job(folder: Path) -> "Job | None":
+    """The run's Slurm job, as far as that can be seen from here."""
+    from pipeline import slurm, submission
+
+    return submission.queued(folder) if slurm.is_here() else None

@@ -22,7 +22,7 @@ class DataError(UserError):
 
 
 class NodeError(UserError):
-    """A node of a multi-node start is missing, or cannot be reached: trying again may help (`EX_UNAVAILABLE`)."""
+    """A node is missing, bad, or cannot be reached: trying again, or on other nodes, may help (`EX_UNAVAILABLE`)."""
 
     exit_code = 69
 

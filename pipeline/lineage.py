@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -61,12 +62,17 @@ def config_sha256(config: RunConfig) -> str:
 
 
 def _code() -> tuple[str, str]:
-    """The commit of the code that trains and whether it was changed since; `unknown` for an installed package."""
-    commit = _git("rev-parse", "HEAD")
-    if commit.returncode:
+    """The commit of the code that trains and whether it was changed since; `unknown` where there is no git or no checkout."""
+    if not shutil.which("git") or (commit := _git("rev-parse", "HEAD")).returncode:
         return "unknown", "unknown"
     return commit.stdout.strip(), str(bool(_git("diff", "--quiet", "HEAD").returncode)).lower()
 
 
 def _git(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+
+
+def code() -> dict[str, str]:
+    """Which code this is: commit, whether it was changed since, and the sha256 of the sources."""
+    commit, dirty = _code()
+    return {"commit": commit, "dirty": dirty, "sha256": code_sha256()}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.journal import Journal, read
-from pipeline.process import verdict
+from pipeline.process import machine, verdict
 from pipeline.run import lock
 from pipeline.tracker import CLOSE_SECONDS, TrackingConfig
 from pipeline.tracking import Delivery
@@ -48,6 +48,9 @@ def finish_failed(folder: Path, config: TrackingConfig) -> None:
     records = deque(read(folder), maxlen=1)
     if not records or "close" in records[0][0]:
         return
+    opening = _unclosed(folder)
+    if opening and opening.get("process", {}).get("machine", machine()) != machine():
+        return  # this machine was cut off, and taken for dead: the run goes on elsewhere
     with contextlib.suppress(OSError):  # a full disk, of which the workers have died themselves
         if _unclosed(folder):
             _close(folder, "FAILED")

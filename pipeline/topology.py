@@ -272,7 +272,8 @@ def _slurm(row: Row, environ: Mapping[str, str]) -> Topology | None:
     if nodes == 1:
         return Topology(1, 0, "127.0.0.1", PORT, row.source)
     hosts = _hosts(environ.get("SLURM_STEP_NODELIST") or row.need(environ, row.address), environ)
-    port = 20000 + _integer("SLURM_JOB_ID", job) % 10000  # jobs that share a first node must not share a port
+    # Jobs that share a first node must not share its ports; the roll is called at the next one.
+    port = 20000 + 2 * (_integer("SLURM_JOB_ID", job) % 5000)
     return Topology(nodes, row.number(environ, row.rank), hosts[0], port, row.source, hosts)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.images import png
-from pipeline.journal import Journal, journal_path
+from pipeline.journal import Journal, journal_path, read
 from pipeline.mlflow_store import first_line, hide_password
 from pipeline.process import this_process
 from pipeline.tracking import Delivery
@@ -78,6 +78,7 @@ class Tracker:
     ):
         self._run_dir = Path(run_dir)
         self._journal = Journal(self._run_dir)
+        self._process = this_process()
         self._lost = 0
         flat = {key: hide_password(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
@@ -91,7 +92,7 @@ class Tracker:
                 "params": flat,
                 "tags": dict(tags),
                 "datasets": [dict(row) for row in datasets],
-                "process": this_process(),
+                "process": self._process,
             }
         )
         self._closing = threading.Event()
@@ -139,8 +140,13 @@ class Tracker:
         self._append(artifact=name)
 
     def close(self, status: Status) -> None:
-        """Set the run's status and deliver what is left, for at most `CLOSE_SECONDS`."""
-        self._append(close=status)
+        """Set the run's status and deliver what is left, for at most `CLOSE_SECONDS`.
+
+        Unless a later start has taken the run up, because this one's node was cut off: the run's end is then for that to tell.
+        """
+        openings = [record["open"].get("process") for record, _ in read(self._run_dir) if "open" in record]
+        if openings[-1:] in ([], [self._process]):
+            self._append(close=status)
         self._journal.close()
         self._closing.set()
         if self._thread is None:

@@ -36,10 +36,10 @@ def log(run: Path) -> str:
     return (run / "logs" / "stderr.log").read_text()
 
 
-def tensors_of(run: Path, uri: Path | None = None, ranks: int = 2) -> dict[str, str]:
+def tensors_of(run: Path, uri: Path | None = None, ranks: int = 2, images: int = 256) -> dict[str, str]:
     """sha256 of both networks, both optimisers and the EMA in the newest checkpoint of `ranks` ranks."""
     found = checkpoint.newest(str(uri or run / "checkpoints"))
-    assert found and found.images == 256
+    assert found and found.images == images
     hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
     assert len(hashes) == ranks * 5
     return hashes

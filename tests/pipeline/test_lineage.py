@@ -36,3 +36,9 @@ def test_tags_name_the_scheduler_and_data_name_every_part_without_passwords(
         ("a", "https://host/a"),
         ("b", "s3://bucket/b"),
     ]
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # as in an image
+    found = lineage.code()
+    assert (found["commit"], found["dirty"]) == ("unknown", "unknown") and len(found["sha256"]) == 64

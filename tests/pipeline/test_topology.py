@@ -78,7 +78,7 @@ SCHEDULERS: dict[str, tuple[dict[str, str], Topology]] = {
     "Slurm": (
         variables("SLURM_JOB_ID=123456 SLURM_STEP_ID=0 SLURM_NNODES=4 SLURM_JOB_NODELIST=gpu[01-04] SLURM_STEP_NUM_NODES=3")
         | variables("SLURM_STEP_NUM_TASKS=3 SLURM_STEP_NODELIST=gpu[02-04] SLURM_NODEID=2 SLURM_PROCID=2"),
-        Topology(3, 2, "gpu02", 23456, "Slurm", ("gpu02", "gpu03", "gpu04")),
+        Topology(3, 2, "gpu02", 26912, "Slurm", ("gpu02", "gpu03", "gpu04")),
     ),
     "Azure ML": (
         variables("AZUREML_NODE_COUNT=3 WORLD_SIZE=3 NODE_RANK=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=10.0.0.4 MASTER_PORT=6105"),

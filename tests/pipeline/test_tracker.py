@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.journal import Journal, journal_path, read
+from pipeline.journal import Journal, append_line, journal_path, read
 from pipeline.tracker import TrackingConfig
 from tests.jobs.tiny_runs import disk, fill
 from tests.pipeline.tracked import GRID, track
@@ -79,3 +79,11 @@ def test_only_uint8_height_width_channels_is_an_image(tmp_path: Path, image: Any
 def test_a_bad_number_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         TrackingConfig(**options)
+
+
+def test_who_was_taken_for_dead_does_not_close_what_its_successor_has_opened(tmp_path: Path) -> None:
+    tracker = track(tmp_path, uri=None, mode="offline")
+    opening = next(record["open"] for record, _ in read(tmp_path))
+    append_line(journal_path(tmp_path), open=opening | {"process": opening["process"] | {"pid": "1"}})
+    tracker.close("FAILED")
+    assert not [record for record, _ in read(tmp_path) if "close" in record]

@@ -1,0 +1,123 @@
+"""`biggan status`: where a run stands, by its scheduler, its journal and its checkpoints."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+HELP = "where a run stands: its job, progress, speed, checkpoint, MLflow"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `jobs.cli.Job`."""
+    parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """See `jobs.cli.Job`. Raises ConfigError for a folder without a run."""
+    from pipeline.run import load_run_config
+
+    config = load_run_config(args.folder)
+    rows = {"state": _state(args.folder), "job": _job(args.folder), "progress": _progress(args.folder, config)}
+    rows |= {"checkpoint": _checkpoint(config), "mlflow": _mlflow(args.folder, config)}
+    print(args.folder)
+    for name, said in rows.items():
+        for line in said.splitlines():
+            print(f"  {name:<10} {line}")
+            name = ""
+
+
+def _state(folder: Path) -> str:
+    from pipeline import run
+
+    status = run.read_status(folder / "status.json")
+    if status is None:
+        return "has not begun"
+    state = status.state
+    if state == "running" and not run.is_training(folder):
+        state = "ended without a word (killed, or its node lost)"
+    if (folder / "STOP").exists():
+        state += ", asked to stop"
+    return (
+        state
+        + (f", exit code {status.exit_code}" if status.exit_code else "")
+        + (f": {status.message}" if status.message else "")
+    )
+
+
+def _job(folder: Path) -> str:
+    from pipeline import slurm, submission
+
+    last = submission.read(folder)
+    if last is None:
+        return ""
+    if last.scheduler != "slurm":
+        return f"{last.scheduler} {last.job}"
+    lines = []
+    for name, number in {"": last.job, **last.then}.items():
+        try:
+            job = slurm.find(number)
+        except UserError as error:
+            return f"Slurm {number}: {error}"
+        lines.append(f"{name + ': ' if name else ''}Slurm {job or f'job {number}, which it no longer knows: it has ended'}")
+    return "\n".join([*lines, last.log])
+
+
+def _progress(folder: Path, config: "RunConfig") -> str:
+    from pipeline import journal
+
+    last: dict[str, Any] = {}
+    for record, _ in journal.read(folder):
+        if "images_per_second" in record.get("metrics", ()):
+            last = record
+    if not last:
+        return f"nothing reported yet, of {config.total_images:,} images"
+    images, speed = int(last["step"]), last["metrics"]["images_per_second"]
+    ago = time.time() - last["time"] / 1000
+    left = (config.total_images - images) / speed
+    eta = f", {_span(left)} left" if left > 0 else ""
+    return (
+        f"{images:,} of {config.total_images:,} images ({images / config.total_images:.0%}), {speed:,.1f} images/s{eta}, "
+        f"reported {_span(ago)} ago"
+    )
+
+
+def _checkpoint(config: "RunConfig") -> str:
+    from pipeline import checkpoint
+    from pipeline.run import checkpoint_uri
+
+    try:
+        newest = next(checkpoint.committed(checkpoint_uri(config)), None)
+    except UserError as error:
+        return str(error)
+    return f"{newest.images:,} images, {_span(time.time() - newest.time)} ago, {newest.uri}" if newest else "none yet"
+
+
+def _mlflow(folder: Path, config: "RunConfig") -> str:
+    """The run's page, once it is there."""
+    from pipeline.mlflow_store import hide_password, store_uri
+
+    if config.tracking.mode == "off":
+        return "off"
+    uri = hide_password(store_uri(folder, config.tracking.uri))
+    if not uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {uri}"
+    try:
+        *_, run_id = json.loads((folder / "journal.offset").read_text())
+    except (FileNotFoundError, ValueError):
+        return f"{uri} (nothing there yet)"
+    return f"{uri.rstrip('/')}/#/runs/{run_id}"
+
+
+def _span(seconds: float) -> str:
+    """40 s, 12 min, 3.5 h, 2.1 days."""
+    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,123 @@
+"""Whether a job that has ended shall start again: `python -m pipeline.restarts RUN CODE`, for batch scripts.
+
+Prints a verdict, an exit code and why: `again 75 stopped by SIGUSR1`. Being stopped (75) costs nothing, a crash takes one of
+a few starts that a run has without a new checkpoint; a new checkpoint gives them all back. RUN/restarts.json keeps count.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline import stop, storage
+from pipeline.errors import StorageError
+
+FINAL = (0, 65, 78, 79, 80)
+"""Done, or nothing that another start could mend."""
+
+PERSON = "RUN/STOP"
+"""The reason of a stop that a person has asked for, with `biggan stop` or by the file itself."""
+
+
+@dataclass(frozen=True)
+class Crashes:
+    """How often a run has crashed since it last came further."""
+
+    images: int = -1
+    """Of the newest checkpoint at the last crash."""
+    count: int = 0
+
+    def again(self, images: int) -> "Crashes":
+        """After one more, with the newest checkpoint at `images`."""
+        return Crashes(images, self.count + 1 if images <= self.images else 1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a job."""
+
+    again: bool
+    code: int
+    why: str
+
+
+def decide(code: int, reason: str, crashes: Crashes, limit: int) -> Verdict:
+    """After a start that ended with `code`, for `reason` if it was stopped; `crashes` are with this one, if it was one."""
+    if code in FINAL:
+        return Verdict(False, code, "done" if code == 0 else f"exit code {code} is not mended by another start")
+    if code == stop.EXIT_CODE:
+        asked = reason == PERSON
+        return Verdict(not asked, code, "somebody asked for the stop" if asked else f"stopped by {reason or 'a signal'}")
+    without = f"without a checkpoint past {max(0, crashes.images):,} images"
+    if crashes.count > limit:
+        return Verdict(False, code, f"crashed {crashes.count} times {without}")
+    return Verdict(True, code, f"crash {crashes.count} of at most {limit} {without}")
+
+
+def after(folder: Path, code: int, before: str, limit: int, reason: str = "") -> Verdict:
+    """The verdict on a start in `folder` that ended with `code`, noted there; `before` is the `stamp` of its status before.
+
+    `reason` is why the job's script has asked for a stop, if it has: workers that had not begun leave no status.
+
+    srun ends the nodes that are slower than the first to leave, and then has a code of its own. So the run's status has the
+    word, if this start has written one.
+    """
+    status = json.loads((folder / "status.json").read_text()) if stamp(folder) != before else {}
+    if status.get("exit_code") is not None:
+        code = status["exit_code"]
+    crashes = _read(folder)
+    if code not in (*FINAL, stop.EXIT_CODE):
+        crashes = crashes.again(_newest(folder, crashes.images))
+        storage.write_bytes(str(folder / "restarts.json"), json.dumps(asdict(crashes)).encode())
+    return decide(code, reason if reason == PERSON else status.get("message", reason), crashes, limit)
+
+
+def stamp(folder: Path) -> str:
+    """Which RUN/status.json is there, as `stat --format='%i %Y'` says it; empty if none is."""
+    try:
+        found = os.stat(folder / "status.json")
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_ino} {int(found.st_mtime)}"
+
+
+def _read(folder: Path) -> Crashes:
+    try:
+        return Crashes(**json.loads((folder / "restarts.json").read_text()))
+    except FileNotFoundError:
+        return Crashes()
+
+
+def _newest(folder: Path, known: int) -> int:
+    """Images of the newest checkpoint, wherever the run keeps them; 0 without one, `known` if their store is away."""
+    from pipeline import checkpoint, run
+
+    if not (folder / "config.yaml").exists():
+        return 0
+    try:
+        newest = next(checkpoint.committed(run.checkpoint_uri(run.load_run_config(folder))), None)
+    except StorageError as error:
+        print(f"biggan: warning: {error}", file=sys.stderr)
+        return known
+    return newest.images if newest else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the verdict."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.restarts", description="whether a job shall start again")
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("code", metavar="CODE", type=int, help="exit code of srun")
+    parser.add_argument("--reason", default="", help="why the job's script has asked for a stop: SIGUSR1, SIGTERM, RUN/STOP")
+    parser.add_argument("--before", default="", help="inode and seconds of RUN/status.json before this start")
+    parser.add_argument("--crashes", type=int, default=3, help="without a new checkpoint, after which to give up (default 3)")
+    args = parser.parse_args(arguments)
+    verdict = after(args.run, args.code, args.before, args.crashes, args.reason)
+    print("again" if verdict.again else "end", verdict.code, verdict.why)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""A training that is handed to a scheduler: checked as far as it can be without workers, frozen, and known by its job.
+
+RUN/submission/  config.yaml   resolved: what will be trained, whatever becomes of presets and files until then
+                 code.json     which code has checked it
+                 job.json      which scheduler has it, and as what
+                 ...           what the scheduler was given
+"""
+
+import contextlib
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline import slurm, storage
+from pipeline.config import RunConfig, to_yaml
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The job of a run."""
+
+    scheduler: str
+    job: str
+    nodes: int
+    log: str = ""
+    """Where it writes."""
+    then: dict[str, str] = field(default_factory=dict)
+    """Jobs that wait for its end: evaluate, register."""
+    submitted: float = field(default_factory=time.time)
+    """In seconds since the epoch."""
+
+
+def folder(run: Path) -> Path:
+    return run / "submission"
+
+
+def check(config: RunConfig, nodes: int, processes: int) -> None:
+    """Find every mistake that can be found without workers and without writing anything; `processes` are of each node.
+
+    Raises ConfigError, DataError or StorageError, as `biggan train` does.
+    """
+    from pipeline import checkpoint, run
+    from pipeline.batch import plan_batch
+    from pipeline.dataset import load_data
+    from pipeline.initial import initial_checkpoint
+
+    plan_batch(config.batch, nodes * processes)
+    run.check_model(config, load_data(config.data))
+    if next(checkpoint.committed(run.checkpoint_uri(config)), None) is None:
+        initial_checkpoint(config)
+
+
+@contextlib.contextmanager
+def alone(config: RunConfig) -> Iterator[Path]:
+    """Make or check the run's folder, and hold its submission: of two that submit it at once the second is refused.
+
+    Yields RUN/submission. Raises ConfigError if somebody trains or submits the run.
+    """
+    from pipeline import run
+    from pipeline.dataset import load_data
+
+    place = folder(Path(config.run))
+    if run.is_training(place.parent):
+        raise ConfigError(f"run={config.run} is being trained: `biggan stop {config.run}` first, or name another run")
+    run.prepare(config, load_data(config.data))
+    place.mkdir(exist_ok=True)
+    (place.parent / "logs").mkdir(exist_ok=True)
+    with open(place / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run={config.run} is being submitted by somebody else at this moment") from None
+        yield place
+
+
+def freeze(place: Path, config: RunConfig, files: Mapping[str, str]) -> None:
+    """Write what will be trained, by which code, and `files`, which the scheduler is given, to RUN/submission."""
+    from pipeline.lineage import code
+
+    for name, text in {"config.yaml": to_yaml(config), "code.json": json.dumps(code()), **files}.items():
+        storage.write_bytes(str(place / name), text.encode())
+
+
+def record(place: Path, submission: Submission) -> None:
+    """Note which job has the run."""
+    storage.write_bytes(str(place / "job.json"), json.dumps(asdict(submission)).encode())
+
+
+def read(run: Path) -> Submission | None:
+    """The last submission of a run; None if it has never been submitted."""
+    try:
+        return Submission(**json.loads((folder(run) / "job.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def queued(run: Path) -> slurm.Job | None:
+    """The Slurm job that trains a run or is going to; None if there is none. Raises SlurmError."""
+    last = read(run)
+    if last is None or last.scheduler != "slurm":
+        return None
+    job = slurm.find(last.job)
+    # Another cluster may have a job of the same number.
+    ours = job and Path(job.script).resolve() == (folder(run) / "train.sbatch").resolve()
+    return job if job and job.queued and ours else None
