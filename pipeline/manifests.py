@@ -4,12 +4,12 @@
 `aws batch register-job-definition`. Each machine runs `biggan node` once; what it exits with decides what becomes of the job.
 """
 
-import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
+from pipeline.cluster_job import NODE, ClusterJob
 from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.stop import EXIT_CODE as STOPPED
 
@@ -21,95 +21,21 @@ PREEMPTED = (STOPPED, 143)
 MARGIN = 30
 """Seconds for all that is not the saving: the updates of all ranks have to end first, and logs go out."""
 
-_REPLICATED = "node"
 _CONFIG = "/etc/biggan/config.yaml"
-_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
-_OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
 
 
-@dataclass(frozen=True)
-class ClusterJob:
-    """What a cluster has to know. Raises ValueError naming the field that it would refuse, or misunderstand."""
-
-    name: str
-    """Of the job, and within its names of machines: lower-case letters, digits and hyphens."""
-    image: str
-    """Container image, with a tag or, better, a digest."""
-    config: str
-    """The run's whole configuration as YAML. `run` is a folder below /scratch, `checkpoint.uri` an object store."""
-    nodes: int = 1
-    """Machines."""
-    gpus: int = 8
-    """GPUs of each; 0 for none."""
-    gpu: str = ""
-    """Their kind, as SkyPilot names it: H100. Kubernetes chooses by `node_selector`, AWS Batch by `instance_type`."""
-    cpus: int = 0
-    """Cores of each machine to ask for; 0 asks for none. AWS Batch needs it."""
-    memory_gb: int = 0
-    """Memory of each machine to ask for, in GiB; 0 asks for none. AWS Batch needs it."""
-    shm_gb: int = 64
-    """Size of /dev/shm in GiB: what NCCL and the transforms' processes share."""
-    scratch_gb: int = 500
-    """Local disk for the run's folder and the data's cache, in GiB."""
-    grace: int = 120
-    """Seconds that a save may take when the machine is to be given back: `stop.grace`."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables. Passwords do not belong here."""
-    secrets: tuple[str, ...] = ()
-    """Names of environment variables whose values the cluster keeps: keys of the Kubernetes Secret, or `sky --secret`."""
-    secret: str = "biggan"
-    """The Kubernetes Secret that holds them."""
-    queue: str = ""
-    """Kueue's LocalQueue."""
-    service_account: str = ""
-    """Kubernetes service account: may be what the bucket trusts. AWS Batch: the job's role."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the Kubernetes nodes that it may run on, such as a kind of GPU, or spot machines."""
-    instance_type: str = ""
-    """AWS Batch's machines."""
-    spot: bool = True
-    """SkyPilot: machines that may be taken away. Elsewhere the queue or the nodes decide."""
-    max_restarts: int = 20
-    """Restarts after crashes. Being preempted does not count."""
-    port: int = 29500
-    """Where the first machine listens."""
-
-    def __post_init__(self) -> None:
-        if not _LABEL.fullmatch(self.name):
-            raise ValueError(f"name={self.name}: lower-case letters, digits and hyphens, from a letter to no hyphen")
-        longest = f"{self.name}-{_REPLICATED}-0-{self.nodes - 1}-abcde"
-        if len(longest) > 63:
-            raise ValueError(f"name={self.name}: {len(longest) - 63} characters too long for names as {longest}")
-        if not re.search(r":[\w.-]+$|@sha256:[0-9a-f]{64}$", self.image) or self.image.endswith(":latest"):
-            raise ValueError(
-                f"image={self.image}: name a version, as in registry/biggan:1.0 or, better, registry/biggan@sha256:..."
-            )
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.port > 65535:
-            raise ValueError(f"port={self.port}: must be below 65536")
-        for name in (*self.env, *self.secrets):
-            if not _VARIABLE.fullmatch(name) or name in _OURS:
-                raise ValueError(f"env.{name}: " + ("is set by the job" if name in _OURS else "is no name of a variable"))
-        for name in self.env:
-            if _SECRET.search(name):
-                raise ValueError(f"env.{name}: manifests are no place for it; name it in secrets")
+class _Dumper(yaml.SafeDumper):
+    """Text of several lines stays as it is: a configuration is there to be read."""
 
 
-_LEAST = {
-    "nodes": 1,
-    "gpus": 0,
-    "cpus": 0,
-    "memory_gb": 0,
-    "shm_gb": 1,
-    "scratch_gb": 1,
-    "grace": 1,
-    "max_restarts": 0,
-    "port": 1,
-}
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+)
+
+
+def as_yaml(*documents: dict[str, Any]) -> str:
+    """As files of kubectl and sky."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def command(config: str = _CONFIG) -> list[str]:
@@ -170,14 +96,14 @@ def jobset(job: ClusterJob) -> dict[str, Any]:
             # The first pod must have its name in DNS before it is ready: the others wait for it by name.
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": {"maxRestarts": job.max_restarts, "restartStrategy": "BlockingRecreate", "rules": rules},
-            "replicatedJobs": [{"name": _REPLICATED, "replicas": 1, "template": {"spec": indexed}}],
+            "replicatedJobs": [{"name": NODE, "replicas": 1, "template": {"spec": indexed}}],
         },
     }
 
 
 def hosts(job: ClusterJob) -> list[str]:
     """Names of a JobSet's machines in its cluster's DNS, by rank."""
-    return [f"{job.name}-{_REPLICATED}-0-{rank}.{job.name}" for rank in range(job.nodes)]
+    return [f"{job.name}-{NODE}-0-{rank}.{job.name}" for rank in range(job.nodes)]
 
 
 def _rule(name: str, action: str, *patterns: str) -> dict[str, Any]:
@@ -258,8 +184,7 @@ def skypilot(job: ClusterJob) -> dict[str, Any]:
             "docker": {"run_options": [f"--shm-size={job.shm_gb}g", "--ulimit=memlock=-1"]},
             "kubernetes": {"pod_config": {"spec": {"terminationGracePeriodSeconds": job.grace + MARGIN}}},
         },
-        "run": f"cat > /tmp/config.yaml <<'END OF CONFIG'\n{job.config.rstrip()}\nEND OF CONFIG\n"
-        f"exec {shlex.join(command('/tmp/config.yaml'))}\n",
+        "run": f"cat > ~/biggan.yaml <<'END OF CONFIG'\n{job.config.rstrip()}\nEND OF CONFIG\nexec biggan node ~/biggan.yaml\n",
     }
 
 

@@ -19,8 +19,9 @@ from botocore.validate import ParamValidator
 from kubeflow_trainer_api.models.io_k8s_api_core_v1_config_map import IoK8sApiCoreV1ConfigMap
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
+from pipeline.cluster_job import ClusterJob
 from pipeline.errors import ConfigError
-from pipeline.manifests import FINAL, PREEMPTED, ClusterJob, aws_batch, config_map, hosts, jobset, skypilot
+from pipeline.manifests import FINAL, PREEMPTED, as_yaml, aws_batch, config_map, hosts, jobset, skypilot
 
 CONFIG = "run: /scratch/run\ntotal_images: 1000\ncheckpoint:\n  uri: s3://bucket/run\n"
 SMALL = ClusterJob("gan", "ghcr.io/acme/biggan:1.0", CONFIG, gpu="H100")
@@ -74,6 +75,8 @@ def check_kubernetes(tree: dict[str, Any]) -> None:
 def test_jobset_is_what_its_models_know(job: ClusterJob) -> None:
     check_kubernetes(config_map(job))
     check_kubernetes(jobset(job))
+    text = as_yaml(config_map(job), jobset(job))
+    assert list(yaml.safe_load_all(text)) == [config_map(job), jobset(job)] and "\n    total_images: 1000\n" in text
 
 
 def test_every_misspelt_key_of_a_jobset_is_caught() -> None:
@@ -223,7 +226,7 @@ def test_skypilot_reads_its_task_and_refuses_every_misspelt_key(parsed: Callable
     # Below `config` are its users' own keys of other programs; it leaves the keys of job_recovery to its server, as we do not.
     wrong = [at for at in places(task) if at[:2] != ("resources", "job_recovery") and at[0] not in ("config", "secrets")]
     assert set(task["resources"]["job_recovery"]) == {"max_restarts_on_errors", "recover_on_exit_codes"}
-    answers = parsed([task, yaml.safe_load(yaml.safe_dump(task)), skypilot(SMALL), *(renamed(task, at) for at in wrong)])
+    answers = parsed([task, yaml.safe_load(as_yaml(task)), skypilot(SMALL), *(renamed(task, at) for at in wrong)])
     recovery = {"max_restarts_on_errors": 20, "recover_on_exit_codes": list(PREEMPTED), "strategy": None}
     assert answers[0] == [4, {"H100": 8}, True, recovery, task["run"]] == answers[1]
     assert answers[2][0] == 1
@@ -236,11 +239,9 @@ def test_the_script_of_skypilot_writes_the_configuration_and_runs_the_node(tmp_p
     node = tmp_path / "biggan"
     node.write_text('#!/bin/sh\necho "$@"; cat "$2"\n')
     node.chmod(0o755)
-    script = task["run"].replace("/tmp/config.yaml", str(tmp_path / "config.yaml"))
-    said = subprocess.run(
-        ["bash", "-c", script], env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, capture_output=True, text=True, check=True
-    ).stdout
-    assert said == f"node {tmp_path}/config.yaml\n{CONFIG}seed: $HOME `id` 'x'\n"
+    environ = {"PATH": f"{tmp_path}:/bin:/usr/bin", "HOME": str(tmp_path)}
+    said = subprocess.run(["bash", "-c", task["run"]], env=environ, capture_output=True, text=True, check=True).stdout
+    assert said == f"node {tmp_path}/biggan.yaml\n{CONFIG}seed: $HOME `id` 'x'\n"
     assert (
         int(task["envs"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
         < (task["config"]["kubernetes"]["pod_config"]["spec"]["terminationGracePeriodSeconds"])
