@@ -1,30 +1,132 @@
-"""`biggan doctor --data URI`: what bounds the reading of shards, and what to do about it."""
+"""`biggan doctor`: `--data URI` says what bounds the reading of shards, `--cluster` which nodes are bad."""
 
 import argparse
 import json
+import os
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
 
-HELP = "measure what bounds the reading of shards"
+if TYPE_CHECKING:
+    from pipeline.node_probe import Places
+
+HELP = "measure what bounds the reading of shards, or which nodes of a cluster are bad"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
-    parser.add_argument("--data", metavar="URI", required=True, help="the folder of a split: its manifest, indexes and tars")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="how long to measure (default 20)")
-    parser.add_argument("--resolution", type=int, metavar="N", help="as data.resolution: crop and resample while reading")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="as data.decode_threads (default 2)")
-    parser.add_argument("--want", type=float, metavar="N", help="images per second that training takes, to compare with")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--data", metavar="URI", help="the folder of a split: its manifest, indexes and tars")
+    what.add_argument("--cluster", action="store_true", help="once on every node, with the variables or flags of `biggan node`")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="N", help="how long to measure, about (default 20)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    data = parser.add_argument_group("with --data")
+    data.add_argument("--resolution", type=int, metavar="N", help="as data.resolution: crop and resample while reading")
+    data.add_argument("--threads", type=int, default=2, metavar="N", help="as data.decode_threads (default 2)")
+    data.add_argument("--want", type=float, metavar="N", help="images per second that training takes, to compare with")
+    cluster = parser.add_argument_group("with --cluster")
+    cluster.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="what will be trained: its run, checkpoints, data and MLflow"
+    )
+    cluster.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG")
+    cluster.add_argument("--storage", metavar="URI", help="a folder to write to and read from, if there is no CONFIG")
+    cluster.add_argument(
+        "--wait", type=float, default=60.0, metavar="N", help="seconds until all must have reported (default 60)"
+    )
+    for flag, kind, text in (
+        ("--nodes", int, "how many there are; these four as in `biggan node`, where the scheduler's variables do not say it"),
+        ("--node-rank", int, "of this node: 0, 1, ..."),
+        ("--main-address", str, "of node 0, as the others reach it"),
+        ("--main-port", int, "free on node 0, and open to the others"),
+    ):
+        cluster.add_argument(flag, type=kind, metavar="N" if kind is int else "HOST", help=text)
+    cluster.add_argument("--exclude-file", metavar="FILE", help="node 0 writes the bad nodes' host names there, one a line")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
-    for name in ("seconds", "resolution", "threads", "want"):
+    for name in ("seconds", "resolution", "threads", "want", "wait"):
         if (value := getattr(args, name)) is not None and not value > 0:
             raise ConfigError(f"--{name} {value:g}: must be above 0")
+    if args.cluster:
+        return _cluster(args)
+    if args.data is None:
+        raise ConfigError("what to examine? Type --data URI for a set of shards, or on every node --cluster")
+    _data(args)
+    return None
 
+
+_EPILOG = """\
+--cluster measures on every node at once, in seconds: GPUs (memory in use, clocks, throttling, memory errors), matrix products
+in bf16 and fp32, all-reduces between any two nodes and between all (one process of each node: the path of its first GPU),
+storage, MLflow, clocks, disks, versions. Node 0 compares each node with the median of all and names the bad ones:
+
+  did not report within --wait seconds, or stopped answering
+  matrix products 1.3 times slower than the median of the same GPU (3 times, of a processor); a throttled GPU
+  all-reduce with its best partner 2 times slower than the others' median; of a pair, 3 times
+  storage 4 times slower, and below 1 GB/s
+  clock more than 1 s off; less than 1 GB free in RUN or TMPDIR; 90 % of a GPU's memory not free
+  other GPUs, or another torch, python, driver or code, than most nodes have
+
+What looks slow is measured twice again before it is named. Above 16 nodes each is paired with 15 others.
+
+Exit codes, the same on every node: 0 all well; 69 bad nodes: leave them out (--exclude-file); 74 storage or a disk fails on
+every node; 78 what no other choice of nodes mends: the port is taken, versions of which none has a majority, no node reaches
+another.
+
+In a batch script: srun biggan doctor --cluster CONFIG --exclude-file bad.txt"""
+
+
+def _cluster(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of each address without a name
+    from pipeline import topology
+    from pipeline.cluster_doctor import Plan, follow, lead
+    from pipeline.cluster_verdict import as_json, bad_nodes, exit_code, table
+
+    place = topology.find(os.environ, topology.Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
+    plan = Plan(_places(args), args.seconds, args.wait)
+    if place.rank:
+        code, clean = follow(place, plan)
+        return _end(code, clean)
+    found, findings, end = lead(place, plan)
+    code = exit_code(findings)
+    print(json.dumps(as_json(found, findings)) if args.json else table(found, findings), flush=True)
+    if args.exclude_file:
+        from pipeline import storage
+
+        hosts = [found.hosts[rank] for rank in bad_nodes(findings) if rank in found.hosts]
+        storage.write_bytes(args.exclude_file, "".join(f"{host}\n" for host in dict.fromkeys(hosts)).encode())
+    return _end(code, end(code))
+
+
+def _end(code: int, clean: bool) -> int:
+    if not clean:  # a thread in a driver or on a dead mount would keep the interpreter
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _places(args: argparse.Namespace) -> "Places":
+    from pipeline.node_probe import Places
+
+    if args.config is None:
+        return Places(written=(args.storage,) if args.storage else ())
+    from pipeline.config import load_config
+    from pipeline.run import checkpoint_uri
+
+    config = load_config(args.config, args.overrides)
+    tracking = config.tracking
+    server = tracking.uri if tracking.mode == "auto" and tracking.uri and "sqlite:" not in tracking.uri else None
+    written = (checkpoint_uri(config), *([args.storage] if args.storage else []))
+    read = (config.data.uri,) if config.data.uri else tuple(part.uri for part in config.data.mix.values())
+    return Places((config.run,), written, read, server)
+
+
+def _data(args: argparse.Namespace) -> None:
     from pipeline.data_doctor import examine
     from pipeline.index import load_manifest
     from pipeline.stream import DataConfig
