@@ -72,7 +72,7 @@ def launch(job: Launch, topology: Topology) -> int:
     with open(logs / name, "ab") as errors, stop.forwarded(folder):
         began = errors.tell()
         print(f"starting {processes} workers with accelerate launch; their stderr is in {errors.name}", flush=True)
-        end = _run(job, topology, processes, errors, roll)
+        end, trace = _run(job, topology, processes, errors, roll)
         if roll:
             end = _most_telling(end, roll, folder)
         if topology.rank == 0 and end.state not in ("finished", "stopped"):
@@ -80,6 +80,8 @@ def launch(job: Launch, topology: Topology) -> int:
 
             finish_failed(folder, job.config.tracking)
         _keep_log(job.config, Path(errors.name), began, topology)
+    if end.state == "crashed":
+        print(trace, file=sys.stderr)
     return _tell(job.config, end)
 
 
@@ -134,8 +136,8 @@ def _card(config: "RunConfig", processes: int) -> "Card":
     return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time())
 
 
-def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None") -> "Status":
-    """Start `accelerate launch`, wait for it, and say how the workers of this node ended."""
+def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None") -> "tuple[Status, str]":
+    """Start `accelerate launch` and wait for it; how the workers of this node ended, and the first traceback among theirs."""
     import torch
 
     from pipeline import run
@@ -157,7 +159,8 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     with open(errors.name, "rb") as file:
         file.seek(began)
         said = file.read().decode(errors="replace")
-    return _outcome(folder, end, code, said, sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps))
+    dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
+    return _outcome(folder, end, code, said, dumps), _first_traceback(said)
 
 
 def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int) -> int:
@@ -195,7 +198,6 @@ def _outcome(folder: Path, end: "Status | None", code: int, said: str, dumps: li
         f"the workers ended without a result (launcher's exit code {code}): see {folder}/logs/; "
         "the same command resumes from the last checkpoint"
     )
-    print(_first_traceback(said), file=sys.stderr)
     return run.Status("crashed", images, 1, message)
 
 
