@@ -134,7 +134,7 @@ def _gpus(found: Gathered) -> Iterable[Finding]:
 
 def _differing(found: Gathered, what: str, value: Callable[[Report], str]) -> Iterable[Finding]:
     """Nodes that are not like most; where there is no majority, nobody knows who is right."""
-    values = {rank: value(report) for rank, report in found.reports.items()}
+    values = {rank: value(report) for rank, report in sorted(found.reports.items())}
     ranked = Counter(values.values()).most_common()
     if len(ranked) < 2:
         return

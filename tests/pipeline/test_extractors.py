@@ -79,12 +79,13 @@ def test_inception_is_torch_fidelitys_on_the_same_file_and_images(weights: tuple
 def test_figures_are_those_of_torch_fidelitys_own_command(weights: tuple[Path, str], tmp_path: Path) -> None:
     """From the same PNG files and weights: decoding, resizing, the network and the arithmetic, end to end."""
     draw = torch.Generator().manual_seed(3)
-    sets = [torch.randint(0, top, (40, 3, 64, 64), dtype=torch.uint8, generator=draw) for top in (256, 200)]
+    sets = [torch.randint(0, top, (40, 3, 64, 64), dtype=torch.uint8, generator=draw) for top in (256, 254)]
     for name, images in zip("ab", sets, strict=True):
         (tmp_path / name).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:03d}.png")
-    options = ["--fid", "--isc", "--prc", "--no-samples-shuffle", "--feature-extractor-weights-path", str(weights[0])]
+    options = ["--fid", "--isc", "--prc", "--no-samples-shuffle", "--feature-extractor", "inception-v3-compat"]
+    options += ["--feature-extractor-weights-path", str(weights[0])]
     theirs = command(tmp_path, "--input1", str(tmp_path / "a"), "--input2", str(tmp_path / "b"), *options)
 
     ours = pretrained("inception", 3, None, str(weights[0]), weights[1])
@@ -93,7 +94,8 @@ def test_figures_are_those_of_torch_fidelitys_own_command(weights: tuple[Path, s
     assert frechet_distance(fake, real) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert inception_score(logits)[0] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     found = manifolds(real, fake)
-    assert (found.precision, found.recall) == (theirs["precision"], theirs["recall"])
+    one = 1 / len(fake) + 1e-6  # on the edge of a ball, where they compute distances in fp32
+    assert (found.precision, found.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=one)
     assert 0 < found.precision + found.recall < 2
 
 

@@ -17,6 +17,14 @@ from tests.slurm.conftest import IMAGES
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
+@pytest.fixture
+def small(small: str, tmp_path: Path) -> str:
+    """With 2 processes of each node, which one node can train."""
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(Path(small).read_text()) | {"processes": 2}))
+    return str(file)
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *parts: str, code: int = 78) -> None:
     capsys.readouterr()
     ended = main(["submit", "slurm", *arguments])
@@ -42,7 +50,7 @@ def partition(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--then", "evaluate,deploy"], ["--then deploy: there are evaluate, register"]),
         (["--nodes", "0"], ["--nodes 0: must be at least 1"]),
         (["batch.global_batch=40"], ["batch.norm_group=16", "batch.global_batch=32 or batch.global_batch=48"]),
-        (["--nodes", "3"], ["batch.global_batch=32", "3 ranks"]),
+        (["--nodes", "3"], ["batch.global_batch=32", "6 ranks"]),
         (["optim.g_lrr=1"], ["optim.g_lrr", "optim.g_lr?"]),
         (["data.uri=nowhere"], ["no shards at nowhere"]),
         (["init=nowhere"], ["nowhere"]),
