@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, UserError, as_user_error
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
-    *("demo", "shard", "train", "submit", "status", "stop", "sync", "report", "describe", "plan", "evaluate"),
+    *("demo", "shard", "train", "node", "submit", "status", "stop", "sync", "report", "describe", "plan", "evaluate"),
     *("register", "promote", "rollback", "copy", "export", "dockerfile", "sample", "explore", "import"),
 )
 

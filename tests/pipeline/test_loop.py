@@ -28,15 +28,19 @@ def config_of(run: Path, shards: Path, images: int = 1000) -> RunConfig:
 
 def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Path) -> None:
     mine, other = config_of(tmp_path / "mine", shards), config_of(tmp_path / "other", shards)
-    for config in (mine, other):
-        prepare(config, load_manifest(str(shards)))
+    another = r"holds the checkpoints of another run than run=.*other: name another place"
+    prepare(mine, load_manifest(str(shards)))
+    with pytest.raises(ConfigError, match=another):
+        prepare(other, load_manifest(str(shards)))
+    Path(checkpoint_uri(mine), "run.json").unlink()  # where something else has written, there is none
+    prepare(other, load_manifest(str(shards)))
     assert find_checkpoint(mine) is None
     weights = {"generator": {"w": torch.ones(2)}}
     state = {"run": read_identity(tmp_path / "mine")["uid"], "model": asdict(mine.model)}
     checkpoint.save(checkpoint_uri(mine), Progress(8), weights, state, 2)
     found = find_checkpoint(mine)
     assert found and found.images == 8
-    with pytest.raises(ConfigError, match=r"holds the checkpoints of another run than run=.*other: name another place"):
+    with pytest.raises(ConfigError, match=another):
         find_checkpoint(other)
     checkpoint.save(checkpoint_uri(mine), Progress(16), weights, state | {"model": asdict(ModelConfig(32, 4, ch=8))}, 2)
     with pytest.raises(ConfigError, match=r"checkpoints: its networks are others than the configuration's: type model\.ch=8$"):

@@ -67,14 +67,22 @@ def test_a_cut_batch_is_named(tmp_path: Path, form: str) -> None:
         open_source(str(place))
 
 
-def test_every_cut_of_the_archive_is_noticed(tmp_path: Path) -> None:
+def test_every_cut_of_the_archive_is_noticed_or_takes_nothing_away(tmp_path: Path) -> None:
+    """At the end of a tar are zeros, which compress to a few bytes."""
     folder = tmp_path / "cifar-10-batches-bin"
     write_cifar(folder, False)
-    data = tar_of(folder, tmp_path / "c.tar.gz").read_bytes()
+    whole = tar_of(folder, tmp_path / "c.tar.gz")
+    data, noticed = whole.read_bytes(), 0
     for length in range(10, len(data) - 8, len(data) // 30):
         (tmp_path / "cut.tar.gz").write_bytes(data[:length])
-        with pytest.raises(DataError, match=r"cut\.tar\.gz is damaged"):
-            open_source(str(tmp_path / "cut.tar.gz"))
+        try:
+            found = open_source(str(tmp_path / "cut.tar.gz"))
+        except DataError as error:
+            assert "cut.tar.gz is damaged" in str(error)
+            noticed += 1
+        else:
+            assert [one.fingerprint for one in found] == [one.fingerprint for one in open_source(str(whole))]
+    assert noticed > 25
 
 
 def test_class_names_are_needed(tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ ROUNDS = (
 
 
 def _one_of_two(rank: int, folder: str) -> None:
-    """Note for every round when this rank stops, and why."""
+    """Note for every round when this rank stops, and why. Both are on one node."""
+    os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     ranks, noted = Ranks(rank, 2, torch.device("cpu")), []
     for asked, at, how, _ in ROUNDS:
