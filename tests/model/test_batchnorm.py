@@ -144,7 +144,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 _NEAR = 1e-7
 """In float64. A batch norm of few, nearly equal samples makes rounding 1e7 times larger: the transposed network, on the same
 samples with one thread and with two, differs by 3e-9 on some processors and not at all on others. Statistics that are not
-shared differ by a tenth."""
+shared differ by 5e-3 at least."""
 
 
 def error(found: Tensor, expected: Tensor) -> float:
