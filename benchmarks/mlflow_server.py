@@ -43,7 +43,7 @@ class MlflowServer:
         """Start it, if it is not there, and wait until it answers."""
         if self._process is None:
             self.launch()
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline and self._process and self._process.poll() is None:
             try:
                 with urlopen(f"{self.uri}/health", timeout=1):

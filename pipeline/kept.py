@@ -17,10 +17,14 @@ _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
 
 
-def begin(run: str, uri: str, uid: str) -> None:
-    """Keep the folder `run` of run `uid` at `uri`. Raises ConfigError if another run is there."""
+def refuse_other(run: str, uri: str, uid: str) -> None:
+    """Raises ConfigError if another run than `uid` is kept at `uri`."""
     if (known := _read(uri, "run.json")) and json.loads(known)["uid"] != uid:
         raise ConfigError(f"checkpoint.uri={uri} holds the checkpoints of another run than run={run}: name another place")
+
+
+def begin(run: str, uri: str) -> None:
+    """Keep the folder `run` at `uri`."""
     for name in ("run.json", "config.yaml"):
         storage.write_bytes(storage.join(uri, name), Path(run, name).read_bytes())
 
@@ -37,7 +41,7 @@ def recover(run: str, uri: str) -> None:
     """On a disk without the folder `run`, make it from what the run of that name has kept at `uri`, if it has begun."""
     if Path(run, "run.json").exists() or not (config := _read(uri, "config.yaml")):
         return
-    if yaml.safe_load(config)["run"] == run:  # else another run's, which `begin` refuses
+    if yaml.safe_load(config)["run"] == run:  # else another run's, which `refuse_other` names
         for name in _FILES:
             if data := _read(uri, name):
                 storage.write_bytes(str(Path(run, name)), data)

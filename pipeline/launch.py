@@ -25,6 +25,7 @@ from pipeline.topology import Topology, without_launchers
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.index import Manifest
     from pipeline.roll_call import Card, RollCall
     from pipeline.run import Status
 
@@ -100,7 +101,7 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     if topology.rank == 0:
         if config.checkpoint.uri:
             kept.recover(config.run, config.checkpoint.uri)
-        finished = _prepare(config)
+        finished = _prepare(config, manifest)
     if roll:
         identity = run.read_identity(Path(config.run)) if topology.rank == 0 else None
         answer = roll.meet(_card(config, processes), job.patience, {"run": identity, "finished": finished})
@@ -111,15 +112,14 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     return finished
 
 
-def _prepare(config: "RunConfig") -> bool:
+def _prepare(config: "RunConfig", manifest: "Manifest") -> bool:
     """Make or check the run's folder; whether the run has finished already."""
     from pipeline import checkpoint, initial, run
-    from pipeline.dataset import load_data
 
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     if last is None and (weights := initial.initial_checkpoint(config)):
         print(f"starting from {weights.uri}: {', '.join(sorted(weights.parts))}", flush=True)
-    for line in run.prepare(config, load_data(config.data)):
+    for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))
     # Killed after its last checkpoint, a run still has to tell MLflow of its end: workers do, with nothing to train.

@@ -52,7 +52,7 @@ def finish_failed(folder: Path, config: TrackingConfig) -> None:
     if opening and opening.get("process", {}).get("machine", machine()) != machine():
         return  # this machine was cut off, and taken for dead: the run goes on elsewhere
     with contextlib.suppress(OSError):  # a full disk, of which the workers have died themselves
-        if _unclosed(folder):
+        if opening:
             _close(folder, "FAILED")
     if config.mode == "auto":
         thread = threading.Thread(target=_deliver_quietly, args=(folder,), daemon=True)

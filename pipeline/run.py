@@ -58,11 +58,13 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
             raise ConfigError(
                 f"data.uri={config.data.uri} holds other shards than run={config.run} began with: name another run"
             )
-    else:
+    if config.checkpoint.uri:
+        kept.refuse_other(config.run, config.checkpoint.uri, identity["uid"])
+    if not Path(folder, "run.json").exists():
         storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
     storage.write_bytes(str(saved), to_yaml(config).encode())
     if config.checkpoint.uri:
-        kept.begin(config.run, config.checkpoint.uri, identity["uid"])
+        kept.begin(config.run, config.checkpoint.uri)
     return changes
 
 

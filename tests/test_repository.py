@@ -68,7 +68,9 @@ def test_no_file_names_an_index_or_a_machine() -> None:
         assert not found, f"{path} names {found[0]!r}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/clouds.md", "docs/registry.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/clouds.md", "docs/evaluation.md", "docs/registry.md", "docs/slurm.md"]
+)
 def test_the_commands_in_a_document_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))

@@ -141,30 +141,24 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 
 
-_NEAR = 1e-7
-"""In float64. A batch norm of few, nearly equal samples makes rounding 1e7 times larger: the transposed network, on the same
-samples with one thread and with two, differs by 3e-9 on some processors and not at all on others. Statistics that are not
-shared differ by 5e-3 at least."""
-
-
 def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("world", SHARES)
 @pytest.mark.parametrize(("name", "channels"), NETWORKS)
-def test_ranks_of_unequal_size_train_as_one_process(ranks: Any, name: str, channels: int, world: int) -> None:
+def test_ranks_of_unequal_size_train_as_one_process(one_thread: None, ranks: Any, name: str, channels: int, world: int) -> None:
     found = [ranks[rank][f"{world} {name} {channels}"] for rank in range(world)]
     for key, value in trained(name, channels, slice(None), None).items():
         parts = [result[key] for result in found]
         whole = torch.stack(parts).sum(0) if key == "parameters" else torch.cat(parts)
-        assert error(whole, value) < _NEAR, key
+        assert error(whole, value) < 1e-12, key
 
 
 @pytest.mark.parametrize("world", SHARES)
 @pytest.mark.parametrize(("name", "channels"), [pair for pair in NETWORKS if pair[0] != "strided"])
-def test_ranks_share_their_standing_statistics(ranks: Any, name: str, channels: int, world: int) -> None:
+def test_ranks_share_their_standing_statistics(one_thread: None, ranks: Any, name: str, channels: int, world: int) -> None:
     found = [ranks[rank][f"{world} {name} {channels} standing"] for rank in range(world)]
     for key, value in standing(name, channels, slice(None), None).items():
-        assert error(found[0][key], value) < _NEAR, key
+        assert error(found[0][key], value) < 1e-12, key
         assert all(torch.equal(result[key], found[0][key]) for result in found), key

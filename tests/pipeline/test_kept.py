@@ -20,7 +20,7 @@ def test_a_new_disk_gets_what_the_run_has_kept(tmp_path: Path, monkeypatch: pyte
     begin(first, "runs/one", store, "a")
     monkeypatch.chdir(first)
     kept.recover("runs/one", str(store))  # nothing there yet
-    kept.begin("runs/one", str(store), "a")
+    kept.begin("runs/one", str(store))
     kept.keep(Path("runs/one"), "health.json", b"{}")
     second.mkdir()
     monkeypatch.chdir(second)
@@ -37,9 +37,11 @@ def test_another_run_does_not_take_the_place(tmp_path: Path, monkeypatch: pytest
     begin(tmp_path, "one", store, "a")
     begin(tmp_path, "two", store, "b")
     monkeypatch.chdir(tmp_path)
-    kept.begin("one", str(store), "a")
+    kept.refuse_other("one", str(store), "a")
+    kept.begin("one", str(store))
+    kept.refuse_other("one", str(store), "a")
     with pytest.raises(ConfigError, match=r"holds the checkpoints of another run than run=two: name another place"):
-        kept.begin("two", str(store), "b")
+        kept.refuse_other("two", str(store), "b")
     kept.recover("three", str(store))
     assert not (tmp_path / "three").exists()
     assert json.loads((store / "run.json").read_text())["uid"] == "a"

@@ -32,6 +32,7 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
     prepare(mine, load_manifest(str(shards)))
     with pytest.raises(ConfigError, match=another):
         prepare(other, load_manifest(str(shards)))
+    assert not Path(other.run).exists()
     Path(checkpoint_uri(mine), "run.json").unlink()  # where something else has written, there is none
     prepare(other, load_manifest(str(shards)))
     assert find_checkpoint(mine) is None
