@@ -2,8 +2,7 @@
 
 Exit codes: 0 done, 75 stopped and saved (run the same command again), 78 bad configuration or input (trying again
 unchanged cannot help), 65 damaged data, 69 bad nodes, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted,
-130 interrupted;
-anything else is a crash with a traceback.
+130 interrupted; anything else is a crash with a traceback.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import difflib
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -112,5 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return known.exit_code
 
 
+def program() -> NoReturn:
+    """The `biggan` command."""
+    code = main()
+    # srun ends the nodes that are slower to leave than the first, and an exit code of their own would be lost.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -40,6 +40,9 @@ class ObjectiveConfig:
 
     loss: Literal["hinge", "minimax", "non-saturating", "wasserstein"] = "hinge"
     """Adversarial loss of D and G. Wasserstein relies on spectral normalisation for D's Lipschitz bound."""
+    power_iteration: Literal["step", "forward"] = "step"
+    """When spectral norm's vectors move: in a network's own optimiser steps, once, or before every forward in training, as in
+    BigGAN-PyTorch and StudioGAN, which makes training depend on the micro-batch."""
     ortho: float = 0.0
     """Weight of orthogonal regularisation of G (BigGAN, equation 3; the paper's value is 1e-4)."""
     r1: float = 0.0

@@ -33,11 +33,10 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
 
     Returns what to report; `skipped/d` is 1 if a gradient was not finite, and then nothing has changed.
     """
-    with d.gathered():
-        power_iteration(d.module)
     accumulation = objective.plan.accumulation
     sums: dict[str, Tensor] = {}
     for micro_step, real in zip(range(accumulation), reals, strict=False):
+        _iterate(d, g, objective, micro_step)
         z, y = draw(micro_step)
         with torch.no_grad():
             fake = g.apply(z, y)
@@ -51,16 +50,24 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
 def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
     """Update G on one global batch of fakes, through a frozen D. Returns what `d_step` does, with `skipped/g`."""
     with g.gathered():
-        power_iteration(g.module)
         slopes, sums = objective.g_penalty(g.module)
     accumulation = objective.plan.accumulation
     with d.frozen():
         for micro_step in range(accumulation):
+            _iterate(g, d, objective, micro_step)
             z, y = draw(micro_step)
             loss, values = objective.g_loss(d.apply, (g(z, y), y), position, micro_step)
             g.backward(loss / accumulation, slopes if micro_step == 0 else {})
             _add(sums, values, accumulation)
     return sums | _reported("g", g.step())
+
+
+def _iterate(learning: Engine, other: Engine, objective: Objective, micro_step: int) -> None:
+    """Power iteration before a micro-step's forwards, as `objective.power_iteration` has it."""
+    every_forward = objective.config.power_iteration == "forward"
+    for engine in (learning, other) if every_forward else (learning,) if micro_step == 0 else ():
+        with engine.gathered():
+            power_iteration(engine.module)
 
 
 def _reported(network: str, update: Update) -> dict[str, Tensor]:
