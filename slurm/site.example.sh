@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What differs between clusters. Copy it to slurm/site.sh, make it right, and name it:
 #
 #     . slurm/site.sh && sbatch slurm/train.sbatch ...        by hand

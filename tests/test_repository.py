@@ -99,3 +99,13 @@ def test_every_preset_is_a_configuration() -> None:
     assert preset_names()
     for name in preset_names():
         load_config(name)
+
+
+def test_shell_scripts_are_clean() -> None:
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("shellcheck is not installed (Debian: shellcheck)")
+    scripts = [path for path in _tracked() if path.suffix in (".sh", ".sbatch") or path.parts[-2:] == (".ci", "run")]
+    assert len(scripts) > 6
+    done = subprocess.run([checker, "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
