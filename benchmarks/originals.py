@@ -38,9 +38,9 @@ class Original:
 
 
 @contextlib.contextmanager
-def _importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
+def importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
     """`folder` first on the path, and none of its modules left behind: two originals both have a `utils`."""
-    before = dict(sys.modules)
+    folder, before = folder.resolve(), dict(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules.update(stand_ins)
     try:
@@ -49,15 +49,21 @@ def _importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         for name in [name for name, module in sys.modules.items() if before.get(name) is not module]:
-            if name in stand_ins or str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            if name in stand_ins or _within(folder, sys.modules[name]):
                 del sys.modules[name]
         sys.modules.update(before)
+
+
+def _within(folder: Path, module: ModuleType) -> bool:
+    """A folder without an `__init__.py` is a module with a path and no file."""
+    places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))
+    return any(place and folder in Path(place).parents for place in places)
 
 
 def biggan_pytorch(folder: Path, deep: bool = False, discriminator: bool = True, **options: Any) -> Original:
     """`options` are those of its Generator and Discriminator."""
     mocks = {name: MagicMock() for name in ("torchvision", "torchvision.transforms", "torchvision.datasets", "datasets")}
-    with _importing(folder, **mocks):
+    with importing(folder, **mocks):
         import utils
 
         module = __import__("BigGANdeep" if deep else "BigGAN")
@@ -85,7 +91,7 @@ def studiogan(folder: Path, backbone: str = "big_resnet", **options: Any) -> Ori
     """`options`: img_size, g_conv_dim, d_conv_dim, z_dim, g_shared_dim, num_classes, attn_g_loc, attn_d_loc."""
     misc = ModuleType("utils.misc")
     misc.dummy_context_mgr = contextlib.nullcontext  # type: ignore[attr-defined]
-    with _importing(folder / "src", **{"utils.misc": misc}):
+    with importing(folder / "src", **{"utils.misc": misc}):
         import utils
 
         utils.misc = misc
@@ -131,7 +137,7 @@ def studiogan(folder: Path, backbone: str = "big_resnet", **options: Any) -> Ori
 
 def huggingface(folder: Path, resolution: int, ch: int, z_dim: int, classes: int) -> Original:
     """BigGAN-deep with the layers of the published models."""
-    with _importing(folder):
+    with importing(folder):
         from pytorch_pretrained_biggan.config import BigGANConfig
         from pytorch_pretrained_biggan.model import BigGAN
     widths = {128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1), 512: (16, 16, 8, 8, 4, 2, 1, 1)}[resolution]

@@ -1,0 +1,40 @@
+"""What the comparison of training steps asks of another project: the same network and batch, its own step."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One network and one batch, in the terms of our `model` and `batch` keys."""
+
+    resolution: int
+    """Height and width of the images in pixels."""
+    ch: int
+    """Width multiplier of both networks. What it multiplies is our table (`model.config.ARCHITECTURES`)."""
+    micro_batch: int
+    """Samples of one forward; there is no accumulation, so it is also the batch of a step."""
+    classes: int
+    z_dim: int
+    shared_dim: int
+    g_attention: tuple[int, ...]
+    """Resolutions in G that self-attention follows; none: ()."""
+    d_attention: tuple[int, ...]
+    """The same in D."""
+    d_steps: int = 1
+    """D steps before each G step."""
+
+
+class Peer(Protocol):
+    """Another project's networks and optimisers, ready for their next step."""
+
+    name: str
+
+    def update(self, x: Tensor, y: Tensor) -> dict[str, float] | None:
+        """`d_steps` D steps, a G step and its EMA, by the project's own code; returns when the device has done them.
+
+        Takes real images [micro_batch * d_steps, 3, r, r] in -1..1 and their labels int64. Returns the last losses by name
+        (`loss/d`, `loss/g`) where the project has them.
+        """
