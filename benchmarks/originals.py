@@ -40,7 +40,7 @@ class Original:
 @contextlib.contextmanager
 def importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
     """`folder` first on the path, and none of its modules left behind: two originals both have a `utils`."""
-    before = dict(sys.modules)
+    folder, before = folder.resolve(), dict(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules.update(stand_ins)
     try:
@@ -49,9 +49,15 @@ def importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         for name in [name for name, module in sys.modules.items() if before.get(name) is not module]:
-            if name in stand_ins or str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            if name in stand_ins or _within(folder, sys.modules[name]):
                 del sys.modules[name]
         sys.modules.update(before)
+
+
+def _within(folder: Path, module: ModuleType) -> bool:
+    """A folder without an `__init__.py` is a module with a path and no file."""
+    places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))
+    return any(place and folder in Path(place).parents for place in places)
 
 
 def missing_modules(*names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `benchmarks.peers` measures ours beside: another project's own training step, as its checkout has it."""
+"""What the comparison of training steps asks of another project: the same network and batch, its own step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,27 +12,34 @@ Noise = Callable[[], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Setting:
-    """One network, as all sides have it."""
+    """One network and one batch, in the terms of our `model` and `batch` keys."""
 
     resolution: int
+    """Height and width of the images in pixels."""
     ch: int
+    """Width multiplier of both networks. What it multiplies is our table (`model.config.ARCHITECTURES`)."""
     micro_batch: int
+    """Samples of one forward; there is no accumulation, so it is also the batch of a step."""
     classes: int
     z_dim: int
     shared_dim: int
     """0: gains and biases by class, and z is not split."""
     g_attention: tuple[int, ...]
+    """Resolutions in G that self-attention follows; none: ()."""
     d_attention: tuple[int, ...]
+    """The same in D."""
+    d_steps: int = 1
+    """D steps before each G step."""
 
 
 class Peer(Protocol):
-    """Both networks with optimisers and average, and how they take a step."""
+    """Another project's networks and optimisers, ready for their next step."""
 
     name: str
 
-    def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """One D step on images x [micro_batch, 3, r, r] in -1..1 with labels y [micro_batch], one G step, the average.
+    def update(self, x: Tensor, y: Tensor) -> dict[str, float] | None:
+        """`d_steps` D steps, a G step and its EMA, by the project's own code; returns when the device has done them.
 
-        Returns `loss/d` and `loss/g`.
+        Takes real images [micro_batch * d_steps, 3, r, r] in -1..1 and their labels int64. Returns the last losses by name
+        (`loss/d`, `loss/g`) where the project has them.
         """
-        ...

@@ -78,13 +78,13 @@ class GBlock(nn.Module):
         super().__init__()
         self.bn1 = batch_norm(inputs, condition, eps, norm_sn)
         self.bn2 = batch_norm(outputs, condition, eps, norm_sn)
-        self.conv1 = SNConv2d(inputs, outputs, 3, sn)
+        self.conv1 = SNConv2d(inputs, outputs, 3, sn, resize="up")
         self.conv2 = SNConv2d(outputs, outputs, 3, sn)
         self.shortcut = SNConv2d(inputs, outputs, 1, sn)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = F.interpolate(F.relu(self.bn1(x, condition)), scale_factor=2.0)
-        h = self.conv2(F.relu(self.bn2(self.conv1(h), condition)))
+        h = self.conv1(F.relu(self.bn1(x, condition)))
+        h = self.conv2(F.relu(self.bn2(h, condition)))
         # A 1x1 convolution and nearest upsampling commute: convolving first is a quarter of the work.
         return h + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
@@ -106,19 +106,17 @@ class DeepGBlock(nn.Module):
         self.bn3 = batch_norm(hidden, condition, eps, norm_sn)
         self.bn4 = batch_norm(hidden, condition, eps, norm_sn)
         self.conv1 = SNConv2d(inputs, hidden, 1, sn)
-        self.conv2 = SNConv2d(hidden, hidden, 3, sn)
+        self.conv2 = SNConv2d(hidden, hidden, 3, sn, resize="up" if upsample else None)
         self.conv3 = SNConv2d(hidden, hidden, 3, sn)
         self.conv4 = SNConv2d(hidden, outputs, 1, sn)
 
-    def resize(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0) if self.upsample else x
-
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.conv1(F.relu(self.bn1(x, condition)))
-        h = self.conv2(self.resize(F.relu(self.bn2(h, condition))))
+        h = self.conv2(F.relu(self.bn2(h, condition)))
         h = self.conv3(F.relu(self.bn3(h, condition)))
         h = self.conv4(F.relu(self.bn4(h, condition)))
-        return h + self.resize(x[:, : self.outputs])
+        kept = x[:, : self.outputs]
+        return h + (F.interpolate(kept, scale_factor=2.0) if self.upsample else kept)
 
 
 class DBlock(nn.Module):
@@ -134,18 +132,16 @@ class DBlock(nn.Module):
         self.preactivation, self.downsample = preactivation, downsample
         self.relu_shortcut = relu_shortcut and preactivation
         self.conv1 = SNConv2d(inputs, outputs, 3, sn)
-        self.conv2 = SNConv2d(outputs, outputs, 3, sn)
+        self.conv2 = SNConv2d(outputs, outputs, 3, sn, resize="down" if downsample else None)
         self.shortcut = SNConv2d(inputs, outputs, 1, sn) if downsample or inputs != outputs else None
-
-    def pool(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2) if self.downsample else x
 
     def forward(self, x: Tensor) -> Tensor:
         rectified = F.relu(x) if self.preactivation else x
         h = self.conv2(F.relu(self.conv1(rectified)))
         # Pooling and a 1x1 convolution commute too: pool first.
-        shortcut = self.pool(rectified if self.relu_shortcut else x)
-        return self.pool(h) + (shortcut if self.shortcut is None else self.shortcut(shortcut))
+        shortcut = rectified if self.relu_shortcut else x
+        shortcut = F.avg_pool2d(shortcut, 2) if self.downsample else shortcut
+        return h + (shortcut if self.shortcut is None else self.shortcut(shortcut))
 
 
 class DeepDBlock(nn.Module):

@@ -6,10 +6,14 @@ accumulation, recomputation in activation checkpointing and evaluation all see t
 """
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .resample import conv_pooled, pays, upsampled_conv
 
 
 class SpectralNorm(nn.Module):
@@ -55,16 +59,42 @@ class SpectralNorm(nn.Module):
             self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.sn_eps))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.sn_eps))
 
-    def normalised_weight(self) -> Tensor:
+    def normalised_weight(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient."""
         if self.sn_eps is None:
             return self.weight
-        with torch.autocast(self.weight.device.type, enabled=False):
+        if self.outputs_first() is not self.weight:
             return self.weight / self.sigma()
+        return _DivideBySigma.apply(self.weight, self.u, self.v, memory_format)  # type: ignore[no-untyped-call, no-any-return]
 
     def sigma(self) -> Tensor:
         """The estimate u^T W v [] of the largest singular value."""
         return torch.dot(self.u, self.matrix() @ self.v)
+
+
+class _DivideBySigma(torch.autograd.Function):
+    """W / (u^T W v) for a weight [out, ...]. By itself, autograd would go through the whole weight three times more.
+
+    d/dW <G, W / sigma> = G / sigma - <G, W> / sigma^2 u v^T (Miyato et al., equation 12). No gradient of that gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, memory_format: torch.memory_format) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            sigma = torch.dot(u, weight.flatten(1) @ v)
+        ctx.save_for_backward(weight, u, v, sigma)
+        return torch.div(weight, sigma, out=torch.empty_like(weight, memory_format=memory_format))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, u, v, sigma = ctx.saved_tensors
+        with torch.autocast(weight.device.type, enabled=False):
+            # Convolutions may answer in channels_last; parameters are plain.
+            g = torch.div(grads[0], sigma, out=torch.empty_like(weight, memory_format=torch.contiguous_format))
+            slope = torch.dot(g.flatten(), weight.flatten()) / sigma
+            g.flatten(1).addr_(u * -slope, v)
+        return g, None, None, None
 
 
 def spectral_layers(network: nn.Module) -> Iterator[SpectralNorm]:
@@ -101,16 +131,37 @@ def bake(network: nn.Module) -> None:
 
 
 class SNConv2d(nn.Conv2d, SpectralNorm):
-    """[n, in, h, w] -> [n, out, h, w], or [n, out, h / 2, w / 2] by kernel 4 and stride 2."""
+    """[n, in, h, w] -> [n, out, h, w], or [n, out, h / 2, w / 2] by kernel 4 and stride 2.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, eps: float | None, bias: bool = True, stride: int = 1):
+    `resize` belongs to a kernel of 3: `up` doubles the size by nearest neighbours before it, `down` halves it after it.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        eps: float | None,
+        bias: bool = True,
+        stride: int = 1,
+        resize: Literal["up", "down"] | None = None,
+    ):
         super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=bias)
+        self.resize = resize
         self.init_spectral(eps)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.normalised_weight(), self.bias, self.stride, self.padding)
+        # In eval mode sizes may be symbols of an exported graph, and few samples are the rule.
+        if self.resize and self.training and pays(x, 2.0 if self.resize == "up" else 0.5):
+            return (upsampled_conv if self.resize == "up" else conv_pooled)(x, self.normalised_weight(), self.bias)
+        if self.resize == "up":
+            x = F.interpolate(x, scale_factor=2.0)
+        # What follows from x's format, convolutions would make by a copy of their own.
+        weight = self.normalised_weight(torch.channels_last)
+        x = F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return F.avg_pool2d(x, 2) if self.resize == "down" else x
 
 
 class SNConvTranspose2d(nn.ConvTranspose2d, SpectralNorm):

@@ -1,0 +1,41 @@
+"""3x3 convolutions right behind nearest upsampling or right before average pooling, as one convolution.
+
+Both pairs are linear and local, so a kernel of 4x4 with stride 2 does their work (StyleGAN, arXiv 1812.04948, has it for speed,
+too): its entries are sums of the 3x3 kernel's, it takes 4/9 of the multiplications, and the large map between the two never
+exists. The results are the same but for rounding.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ENOUGH = 1024
+"""Places (samples x height x width) of the smaller map from which on this pays: adding up a kernel costs as much as some
+hundred of them, whatever the widths (measured on a CPU; a GPU's micro-batches have thousands in the smallest map)."""
+
+
+def pays(x: Tensor, scale: float) -> bool:
+    """Whether x [n, C, h, w], resized by `scale` (2 or 1/2) in both directions, has `ENOUGH` places on its smaller side."""
+    n, _, h, w = x.shape
+    return n * h * w * min(1.0, scale * scale) >= ENOUGH
+
+
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(interpolate(x, scale_factor=2), weight, bias, padding=1): x [n, in, h, w] -> [n, out, 2h, 2w]."""
+    return F.conv_transpose2d(x, _four(weight, up=True).transpose(0, 1), bias, stride=2, padding=1)
+
+
+def conv_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """avg_pool2d(conv2d(x, weight, bias, padding=1), 2): x [n, in, h, w] -> [n, out, h / 2, w / 2]."""
+    return F.conv2d(x, _four(weight, up=False), bias, stride=2, padding=1)
+
+
+def _four(weight: Tensor, up: bool) -> Tensor:
+    """Kernels [out, in, 3, 3] -> [out, in, 4, 4] in the weight's precision, whatever autocast says."""
+    line = [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    if up:  # transposed convolution walks over its kernel backwards
+        line = line[::-1]
+    with torch.autocast(weight.device.type, enabled=False):
+        sums = torch.tensor(line, dtype=weight.dtype, device=weight.device)
+        plane = torch.kron(sums, sums) / (1 if up else 4)
+        return (weight.reshape(-1, 9) @ plane.mT).view(*weight.shape[:2], 4, 4)
