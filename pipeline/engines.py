@@ -163,7 +163,8 @@ class Engine:
     def step(self) -> Update:
         """Update the parameters and clear the gradients; if one of them is not finite, only clear them."""
         if self.stage == 0:
-            self._engine.buffered_allreduce_fallback()
+            if dist.get_world_size() > 1:  # else it would flatten all gradients for nobody
+                self._engine.buffered_allreduce_fallback()
             norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             if not bool(norm.isfinite()):
                 self._engine.zero_grad()
