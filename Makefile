@@ -20,7 +20,7 @@ test: install-dev ## the tests
 	$(RUN) pytest -q -m "not slow and not gpu"
 
 test-slow: install-dev ## the tests that start whole runs (and, with a GPU, those that need one)
-	$(RUN) pytest -q -m "slow or gpu"
+	$(RUN) pytest -q -m "slow or gpu" --durations=25
 
 lint: install-dev ## style, types and the arrows between packages
 	$(RUN) ruff check .

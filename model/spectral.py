@@ -65,7 +65,7 @@ class SpectralNorm(nn.Module):
             return self.weight
         if self.outputs_first() is not self.weight:
             return self.weight / self.sigma()
-        return _DivideBySigma.apply(self.weight, self.u, self.v, memory_format)  # type: ignore[no-untyped-call, no-any-return]
+        return _DivideBySigma.apply(self.weight, self.u, self.v, memory_format)  # type: ignore[no-untyped-call]
 
     def sigma(self) -> Tensor:
         """The estimate u^T W v [] of the largest singular value."""
