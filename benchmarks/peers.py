@@ -29,8 +29,8 @@ import torch
 from benchmarks.peer import Setting
 from benchmarks.peer_biggan_pytorch import BN_EPS, SN_EPS
 from benchmarks.report import report, table
+from benchmarks.workers import one_rank
 from jobs import cli
-from pipeline.launch import ON_A_CPU
 
 SETTINGS = {
     32: Setting(32, 64, 32, 10, 80, 128, (), ()),
@@ -84,10 +84,7 @@ class Arm:
 @contextlib.contextmanager
 def arm(name: str, asked: dict[str, Any], threads: int, folder: Path) -> Iterator[Arm]:
     """A side of the comparison, ready for its first update; its process ends with the context."""
-    own = {"OMP_NUM_THREADS": str(threads)}
-    if asked["side"] == "ours":
-        own |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        own |= {"MASTER_PORT": "0", "ACCELERATE_USE_DEEPSPEED": "true"} | ({} if torch.cuda.is_available() else ON_A_CPU)
+    own = {"OMP_NUM_THREADS": str(threads)} | (one_rank(torch.cuda.is_available()) if asked["side"] == "ours" else {})
     log = folder / f"{name}.log"
     with open(log, "wb") as errors:
         command = [sys.executable, "-m", "benchmarks.peer_arm"]

@@ -12,6 +12,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from pipeline.launch import ON_A_CPU
+
 PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.train", "jobs.cli", "benchmarks.preload"]
 
 
@@ -42,6 +44,13 @@ def run(target: Callable[..., Any], *args: Any, ranks: int, log: Path, **environ
         process.join()
     if codes := [process.exitcode for process in processes if process.exitcode]:
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-4000:]}")
+
+
+def one_rank(gpu: bool) -> dict[str, str]:
+    """Environment of a process that is the only worker, as `accelerate launch` would start it."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_DEEPSPEED": "true"}
+    return place | ({} if gpu else ON_A_CPU)
 
 
 def _rank(target: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:

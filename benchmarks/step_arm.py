@@ -1,0 +1,162 @@
+"""What `benchmarks.step` and `benchmarks.gpu` measure in a process of its own, which is the only worker of its group.
+
+stdin says what, as JSON; stdout has the figures, as JSON. It exits with `pipeline.micro_batch.DOES_NOT_FIT` if there was not
+enough memory.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timeline import kernel_times, longest_gaps, work
+from model.latents import Stream
+from pipeline.batch import plan_batch
+from pipeline.clock import Clock
+from pipeline.config import RunConfig, load_config
+from pipeline.efficiency import device_name, matrix_rate
+from pipeline.engines import Ranks, start_workers
+from pipeline.learner import Learner
+from pipeline.micro_batch import DOES_NOT_FIT
+from pipeline.probe import out_of_memory
+from pipeline.steps import d_step, fakes, g_step
+
+WARM = 3
+"""Updates before the timed ones: moments are made, kernels chosen and compiled."""
+SECONDS, LEAST, MOST = 5.0, 3, 100
+"""How long the timed updates take where their number is not given, and the fewest and most that they are."""
+DECAY = 0.999
+TRACED = 2
+
+
+def config_of(source: str, overrides: list[str], micro_batch: int) -> RunConfig:
+    """The configuration of a row: a batch is a micro-batch, and one process has nothing to share; `overrides` come last."""
+    sizes = [f"batch.{key}={micro_batch}" for key in ("global_batch", "norm_group", "micro_batch")]
+    return load_config(source, [*sizes, "zero.stage=0", *overrides])
+
+
+class Training:
+    """A learner and its updates, on images that are on the device already."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.plan = plan_batch(config.batch, ranks.world_size)
+        self.learner = Learner(config, self.plan, ranks)
+        self.updates = 0
+        self.skipped = torch.zeros(())
+        model, size = config.model, self.plan.micro_batch
+        x = torch.rand(size, model.channels, model.resolution, model.resolution, device=ranks.device) * 2 - 1
+        self.reals = [(x, torch.arange(size, device=ranks.device) % model.num_classes)] * self.plan.accumulation
+
+    @property
+    def images(self) -> int:
+        """Real images that D sees in an update."""
+        return self.plan.global_batch * self.config.batch.d_steps
+
+    def update(self, phase: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
+        """`batch.d_steps` D steps, a G step and the average, as `pipeline.loop` does them."""
+        learner, config, total = self.learner, self.config, self.plan.global_batch
+        for step in range(config.batch.d_steps):
+            with phase("d_step"):
+                position = self.updates * self.images + step * total
+                draw = fakes(config.model, self.plan, self.ranks, config.seed, Stream.D_STEP, position)
+                self._see(d_step(learner.g, learner.d, self.reals, draw, learner.objective, position))
+        with phase("g_step"):
+            position = self.updates * total
+            draw = fakes(config.model, self.plan, self.ranks, config.seed, Stream.G_STEP, position)
+            self._see(g_step(learner.g, learner.d, draw, learner.objective, position))
+        with phase("ema"):
+            learner.ema.update(learner.g.parts(), DECAY)
+        self.updates += 1
+
+    def _see(self, values: dict[str, Tensor]) -> None:
+        self.skipped = self.skipped + values.get("skipped/d", values.get("skipped/g", 0))
+
+
+def measure(asked: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the updates that are `asked` for, and of their phases; with `trace`, a folder, two more under the profiler."""
+    ranks = start_workers()
+    cuda = ranks.device.type == "cuda"
+    config = config_of(asked["source"], asked["overrides"], asked["micro_batch"])
+    rate = matrix_rate(ranks.device, config.precision)
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    training, clock = Training(config, ranks), Clock(ranks.device)
+    for _ in range(WARM):
+        training.update(clock.phase)
+    warm = sum(clock.lap().values())
+    if not (updates := asked["updates"]):
+        training.update(clock.phase)
+        updates = min(MOST, max(LEAST, round(SECONDS / sum(clock.lap().values()))))
+    training.skipped.zero_()
+    began = time.perf_counter()
+    for _ in range(updates):
+        training.update(clock.phase)
+    lap = clock.lap()  # waits for the device
+    found = {"seconds": time.perf_counter() - began, "updates": updates, "images": updates * training.images}
+    found |= {"phases": {name: lap[name] / updates for name in ("d_step", "g_step", "ema")}, "warm": warm, "rate": rate}
+    found |= {"skipped": int(training.skipped), "memory": torch.cuda.max_memory_allocated() if cuda else _resident()}
+    found |= {"device": device_name(ranks.device), "type": ranks.device.type, "threads": torch.get_num_threads()}
+    return found | (_traced(training, Path(asked["trace"])) if asked.get("trace") else {})
+
+
+def _resident() -> int:
+    """The most bytes that this process had. `getrusage` would count what the parent had when it forked."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _traced(training: Training, folder: Path) -> dict[str, Any]:
+    """Kernels (on a CPU: operators) by their time and the longest gaps between them, of `TRACED` updates; folder/trace.json."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = training.ranks.device.type == "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
+        for _ in range(TRACED):
+            training.update(lambda name: torch.profiler.record_function(name))
+        if cuda:
+            torch.cuda.synchronize()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = work(json.loads((folder / "trace.json").read_text())["traceEvents"], cuda)
+    return {"traced": TRACED, "kernels": kernel_times(events), **longest_gaps(events)}
+
+
+def rates() -> dict[str, Any]:
+    """FLOP/s of a matrix product in each precision that this device has."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, Any] = {name: matrix_rate(device, name) for name in ("fp32", "bf16")}
+    found |= {"tf32": None, "device": device_name(device), "type": device.type}
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        found["tf32"] = matrix_rate(device, "fp32")
+        found["memory"] = torch.cuda.get_device_properties(device).total_memory
+    return found
+
+
+def main() -> None:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print
+    asked = json.loads(sys.stdin.read())
+    try:
+        found = measure(asked) if asked["what"] == "step" else rates()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
+        os._exit(DOES_NOT_FIT)
+    print(json.dumps(found), file=answer, flush=True)
+    sys.stderr.flush()
+    os._exit(0)  # what a library has running must not hold the next row up
+
+
+if __name__ == "__main__":
+    main()
