@@ -49,16 +49,17 @@ def call(
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise FailedError(f"no end after {limit:.0f} s: {_last_line(log, began)}") from None
+                raise FailedError(f"no end after {limit:.0f} s: {last_line(log, began)}") from None
             raise
     if process.returncode in good:
         return said
     if process.returncode in (DOES_NOT_FIT, -signal.SIGKILL):  # the kernel kills those that take too much
         raise DoesNotFitError
-    raise FailedError(_last_line(log, began) or f"exit code {process.returncode}")
+    raise FailedError(last_line(log, began) or f"exit code {process.returncode}")
 
 
-def _last_line(log: Path, began: int) -> str:
+def last_line(log: Path, began: int) -> str:
+    """The last line of `log` after its first `began` bytes that is not empty."""
     with open(log, "rb") as file:
         file.seek(began)
         lines = file.read().decode(errors="replace").split("\n")

@@ -67,7 +67,7 @@ def figures(found: dict[str, Any], flops: float) -> dict[str, Any]:
     columns = {"images/s": rate, **{f"{name} s": seconds for name, seconds in found["phases"].items()}}
     columns |= {"GFLOP/image": flops / 1e9, "matrix TFLOP/s": found["rate"] / 1e12, "MFU": flops * rate / found["rate"]}
     columns |= {"GB": found["memory"] / 1e9, "updates": found["updates"], "warm-up s": found["warm"]}
-    return columns | {"device": found["device"]} | ({"threads": found["threads"]} if found["type"] == "cpu" else {})
+    return columns | ({"threads": found["threads"]} if found["type"] == "cpu" else {})
 
 
 @cache
@@ -83,10 +83,9 @@ def good(rows: list[dict[str, Any]]) -> bool:
 def main() -> int:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG", nargs="?", default=PRESET, help=f"preset or file (default: {PRESET})")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="precision=fp32, activation_checkpointing=blocks, ..."
-    )
+    default = PRESET if gpu else f"{PRESET} with {' '.join(SMALL)}"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"preset or file (default: {default})")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as precision=fp32")
     parser.add_argument("--micro-batch", metavar="N", type=int, nargs="+", default=SIZES[gpu], help="one row each")
     parser.add_argument("--updates", type=int, metavar="N", help="timed ones (default: those of 5 seconds)")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for a row (default: 600)")
@@ -94,10 +93,8 @@ def main() -> int:
     if any(part.startswith("-") or "=" not in part for part in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     source, overrides = args.config, [*args.overrides, *rest]
-    if "=" in source:
-        source, overrides = PRESET, [source, *overrides]
-    if source == PRESET and not gpu:
-        overrides = [*SMALL, *overrides]
+    if source is None or "=" in source:
+        source, overrides = PRESET, [*([] if gpu else SMALL), *([source] if source else []), *overrides]
     if args.updates is not None and args.updates < 1:
         parser.error(f"--updates {args.updates}: must be at least 1")
     try:

@@ -5,6 +5,7 @@ enough memory.
 """
 
 import contextlib
+import gzip
 import json
 import os
 import sys
@@ -115,18 +116,22 @@ def _resident() -> int:
 
 
 def _traced(training: Training, folder: Path) -> dict[str, Any]:
-    """Kernels (on a CPU: operators) by their time and the longest gaps between them, of `TRACED` updates; folder/trace.json."""
-    from torch.profiler import ProfilerActivity, profile
+    """Kernels (on a CPU: operators) by time and the longest gaps between them, of `TRACED` updates; folder/trace.json.gz."""
+    from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
     cuda = training.ranks.device.type == "cuda"
     folder.mkdir(parents=True, exist_ok=True)
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiler:
-        for _ in range(TRACED):
-            training.update(lambda name: torch.profiler.record_function(name))
-        if cuda:
-            torch.cuda.synchronize()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = work(json.loads((folder / "trace.json").read_text())["traceEvents"], cuda)
+    file = folder / "trace.json.gz"
+    with profile(
+        activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda,
+        schedule=schedule(wait=0, warmup=1, active=TRACED, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(file)),
+    ) as profiler:
+        for _ in range(1 + TRACED):
+            training.update(record_function)
+            profiler.step()
+    with gzip.open(file) as trace:
+        events = work(json.load(trace)["traceEvents"], cuda)
     return {"traced": TRACED, "kernels": kernel_times(events), **longest_gaps(events)}
 
 

@@ -1,0 +1,125 @@
+"""`python -m benchmarks.gpu --out DIR`: all that there is to measure on a machine with one GPU, in less than nine minutes.
+
+The rates of a matrix product; our step (`benchmarks.step`) of biggan-128 with one D step, and of biggan-256, by mode and
+micro-batch; the originals (`benchmarks.peers`) where checkouts of them are named; a training on packed shards, with the time
+it waits for data; the dearest kernels of the fastest step and the longest gaps between them. Every part has processes of its
+own and a limit; one that fails is a row with the error, and the rest goes on. The parts come in the order of their importance,
+until the `--budget` is spent. DIR gets a JSON file of each as it ends, `result.json`, the trace, and the `log`.
+
+Without a GPU the parts run at tiny sizes, to show that they run: figures of a CPU are not held against the bars.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_parts import GPU, TINY, Bench, Row, attempt, bars, beside, one_step, rates, traced, trained
+from benchmarks.peers import KNOWN
+from benchmarks.report import report, surroundings, table
+
+LEAST = 12.0
+"""Seconds in which no part can be done."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row to be."""
+
+    name: str
+    limit: float
+    """Seconds that it may take at most."""
+    run: Callable[..., Row]
+    arguments: tuple[Any, ...] = ()
+
+
+def plan(bench: Bench) -> list[Part]:
+    """All parts, the most important ones first."""
+
+    def step(pixels: int, mode: str, micro_batch: int) -> Part:
+        limit = 150 if "compiled" in mode else 60
+        return Part(f"step {pixels} px, {mode}, {micro_batch}", limit, one_step, (pixels, mode, micro_batch))
+
+    parts = [Part("rates", 60, rates), *(step(*one) for one in bench.sizes.first)]
+    first, *others = (Part(f"peers {project}", 150, beside, (project,)) for project in KNOWN)
+    parts += [first, Part("training", 150, trained), Part("trace", 150, traced), *others]
+    return parts + [step(*one) for one in bench.sizes.then]
+
+
+def run(bench: Bench, parts: list[Part], budget: float) -> None:
+    """Fill the rows of `bench`, and a file for each."""
+    end = time.monotonic() + budget
+    for part in parts:
+        began = time.monotonic()
+        limit = min(part.limit, end - began)
+        if limit < LEAST:
+            row: Row = {"error": f"no time left of --budget {budget:.0f}", "ok": None}
+        else:
+            with open(bench.log, "a") as log:
+                log.write(f"--- {part.name}, at most {limit:.0f} s\n")
+            row = attempt(bench, part.run, limit, *part.arguments)
+        bench.rows[part.name] = row = {"part": part.name, "took s": time.monotonic() - began, **row}
+        text = json.dumps(row | surroundings(), default=str)
+        (bench.out / f"{part.name.replace(' ', '-').replace(',', '')}.json").write_text(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+def ok(rows: list[Row], judged: list[Row]) -> bool:
+    """No part went wrong, and no bar is missed."""
+    return not any(row["ok"] is False for row in [*rows, *judged])
+
+
+def show(bench: Bench, judged: list[Row]) -> None:
+    """The tables of what is nested in rows; `report` prints the rows themselves."""
+    trace = bench.rows.get("trace", {})
+    for name in ("kernels", "gaps"):
+        if found := trace.get(name):
+            print(f"{name} of {trace['of']}, micro-batch {trace['batch']}", *table(found), "", sep="\n")
+    for project in KNOWN:
+        if found := bench.rows.get(f"peers {project}", {}).get("rows"):
+            print("\n".join(table(found)), end="\n\n")
+    print("\n".join(table([bar | {"ok": "not here" if bar["ok"] is None else bar["ok"]} for bar in judged])), end="\n\n")
+
+
+def main() -> int:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results; must be empty or new")
+    for project in KNOWN:
+        parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")
+    parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="for all parts (default: 540)")
+    parser.add_argument("--tiny", action="store_true", help="only whether the parts run (default without a GPU)")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"--out {args.out}: is not empty; name a new folder")
+    checkouts = {project: found for project in KNOWN if (found := getattr(args, project.replace("-", "_")))}
+    for project, checkout in checkouts.items():
+        if not (checkout / KNOWN[project]).is_file():
+            parser.error(f"--{project} {checkout}: no {KNOWN[project]} in it; name a checkout")
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.out.resolve(), TINY if args.tiny or not gpu else GPU, checkouts)
+    began = time.monotonic()
+    try:
+        run(bench, plan(bench), args.budget)
+    finally:
+        shutil.rmtree(bench.out / "training", ignore_errors=True)  # gigabytes of checkpoints
+    rows, judged = list(bench.rows.values()), bars(bench.rows, None if bench.sizes is TINY else torch.cuda.get_device_name())
+    show(bench, judged)
+    figures = {"seconds": time.monotonic() - began, "tiny": bench.sizes is TINY, "rows": rows, "bars": judged}
+    good = ok(rows, judged)
+    result = {"benchmark": "gpu", "ok": good, **figures, **surroundings()}
+    (bench.out / "result.json").write_text(json.dumps(result, default=str))
+    nested = ("rows", "kernels", "gaps", "pixels", "mode", "device")
+    report("gpu", [{k: v for k, v in row.items() if k not in nested} for row in rows], figures, good)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
