@@ -98,7 +98,7 @@ def _field(file: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed: on a CPU there is no class for it."""
     words = ("allocate memory", "bad_alloc", "out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
@@ -115,7 +115,7 @@ def main() -> int:
     try:
         peak = peak_memory(build(yaml.safe_load(text)), micro_batch, ranks, limited=True)
     except Exception as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         os._exit(DOES_NOT_FIT)  # the other ranks are in a collective
     os.write(answer, str(peak).encode())
