@@ -71,8 +71,8 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         forget_stop(folder)
     try:
         return stop.EXIT_CODE if _train(config, folder, signals, args.profile) else 0
-    except (UserError, OSError) as error:
-        known = error if isinstance(error, UserError) else as_user_error(error)
+    except Exception as error:
+        known = as_known(error, config)
         if known is None:
             raise
         try:
@@ -84,6 +84,25 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()
         os._exit(known.exit_code)
+
+
+def as_known(error: Exception, config: "RunConfig") -> UserError | None:
+    """`error` as one that the user can mend, None if it is not."""
+    if isinstance(error, UserError | OSError):
+        return error if isinstance(error, UserError) else as_user_error(error)
+    from torch._dynamo import exc
+
+    from pipeline.probe import out_of_memory
+
+    if out_of_memory(error):
+        return ConfigError(
+            f"the memory is not enough for batch.micro_batch={config.batch.micro_batch}: type batch.micro_batch=auto or a "
+            "smaller one, or activation_checkpointing=blocks"
+        )
+    if isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit):
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return ConfigError(f"compile=true: torch.compile failed: {line.strip()}: type compile=false, or mend it")
+    return None
 
 
 def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: int) -> str | None:

@@ -1,4 +1,7 @@
-"""What a configuration's networks consist of, and what they cost: counted on tensors without memory or values."""
+"""What a configuration's networks consist of, and what they cost: counted on tensors without memory or values.
+
+Counted is the network as it is written, whichever way is quicker in training (`model.resample`): in eval mode there is one.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,7 +45,9 @@ def describe(config: ModelConfig) -> tuple[Description, Description]:
     with FakeTensorMode():
         z, y = torch.empty(1, config.latent_dim), torch.zeros(1, dtype=torch.int64)
         x = torch.empty(1, config.channels, config.resolution, config.resolution)
-        return describe_network(build_generator(config), z, y), describe_network(build_discriminator(config), x, y)
+        return describe_network(build_generator(config).eval(), z, y), describe_network(
+            build_discriminator(config).eval(), x, y
+        )
 
 
 def describe_network(network: nn.Module, *inputs: Tensor) -> Description:
@@ -82,7 +87,7 @@ def training_cost(config: ModelConfig, recompute: bool = False) -> TrainingCost:
     """
     config = replace(config, g_spectral=False, d_spectral=False)
     with FakeTensorMode():
-        g, d = build_generator(config), build_discriminator(config)
+        g, d = build_generator(config).eval(), build_discriminator(config).eval()
         g.recompute = d.recompute = recompute
         z, y = torch.empty(1, config.latent_dim), torch.zeros(1, dtype=torch.int64)
         x = torch.empty(1, config.channels, config.resolution, config.resolution)

@@ -60,6 +60,9 @@ class RunConfig:
     activation_checkpointing: Literal["none", "blocks"] = "none"
     """blocks: both networks keep the inputs of their blocks only, and compute each block again in backward (arXiv
     1604.06174). The numbers stay the same: it trades a third more computation for memory."""
+    compile: bool = False
+    """torch.compile fuses what stands between the convolutions of a block: minutes at every start, a quicker step on a GPU. A
+    graph that cannot be compiled is an error, as a run must not change its rounding by chance."""
     processes: int | None = None
     """Workers on this machine. Default: one per GPU, or one where there is no GPU."""
     peak_tflops: float | None = None
@@ -76,6 +79,11 @@ class RunConfig:
                 raise ValueError(f"{name}={value}: must be at least {least}")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops={self.peak_tflops}: must be above 0")
+        for key, clash in (("objective.r1=0", self.objective.r1), ("zero.stage=2", self.zero.stage == 3)):
+            if self.compile and clash:
+                raise ValueError(f"compile=true: knows neither R1's second derivatives nor ZeRO-3: type compile=false or {key}")
+        if self.compile and self.model.discriminator == "strided":
+            raise ValueError("compile=true: the strided D has no blocks to compile: type compile=false")
         if self.objective.r1 and self.model.discriminator == "strided":
             raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
         if self.objective.r1 and self.zero.stage == 3:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from model.batchnorm import set_group
 from pipeline.batch import BatchPlan
+from pipeline.errors import ConfigError
 
 BUCKET = 25_000_000
 """Gradients that travel together, 100 MB: DeepSpeed's own 2 GB would hold all of a GAN's, and then nothing overlaps."""
@@ -116,6 +117,11 @@ class Engine:
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: ZeroConfig, micro_batch: int, bf16: bool):
         import deepspeed
 
+        device = next(network.parameters()).device
+        # Emulated, it would be slower than fp32.
+        if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"precision=bf16: {name} does not compute in bf16: type precision=fp32")
         self.optimizer, self.bf16, self.stage = optimizer, bf16, int(config.stage)
         self._engine, *_ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=_deepspeed_config(config, micro_batch, bf16)

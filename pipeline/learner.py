@@ -42,6 +42,8 @@ class Learner:
         self.d = self._engine("discriminator", build_discriminator(config.model), config.optim.d_lr, weights)
         for engine in (self.g, self.d):
             share_batch_norm(engine.module, plan, ranks.rank)
+            if config.compile:
+                engine.module.compile_blocks()  # type: ignore[operator]
         self.ema = EMA(self.g.parts())
         if weights:
             self.ema.load(self.g.part(weights.tensors("ema")))

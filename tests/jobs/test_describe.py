@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.cli import main
+from model import resample
 from model.batchnorm import set_group
 from model.config import ModelConfig
 from model.describe import Layer, describe_network
@@ -97,8 +98,11 @@ def test_the_rows_add_up_to_the_totals(name: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("d_steps", [1, 4])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_is_counted_as_what_the_steps_compute(name: str, d_steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_is_counted_as_what_the_steps_compute(
+    name: str, d_steps: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`pipeline.steps` itself on real tensors, with spectral norm, penalties aside; and a count by hand."""
+    monkeypatch.setattr(resample, "ENOUGH", float("inf"))
     arguments = ["fashion-mnist", "model.g_attention=[16]", *NETWORKS[name], f"batch.d_steps={d_steps}"]
     found = described(capsys, *arguments)
     config = load_config(arguments[0], arguments[1:])

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.cli import main
+from jobs.train import as_known
 from pipeline import checkpoint, storage
 from pipeline.config import load_config, to_yaml
 from pipeline.costs import checkpoint_bytes, network_sizes
@@ -261,6 +263,8 @@ def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Pat
         (["data.uri=nowhere"], ["no shards at nowhere", "biggan shard"]),
         (["optim.g_lr=fast"], ["optim.g_lr"]),
         (["total_images"], ["key=value"]),
+        (["compile=true", "zero.stage=3"], ["compile=true", "type compile=false or zero.stage=2"]),
+        (["compile=true", "objective.r1=1"], ["compile=true", "type compile=false or objective.r1=0"]),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -269,6 +273,23 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     code = main(["train", tiny, f"run={tmp_path / 'run'}", *arguments])
     assert_one_line(capsys.readouterr().err, code, 78, *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_is_not_enough_is_a_matter_of_the_micro_batch(tiny: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    known = as_known(caught.value, load_config(tiny, ["run=r", "batch.micro_batch=8"]))
+    assert known and known.exit_code == 78
+    assert "batch.micro_batch=8: type batch.micro_batch=auto or a smaller one" in str(known)
+    assert as_known(ValueError("a bug"), load_config(tiny, ["run=r"])) is None
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_told_in_a_line(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    done = train(tiny, tmp_path / "run", "compile=true")
+    assert_one_line(done.stderr, done.returncode, 78, "compile=true: torch.compile failed: ", "type compile=false, or mend it")
 
 
 def test_a_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,3 +76,20 @@ def test_a_penalty_on_the_gradient_goes_through_recomputed_blocks() -> None:
         found.append([penalty, *torch.autograd.grad(penalty, [p for p in d.parameters() if p.dim() > 1], allow_unused=True)])
     for a, b in zip(*found, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_blocks_give_the_same_gradients_and_are_compiled_once() -> None:
+    g, d = networks("biggan", "biggan")
+    _, wanted = kept(g, d, recompute=False)
+    g.compile_blocks()
+    d.compile_blocks()
+    _, found = kept(g, d, recompute=False)
+    whole, other = (torch.cat([part.flatten() for part in parts]) for parts in (wanted, found))
+    assert float((whole - other).norm()) <= 1e-3 * float(whole.norm())
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    _, again = kept(g, d, recompute=False)
+    assert compiled > 0 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    _, recomputed = kept(g, d, recompute=True)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(found, again, recomputed, strict=True))

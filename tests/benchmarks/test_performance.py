@@ -1,0 +1,37 @@
+"""docs/performance.md shows what benchmarks/results/ holds; and how updates become ratios."""
+
+import pytest
+
+from benchmarks import performance
+from benchmarks.peers import BARS, good, ratios
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    text = performance.PAGE.read_text()
+    assert performance.page(text) == text, "type python -m benchmarks.performance"
+
+
+def test_a_page_without_marks_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="has lost its marks"):
+        performance.page("# Performance\n")
+
+
+def test_a_ratio_is_that_of_the_same_round() -> None:
+    theirs, ours = ([{"seconds": s, "threads": 2} for s in seconds] for seconds in ((4.0, 8.0, 2.0), (2.0, 2.0, 2.0)))
+    first, second = ratios({"theirs": theirs, "ours": ours}, images=8)
+    assert (first["images/s"], first["ratio"]) == (2.0, 1.0)
+    assert second == {"step": "ours", "images/s": 4.0, "ratio": 2.0, "least": 1.0, "most": 4.0, "threads": 2}
+
+
+@pytest.mark.parametrize(
+    ("same", "fp32", "bf16", "ok"),
+    [(True, 1.2, 2.0, True), (False, 3.0, 3.0, False), (True, 1.1, 3.0, False), (True, 1.9, 1.9, False)],
+)
+def test_both_bars_and_the_same_losses(same: bool, fp32: float, bf16: float, ok: bool) -> None:
+    assert BARS == {"fp32": 1.2, "fastest": 2.0}
+    rows = [
+        {"step": "biggan-pytorch", "ratio": 1.0},
+        {"step": "ours, fp32", "ratio": fp32},
+        {"step": "ours, bf16", "ratio": bf16},
+    ]
+    assert good({"same losses": same, "rows": rows}) is ok
