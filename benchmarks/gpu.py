@@ -44,7 +44,7 @@ def plan(bench: Bench) -> list[Part]:
     """All parts, the most important ones first."""
 
     def step(pixels: int, mode: str, micro_batch: int) -> Part:
-        limit = 150 if "compiled" in mode else 60
+        limit = bench.sizes.compile_limit if "compiled" in mode else 60
         return Part(f"step {pixels} px, {mode}, {micro_batch}", limit, one_step, (pixels, mode, micro_batch))
 
     parts = [Part("rates", 60, rates), *(step(*one) for one in bench.sizes.first)]

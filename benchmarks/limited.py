@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.launch import die_with_parent
 from pipeline.micro_batch import DOES_NOT_FIT
 
 
@@ -40,6 +41,7 @@ def call(
             env={**os.environ, **(environment or {})},
             text=True,
             start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
             **pipes,  # type: ignore[call-overload]
         )
         try:
