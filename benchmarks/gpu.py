@@ -44,10 +44,10 @@ def plan(bench: Bench) -> list[Part]:
     """All parts, the most important ones first."""
 
     def step(pixels: int, mode: str, micro_batch: int) -> Part:
-        limit = bench.sizes.compile_limit if "compiled" in mode else 60
+        limit = bench.sizes.compile_limit if "compiled" in mode else 90
         return Part(f"step {pixels} px, {mode}, {micro_batch}", limit, one_step, (pixels, mode, micro_batch))
 
-    parts = [Part("rates", 60, rates), *(step(*one) for one in bench.sizes.first)]
+    parts = [Part("rates", 90, rates), *(step(*one) for one in bench.sizes.first)]
     first, *others = (Part(f"peers {project}", 150, beside, (project,)) for project in KNOWN)
     parts += [first, Part("training", 150, trained), Part("trace", 150, traced), *others]
     return parts + [step(*one) for one in bench.sizes.then]
