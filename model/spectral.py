@@ -64,7 +64,8 @@ class SpectralNorm(nn.Module):
         if self.sn_eps is None:
             return self.weight
         if self.outputs_first() is not self.weight:
-            return self.weight / self.sigma()
+            with torch.autocast(self.weight.device.type, enabled=False):
+                return self.weight / self.sigma()
         return _DivideBySigma.apply(self.weight, self.u, self.v, memory_format)  # type: ignore[no-untyped-call]
 
     def sigma(self) -> Tensor:
