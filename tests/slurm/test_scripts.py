@@ -62,7 +62,9 @@ def site(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def test_stopped_then_done_with_every_node_told_the_same(site: Site) -> None:
-    job = site.train(["status stopped 75 SIGUSR1; ((SLURM_NODEID)) || sleep 2; exit 75", "exit 0"], "--nodes=2")
+    # The first to leave ends the other, which shall have begun by then.
+    leave = 'touch "$PLAN.$SLURM_NODEID"; until [[ -e $PLAN.0 && -e $PLAN.1 ]]; do sleep 0.1; done; ((SLURM_NODEID)) || sleep 2'
+    job = site.train([f"status stopped 75 SIGUSR1; {leave}; exit 75", "exit 0"], "--nodes=2")
     said = site.slurm.said(job)
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "1", "0:0"), said
     nodes = re.findall(r"node (\d) of n\[1-2\]: node tiny run=\S+ seed=3", said)
