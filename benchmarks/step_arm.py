@@ -26,7 +26,7 @@ from pipeline.efficiency import device_name, matrix_rate
 from pipeline.engines import Ranks, start_workers
 from pipeline.learner import Learner
 from pipeline.micro_batch import DOES_NOT_FIT
-from pipeline.probe import out_of_memory
+from pipeline.probe import out_of_memory, resident_peak
 from pipeline.steps import d_step, fakes, g_step
 
 WARM = 3
@@ -104,15 +104,9 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     lap = clock.lap()  # waits for the device
     found = {"seconds": time.perf_counter() - began, "updates": updates, "images": updates * training.images}
     found |= {"phases": {name: lap[name] / updates for name in ("d_step", "g_step", "ema")}, "warm": warm, "rate": rate}
-    found |= {"skipped": int(training.skipped), "memory": torch.cuda.max_memory_allocated() if cuda else _resident()}
+    found |= {"skipped": int(training.skipped), "memory": torch.cuda.max_memory_allocated() if cuda else resident_peak()}
     found |= {"device": device_name(ranks.device), "type": ranks.device.type, "threads": torch.get_num_threads()}
     return found | (_traced(training, Path(asked["trace"])) if asked.get("trace") else {})
-
-
-def _resident() -> int:
-    """The most bytes that this process had. `getrusage` would count what the parent had when it forked."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _traced(training: Training, folder: Path) -> dict[str, Any]:

@@ -95,9 +95,10 @@ def as_known(error: Exception, config: "RunConfig") -> UserError | None:
     from pipeline.probe import out_of_memory
 
     if out_of_memory(error):
+        size = config.batch.micro_batch or "the largest there is"
         return ConfigError(
-            f"the memory is not enough for batch.micro_batch={config.batch.micro_batch}: type batch.micro_batch=auto or a "
-            "smaller one, or activation_checkpointing=blocks"
+            f"the memory is not enough for batch.micro_batch={size}: type batch.micro_batch=auto or a smaller one, or "
+            "activation_checkpointing=blocks"
         )
     if isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit):
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

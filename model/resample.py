@@ -32,10 +32,10 @@ def conv_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _four(weight: Tensor, up: bool) -> Tensor:
     """Kernels [out, in, 3, 3] -> [out, in, 4, 4] in the weight's precision, whatever autocast says."""
-    line = [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
-    if up:  # transposed convolution walks over its kernel backwards
-        line = line[::-1]
     with torch.autocast(weight.device.type, enabled=False):
-        sums = torch.tensor(line, dtype=weight.dtype, device=weight.device)
+        # Two neighbours each: rows 1 0 0, 1 1 0, 0 1 1, 0 0 1. Made on the device: a copy from the host would wait for it.
+        sums = torch.ones(4, 3, dtype=weight.dtype, device=weight.device).tril().triu(-1)
+        if up:  # transposed convolution walks over its kernel backwards
+            sums = sums.flip(0)
         plane = torch.kron(sums, sums) / (1 if up else 4)
         return (weight.reshape(-1, 9) @ plane.mT).view(*weight.shape[:2], 4, 4)

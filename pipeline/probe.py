@@ -53,7 +53,7 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
         d_step(g, d, [(x, y)] * accumulation, draw, objective, position)
         g_step(g, d, draw, objective, position)
         learner.ema.update(g.parts(), 0.5)
-    return (torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")) - before
+    return (torch.cuda.max_memory_allocated() if cuda else resident_peak()) - before
 
 
 def _limit(gb: float | None, ranks: Ranks) -> None:
@@ -87,6 +87,11 @@ def free_memory() -> int:
                 reclaimable = _field(group / "memory.stat", cache)
                 free.append(int(limit) - int((group / used).read_text()) + reclaimable)
     return max(0, min(free))
+
+
+def resident_peak() -> int:
+    """The most bytes that this process had. `getrusage` would count what its parent had when it forked."""
+    return _status("VmHWM")
 
 
 def _status(field: str) -> int:
