@@ -65,8 +65,12 @@ class SelfAttention(nn.Module):
         query, key, value = self.query(x), self.key(x), self.value(x)
         if not self.scaled:
             key, value = F.max_pool2d(key, 2), F.max_pool2d(value, 2)
-        query, key, value = (part.flatten(2).mT for part in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=None if self.scaled else 1.0)
+        scale = query.shape[1] ** -0.5 if self.scaled else 1.0
+        # Fused kernels, which keep no table of all pairs, want [n, heads, places, features] of one width; zeros add nothing.
+        missing = value.shape[1] - query.shape[1]
+        query, key, value = (part.flatten(2).mT.unsqueeze(1) for part in (query, key, value))
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
         mixed = mixed.mT.reshape(n, -1, h, w).contiguous(memory_format=torch.channels_last)
         return x + self.gamma.to(x.dtype) * self.output(mixed)
 
@@ -83,8 +87,8 @@ class GBlock(nn.Module):
         self.shortcut = SNConv2d(inputs, outputs, 1, sn)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(F.relu(self.bn1(x, condition)))
-        h = self.conv2(F.relu(self.bn2(h, condition)))
+        h = self.conv1(F.relu(self.bn1(x, condition), inplace=True))
+        h = self.conv2(F.relu(self.bn2(h, condition), inplace=True))
         # A 1x1 convolution and nearest upsampling commute: convolving first is a quarter of the work.
         return h + F.interpolate(self.shortcut(x), scale_factor=2.0)
 
@@ -111,10 +115,10 @@ class DeepGBlock(nn.Module):
         self.conv4 = SNConv2d(hidden, outputs, 1, sn)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(F.relu(self.bn1(x, condition)))
-        h = self.conv2(F.relu(self.bn2(h, condition)))
-        h = self.conv3(F.relu(self.bn3(h, condition)))
-        h = self.conv4(F.relu(self.bn4(h, condition)))
+        h = self.conv1(F.relu(self.bn1(x, condition), inplace=True))
+        h = self.conv2(F.relu(self.bn2(h, condition), inplace=True))
+        h = self.conv3(F.relu(self.bn3(h, condition), inplace=True))
+        h = self.conv4(F.relu(self.bn4(h, condition), inplace=True))
         kept = x[:, : self.outputs]
         return h + (F.interpolate(kept, scale_factor=2.0) if self.upsample else kept)
 
@@ -137,7 +141,7 @@ class DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rectified = F.relu(x) if self.preactivation else x
-        h = self.conv2(F.relu(self.conv1(rectified)))
+        h = self.conv2(F.relu(self.conv1(rectified), inplace=True))
         # Pooling and a 1x1 convolution commute too: pool first.
         shortcut = rectified if self.relu_shortcut else x
         shortcut = F.avg_pool2d(shortcut, 2) if self.downsample else shortcut
@@ -165,7 +169,7 @@ class DeepDBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rectified = F.relu(x)
-        h = self.conv2(F.relu(self.conv1(rectified)))
-        h = self.conv4(self.pool(F.relu(self.conv3(F.relu(h)))))
+        h = self.conv2(F.relu(self.conv1(rectified), inplace=True))
+        h = self.conv4(self.pool(F.relu(self.conv3(F.relu(h, inplace=True)), inplace=True)))
         x = self.pool(rectified if self.relu_shortcut else x)
         return h + (x if self.shortcut is None else torch.cat((x, self.shortcut(x)), 1))

@@ -6,14 +6,16 @@ accumulation, recomputation in activation checkpointing and evaluation all see t
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .resample import conv_pooled, pays, upsampled_conv
+from .resample import MEMORY, Resize, conv_pooled, pays, upsampled_conv
+
+CHANNELS_LAST = (0, 2, 3, 1)
 
 
 class SpectralNorm(nn.Module):
@@ -59,14 +61,17 @@ class SpectralNorm(nn.Module):
             self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.sn_eps))
             self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.sn_eps))
 
-    def normalised_weight(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient."""
+    def normalised_weight(self, memory: tuple[int, ...] | None = None) -> Tensor:
+        """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient.
+
+        `memory` is the order of its dimensions in memory, outermost first, where that saves what follows a copy.
+        """
         if self.sn_eps is None:
             return self.weight
         if self.outputs_first() is not self.weight:
             with torch.autocast(self.weight.device.type, enabled=False):
                 return self.weight / self.sigma()
-        return _DivideBySigma.apply(self.weight, self.u, self.v, memory_format)  # type: ignore[no-untyped-call]
+        return _DivideBySigma.apply(self.weight, self.u, self.v, memory or tuple(range(self.weight.dim())))  # type: ignore[no-untyped-call]
 
     def sigma(self) -> Tensor:
         """The estimate u^T W v [] of the largest singular value."""
@@ -80,11 +85,12 @@ class _DivideBySigma(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, memory_format: torch.memory_format) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, memory: tuple[int, ...]) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             sigma = torch.dot(u, weight.flatten(1) @ v)
         ctx.save_for_backward(weight, u, v, sigma)
-        return torch.div(weight, sigma, out=torch.empty_like(weight, memory_format=memory_format))
+        places = [memory.index(dim) for dim in range(weight.dim())]
+        return torch.div(weight, sigma, out=weight.new_empty([weight.shape[dim] for dim in memory]).permute(places))
 
     @staticmethod
     @once_differentiable
@@ -145,7 +151,7 @@ class SNConv2d(nn.Conv2d, SpectralNorm):
         eps: float | None,
         bias: bool = True,
         stride: int = 1,
-        resize: Literal["up", "down"] | None = None,
+        resize: Resize | None = None,
     ):
         super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=bias)
         self.resize = resize
@@ -156,11 +162,12 @@ class SNConv2d(nn.Conv2d, SpectralNorm):
     def forward(self, x: Tensor) -> Tensor:
         # In eval mode sizes may be symbols of an exported graph, and few samples are the rule.
         if self.resize and self.training and pays(x, 2.0 if self.resize == "up" else 0.5):
-            return (upsampled_conv if self.resize == "up" else conv_pooled)(x, self.normalised_weight(), self.bias)
+            resized = upsampled_conv if self.resize == "up" else conv_pooled
+            return resized(x, self.normalised_weight(MEMORY[self.resize]), self.bias)
         if self.resize == "up":
             x = F.interpolate(x, scale_factor=2.0)
         # What follows from x's format, convolutions would make by a copy of their own.
-        weight = self.normalised_weight(torch.channels_last)
+        weight = self.normalised_weight(CHANNELS_LAST)
         x = F.conv2d(x, weight, self.bias, self.stride, self.padding)
         return F.avg_pool2d(x, 2) if self.resize == "down" else x
 

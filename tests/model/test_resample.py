@@ -63,6 +63,6 @@ def test_kernels_are_added_up_in_full_precision_under_autocast() -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 4, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(resample._four(weight, up=True), resample._four(weight, up=True).float())
-        assert resample._four(weight, up=True).dtype == torch.float32
-    torch.testing.assert_close(resample._four(weight, up=False).sum((2, 3)), weight.sum((2, 3)))
+        assert torch.equal(resample._four(weight, "up"), resample._four(weight, "up").float())
+        assert resample._four(weight, "up").dtype == torch.float32
+    torch.testing.assert_close(resample._four(weight, "down").sum((2, 3)), weight.sum((2, 3)))

@@ -1,0 +1,24 @@
+"""`biggan train` for `benchmarks.quality`, as the only worker: `plain` or `quick`, then its arguments.
+
+`plain` is the network as it is written: every resizing and convolution by itself, attention as a table of all pairs.
+"""
+
+import sys
+from contextlib import nullcontext
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from jobs import cli
+from model import resample
+
+
+def main() -> int:
+    way, *words = sys.argv[1:]
+    if way == "plain":
+        resample.ENOUGH = sys.maxsize
+    with sdpa_kernel(SDPBackend.MATH) if way == "plain" else nullcontext():
+        return cli.main(["train", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
