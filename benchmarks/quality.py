@@ -1,9 +1,8 @@
 """`python -m benchmarks.quality`: what is quicker trains as well: the preset `fashion-mnist` to equal images in several ways.
 
-Beside fp32 with the network as it is written (`benchmarks.quality_arm`) trains what is quicker: in fp32 and bf16 on a CPU, compiled
-bf16 on a GPU. Each run is one process with all threads, so that the mathematics is the same, and is judged by one classifier on
-`--samples` samples. `ok`: in no way is the mean over the seeds worse than the plain one's by more than `ERRORS` standard errors
-of the difference, in accuracy or in FID.
+Beside fp32 with the network as it is written (`benchmarks.quality_arm`) trains what is quicker: fp32, bf16 and, on a GPU, bf16
+compiled. Each run is one process with all threads, and is judged by one classifier on `--samples` samples. `ok`: in no way is
+the mean over the seeds worse than the plain one's by more than `ERRORS` standard errors of the difference.
 """
 
 import argparse
@@ -32,9 +31,10 @@ ERRORS = 2.0
 def train(way: tuple[str, ...], run: Path, *overrides: str) -> float:
     """Seconds of a run. Raises RuntimeError with the end of its log."""
     log, began = run.with_suffix(".log"), time.perf_counter()
+    environment = os.environ | one_rank(torch.cuda.is_available())
     command = [sys.executable, "-m", "benchmarks.quality_arm", way[0], "fashion-mnist", f"run={run}", *way[1:], *overrides]
     with open(log, "w") as output:
-        done = subprocess.run(command, env=os.environ | one_rank(torch.cuda.is_available()), stdout=output, stderr=output)
+        done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
     if done.returncode:
         raise RuntimeError(f"{run} ended with {done.returncode}:\n{log.read_text()[-3000:]}")
     return time.perf_counter() - began
@@ -42,7 +42,7 @@ def train(way: tuple[str, ...], run: Path, *overrides: str) -> float:
 
 def biggan(*words: str) -> None:
     """Another command. Raises RuntimeError with what it said."""
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"biggan {words[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
