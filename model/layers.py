@@ -66,10 +66,11 @@ class SelfAttention(nn.Module):
         if not self.scaled:
             key, value = F.max_pool2d(key, 2), F.max_pool2d(value, 2)
         scale = query.shape[1] ** -0.5 if self.scaled else 1.0
-        # Fused kernels, which keep no table of all pairs, want [n, heads, places, features] of one width; zeros add nothing.
         missing = value.shape[1] - query.shape[1]
+        # Fused kernels, which keep no table of all pairs, want [n, heads, places, features]; most want one width of all three.
         query, key, value = (part.flatten(2).mT.unsqueeze(1) for part in (query, key, value))
-        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+        if self.training:
+            query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
         mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
         mixed = mixed.mT.reshape(n, -1, h, w).contiguous(memory_format=torch.channels_last)
         return x + self.gamma.to(x.dtype) * self.output(mixed)

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -97,21 +97,11 @@ def _graph(generator: Generator, samples: int) -> "ModelProto":
             output_names=["images"],
             dynamic_shapes=({0: n}, {0: n}),
             opset_version=OPSET,
-            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     return program.model_proto
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, scale: float | None = None, **__: Any) -> Any:
-    """softmax(Q K^T scale) V of [n, positions, d], which onnxscript translates only with heads."""
-    from onnxscript import opset18 as op
-
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    products = op.MatMul(op.Mul(query, op.Constant(value_float=scale)), op.Transpose(key, perm=[0, 2, 1]))
-    return op.MatMul(op.Softmax(products, axis=-1), value)
 
 
 def _base64(data: bytes) -> str:

@@ -60,6 +60,16 @@ def test_scaled_attention_is_over_all_positions() -> None:
     torch.testing.assert_close(layer(x), x + 0.7 * conv(layer.output, mixed))
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_attention_in_training_keeps_no_table_of_all_pairs(scaled: bool) -> None:
+    """A table [n, h w, h w / 4] would be the largest of all maps; torch falls back to it without a word."""
+    layer, x = SelfAttention(32, EPS, scaled), torch.randn(2, 32, 16, 16, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(x)
+    assert kept and max(kept) <= x.numel() < 2 * 256 * 64
+
+
 def test_the_shortcuts_are_the_papers_with_resampling_moved_past_the_1x1_convolution() -> None:
     """Figure 15: G's shortcut upsamples, then convolves; D's convolves what its main path reads, then pools."""
     torch.manual_seed(0)
