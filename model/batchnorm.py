@@ -34,28 +34,31 @@ def _moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor
 
 
 class _NormaliseAcrossRanks(torch.autograd.Function):
-    """(x - mean) / std over the union of the ranks' x [n, C, ...]; ranks may hold unequal n."""
+    """(x - mean) / std over the union of the ranks' x [n, C, ...]; ranks may hold unequal n.
+
+    Backward keeps the result alone, in x's precision: a layer behind it keeps the same tensor.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, group: dist.ProcessGroup) -> Tensor:
         total, mean, var = _moments(x, group)
-        full, shape = _full(x), [1, -1] + [1] * (x.dim() - 2)
-        inverse = (var + eps).rsqrt().to(full.dtype).view(shape)
-        y = (full - mean.to(full.dtype).view(shape)) * inverse
-        ctx.save_for_backward(y, inverse, total)
-        ctx.group, ctx.dims, ctx.shape = group, [d for d in range(x.dim()) if d != 1], shape
-        return y.to(x.dtype)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        y = F.batch_norm(x, mean.to(precise), var.to(precise), None, None, False, 0.0, eps)
+        ctx.save_for_backward(y, (var + eps).rsqrt().to(precise), total)
+        ctx.group = group
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
+        (g,) = grads
         y, inverse, total = ctx.saved_tensors
-        g = _full(grad)
-        sums = torch.stack((g.sum(ctx.dims), (g * y).sum(ctx.dims)))
+        dims, shape = [d for d in range(y.dim()) if d != 1], [1, -1] + [1] * (y.dim() - 2)
+        sums = torch.stack([part.sum(dims, dtype=inverse.dtype) for part in (g, g * y)])
         dist.all_reduce(sums, group=ctx.group)
-        mean_g, mean_gy = (sums / total.to(sums.dtype)).unbind()
-        return ((g - mean_g.view(ctx.shape) - y * mean_gy.view(ctx.shape)) * inverse).to(grad.dtype), None, None
+        mean_g, mean_gy = (mean.view(shape) for mean in (sums / total.to(sums.dtype)).unbind())
+        slope = torch.addcmul(mean_g, y, mean_gy)
+        return torch.sub(g, slope, out=slope).mul_(inverse.view(shape)).to(g.dtype), None, None
 
 
 class BatchNorm(nn.Module):

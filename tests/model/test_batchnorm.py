@@ -107,6 +107,28 @@ def standing(name: str, channels: int, mine: slice, group: dist.ProcessGroup | N
     return {key: value for key, value in layers.state_dict().items() if key.endswith((".norm.mean", ".norm.var"))}
 
 
+def test_across_ranks_in_bf16_it_is_as_good_and_keeps_its_result_alone() -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(6, 5, 8, 8) * 3 + 2).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    slope = torch.randn(6, 5, 8, 8).bfloat16()
+    exact = x.detach().double().requires_grad_()
+    expected = normalised(exact, 1e-4)
+    (gradient,) = torch.autograd.grad(expected, exact, slope.double())
+    layer, kept = BatchNorm(5, 1e-4), []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        set_group(layer, 6, dist.group.WORLD)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            y = layer(x)
+        (found,) = torch.autograd.grad(y, x, slope)
+    finally:
+        dist.destroy_process_group()
+    assert y.dtype == found.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=2**-8)  # half a unit in the last place is 2^-9
+    torch.testing.assert_close(found.double(), gradient, rtol=2**-7, atol=2**-7)
+    assert [t.dtype for t in kept if t.numel() == x.numel()] == [torch.bfloat16]
+
+
 def one_rank(rank: int, folder: str) -> None:
     """The part of one of four ranks: alone, as one of two, as one of four."""
     torch.set_num_threads(1)
