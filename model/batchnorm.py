@@ -87,8 +87,10 @@ class BatchNorm(nn.Module):
             self.recorded.append(_moments(x, self.process_group))
             _, mean, var = (m.to(_full(x).dtype) for m in self.recorded[-1])
             return F.batch_norm(x, mean, var, None, None, False, 0.0, self.eps)
-        parts = [self._normalise(part) for part in x.split(self.group_samples or len(x))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        size = self.group_samples or len(x)
+        if size >= len(x):  # the gradient of one part would be a copy
+            return self._normalise(x)
+        return torch.cat([self._normalise(part) for part in x.split(size)])
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.process_group is not None:
