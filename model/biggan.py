@@ -82,7 +82,7 @@ class Generator(Recomputing):
             h = self.run(block, h, conditions[i])
             if str(i) in self.attention:
                 h = self.attention[str(i)](h)
-        image = self.output(F.relu(self.output_bn(h)))[:, : self.config.channels]
+        image = self.output(F.relu(self.output_bn(h), inplace=True))[:, : self.config.channels]
         return (image if image.dtype == torch.float64 else image.float()).tanh()
 
 
