@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ENOUGH = 1024
-"""Places (samples x height x width) of the smaller map from which on this pays: adding up a kernel costs as much as some
-hundred of them, whatever the widths (measured on a CPU; a GPU's micro-batches have thousands in the smallest map)."""
+ENOUGH = 256
+"""Places (samples x height x width) of the smaller map from which on this pays: adding up a kernel costs as much as a hundred
+or two of them, whatever the widths (measured on a CPU; a GPU's micro-batches have thousands in the smallest map)."""
 
 Resize = Literal["up", "down"]
 MEMORY: dict[Resize, tuple[int, ...]] = {"up": (1, 2, 3, 0), "down": (0, 2, 3, 1)}
