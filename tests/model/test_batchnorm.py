@@ -107,10 +107,12 @@ def standing(name: str, channels: int, mine: slice, group: dist.ProcessGroup | N
     return {key: value for key, value in layers.state_dict().items() if key.endswith((".norm.mean", ".norm.var"))}
 
 
-def test_across_ranks_in_bf16_it_is_as_good_and_keeps_its_result_alone() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_across_ranks_in_bf16_it_is_as_good_and_keeps_its_result_alone(device: str) -> None:
     torch.manual_seed(0)
-    x = (torch.randn(6, 5, 8, 8) * 3 + 2).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-    slope = torch.randn(6, 5, 8, 8).bfloat16()
+    x = (torch.randn(6, 5, 8, 8, device=device) * 3 + 2).bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    slope = torch.randn(6, 5, 8, 8, device=device).bfloat16()
     exact = x.detach().double().requires_grad_()
     expected = normalised(exact, 1e-4)
     (gradient,) = torch.autograd.grad(expected, exact, slope.double())

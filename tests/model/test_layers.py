@@ -60,12 +60,17 @@ def test_scaled_attention_is_over_all_positions() -> None:
     torch.testing.assert_close(layer(x), x + 0.7 * conv(layer.output, mixed))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_attention_in_training_keeps_no_table_of_all_pairs(scaled: bool) -> None:
+def test_attention_in_training_keeps_no_table_of_all_pairs(scaled: bool, bf16: bool, device: str) -> None:
     """A table [n, h w, h w / 4] would be the largest of all maps; torch falls back to it without a word."""
-    layer, x = SelfAttention(32, EPS, scaled), torch.randn(2, 32, 16, 16, requires_grad=True)
+    layer, x = SelfAttention(32, EPS, scaled).to(device), torch.randn(2, 32, 16, 16, device=device, requires_grad=True)
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+        torch.autocast(device, torch.bfloat16, enabled=bf16),
+    ):
         layer(x)
     assert kept and max(kept) <= x.numel() < 2 * 256 * 64
 

@@ -18,11 +18,13 @@ def separate_down(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("fused", "separate"), [(upsampled_conv, separate_up), (conv_pooled, separate_down)])
 @pytest.mark.parametrize("size", [(2, 2), (4, 4), (6, 10)])
-def test_the_same_numbers_and_gradients(fused, separate, size: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_numbers_and_gradients(fused, separate, size: tuple[int, int], device: str) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5, *size), (4, 5, 3, 3), (4,))]
+    shapes = ((3, 5, *size), (4, 5, 3, 3), (4,))
+    given = [torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True) for shape in shapes]
     one, two = fused(*given), separate(*given)
     torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
     slope = torch.randn_like(two)
