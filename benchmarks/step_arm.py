@@ -24,6 +24,7 @@ from pipeline.clock import Clock
 from pipeline.config import RunConfig, load_config
 from pipeline.efficiency import device_name, matrix_rate
 from pipeline.engines import Ranks, start_workers
+from pipeline.errors import ConfigError
 from pipeline.learner import Learner
 from pipeline.micro_batch import DOES_NOT_FIT
 from pipeline.probe import out_of_memory, resident_peak
@@ -40,7 +41,10 @@ TRACED = 2
 def config_of(source: str, overrides: list[str], micro_batch: int) -> RunConfig:
     """The configuration of a row: a batch is a micro-batch, and one process has nothing to share; `overrides` come last."""
     sizes = [f"batch.{key}={micro_batch}" for key in ("global_batch", "norm_group", "micro_batch")]
-    return load_config(source, [*sizes, "zero.stage=0", *overrides])
+    config = load_config(source, [*sizes, "zero.stage=0", *overrides])
+    if config.precision == "auto":
+        raise ConfigError("precision=auto: a benchmark says which: type precision=bf16 or precision=fp32")
+    return config
 
 
 class Training:

@@ -30,12 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan. Nothing of the machines, the data or the run's folder is touched."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from pipeline.config import load_config
     from pipeline.costs import costs
 
     config = load_config(args.config, args.overrides)
+    if config.precision == "auto":
+        config = replace(config, precision="bf16")  # as on every GPU
     device, machines = _machines(args, config.precision)
     found = costs(config, machines)
     price = None if args.price is None else found.gpu_hours * args.price

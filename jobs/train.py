@@ -113,10 +113,12 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
+    from pipeline.precision import settle
     from pipeline.watchdog import record_collectives
 
     record_collectives(folder)
     ranks = start_workers()
+    config = settle(config, ranks)
     held = None
     if ranks.main:
         run.prepare(config, load_data(config.data))

@@ -55,8 +55,9 @@ class RunConfig:
     """A run, or checkpoints anywhere, as `biggan import` makes them: the weights to start from, instead of random ones."""
     seed: int = 0
     """Decides the weights at the start, the order of the images, flips and latents."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast, with parameters, batch-norm statistics, sigma, logits and losses kept in fp32."""
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"
+    """bf16: autocast, with parameters, batch-norm statistics, sigma, logits and losses kept in fp32. auto: bf16 on GPUs; on a
+    CPU what it convolves faster in at the run's first start, and then the same for good."""
     activation_checkpointing: Literal["none", "blocks"] = "none"
     """blocks: both networks keep the inputs of their blocks only, and compute each block again in backward (arXiv
     1604.06174). The numbers stay the same: it trades a third more computation for memory."""
@@ -88,6 +89,12 @@ class RunConfig:
             raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
         if self.objective.r1 and self.zero.stage == 3:
             raise ValueError("objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2 or objective.r1=0")
+
+    @property
+    def bf16(self) -> bool:
+        """Whether to autocast. Nobody knows of `auto` before `pipeline.precision.settle`."""
+        assert self.precision != "auto"
+        return self.precision == "bf16"
 
 
 class _Loader(yaml.SafeLoader):

@@ -57,7 +57,7 @@ class Learner:
             # Before DeepSpeed takes its own copies of the parameters.
             network.load_state_dict(weights.tensors(name))
         optimizer = make_optimizer(config.optim, network, lr)
-        engine = Engine(network, optimizer, config.zero, self.plan.micro_batch, config.precision == "bf16")
+        engine = Engine(network, optimizer, config.zero, self.plan.micro_batch, config.bf16)
         if weights and f"{name}_optimizer" in have:
             slices.load_moments(engine, self.ranks, partial(weights.fill, f"{name}_optimizer"))
         return engine

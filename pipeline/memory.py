@@ -75,7 +75,7 @@ def step_memory(config: RunConfig, plan: BatchPlan) -> StepMemory:
 
         def autocast(network: nn.Module) -> Callable[..., Tensor]:
             def forward(*inputs: Tensor) -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                     return network(*inputs)
 
             return forward

@@ -45,6 +45,7 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
 
     Raises ConfigError if the folder cannot be written, holds something else, or a change would make the result wrong.
     """
+    config = as_begun(config)
     folder, saved = Path(config.run), Path(config.run, "config.yaml")
     if not (saved.exists() or Path(folder, "run.json").exists()) and _foreign(folder):
         raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
@@ -66,6 +67,13 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
     if config.checkpoint.uri:
         kept.begin(config.run, config.checkpoint.uri)
     return changes
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """`config`, with what RUN/config.yaml has, if it is there, in place of `precision=auto`."""
+    if config.precision == "auto" and Path(config.run, "config.yaml").exists():
+        return replace(config, precision=load_run_config(config.run).precision)
+    return config
 
 
 def _foreign(folder: Path) -> bool:

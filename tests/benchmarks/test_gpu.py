@@ -15,6 +15,7 @@ from benchmarks.gpu_parts import Bench, against, attempt, bars, one_step, waitin
 from benchmarks.limited import DoesNotFitError, FailedError, call
 from benchmarks.timeline import kernel_times, longest_gaps, work
 from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.micro_batch import DOES_NOT_FIT
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -115,6 +116,8 @@ def test_a_row_is_one_micro_batch_unless_it_is_told_otherwise() -> None:
     batch = step.config_of("biggan-128", ["batch.d_steps=1"], 64).batch
     assert (batch.global_batch, batch.micro_batch, batch.norm_group, batch.d_steps) == (64, 64, 64, 1)
     assert step.config_of("biggan-128", ["batch.global_batch=128"], 64).batch.global_batch == 128
+    with pytest.raises(ConfigError, match="type precision=bf16 or precision=fp32"):
+        step.config_of("fashion-mnist", [], 64)
 
 
 @pytest.mark.parametrize("sizes", [gpu_parts.GPU, gpu_parts.TINY])

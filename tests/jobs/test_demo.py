@@ -1,6 +1,7 @@
 """The demo: what it types, when it refuses, and (slow) a small one from images to samples, twice."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ from PIL import Image
 
 from jobs import demo
 from jobs.cli import commands, main
+from pipeline.run import load_run_config
 from tests.conftest import write_tree
+from tests.jobs.tiny_runs import mlflow_runs
 
 
 def good() -> dict[str, Any]:
@@ -116,6 +119,7 @@ def test_a_small_demo_from_images_to_samples_and_again(
         "batch": {"global_batch": 32, "norm_group": 16},
         "checkpoint": {"every": 256},
         "processes": 2,
+        "precision": "auto",
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     folder = tmp_path / "demo"
@@ -126,6 +130,9 @@ def test_a_small_demo_from_images_to_samples_and_again(
     first = capfd.readouterr().out
     assert "5/5" in first and "NOT GOOD ENOUGH: class accuracy" in first
     assert Image.open(folder / "samples.png").size == (4 * 32, 8 * 32)
+    settled = re.search(r"precision=auto: (bf16|fp32), as a thread of this CPU convolves at", first)
+    assert settled and load_run_config(folder / "run").precision == settled[1]
+    assert [found.data.params["precision"] for found in mlflow_runs(folder / "run")] == [settled[1]]
     figures = json.loads((folder / "run" / "evaluation" / "0000000512.json").read_text())
     assert figures["images"] == 512 and "FID[fashion-mnist-clf]" in figures
 

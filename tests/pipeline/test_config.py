@@ -118,7 +118,7 @@ def test_a_key_like_no_other_names_them_all(file: str) -> None:
         ("total_images=0", "total_images=0"),
         ("processes=0", "processes=0"),
         ("sample_every=-1", "sample_every=-1"),
-        ("precision=fp16", "'bf16' or 'fp32'"),
+        ("precision=fp16", "'bf16', 'fp32' or 'auto'"),
         ("zero.stage=4", "zero.stage=4"),
         ("activation_checkpointing=all", "'none' or 'blocks'"),
         ("zero.gradient_clipping=-1", "zero.gradient_clipping=-1"),

@@ -21,6 +21,7 @@ from pipeline.index import Manifest, load_manifest
 from pipeline.run import (
     STATUS_VARIABLE,
     Status,
+    as_begun,
     check_model,
     checkpoint_uri,
     is_training,
@@ -79,6 +80,17 @@ def test_changes_are_told_and_kept(config: RunConfig, manifest: Manifest) -> Non
     assert prepare(changed, manifest) == ["batch.micro_batch: None -> 4", "total_images: 1000 -> 2000"]
     assert prepare(changed, manifest) == []
     assert load_run_config(config.run) == changed
+
+
+def test_a_run_keeps_the_precision_that_auto_was(config: RunConfig, manifest: Manifest) -> None:
+    auto = replace(config, precision="auto")
+    prepare(auto, manifest)
+    assert load_run_config(config.run).precision == "auto"  # nothing has been measured yet
+    assert prepare(replace(config, precision="fp32"), manifest) == ["precision: auto -> fp32"]
+    assert prepare(auto, manifest) == []
+    assert load_run_config(config.run).precision == as_begun(auto).precision == "fp32"
+    assert prepare(replace(config, precision="bf16"), manifest) == ["precision: fp32 -> bf16"]
+    assert as_begun(auto).precision == "bf16"
 
 
 @pytest.mark.parametrize(
