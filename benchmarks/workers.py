@@ -1,5 +1,6 @@
 """Ranks as forks of one process that has imported everything: they start in a second, where a launcher takes ten.
 
+With a GPU they are new processes, which import all of it again.
 Only launchers differ: each rank joins its process group, and can be killed, as under `accelerate launch`.
 """
 
@@ -8,9 +9,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipeline.launch import ON_A_CPU
 
@@ -19,10 +22,11 @@ PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.
 
 def start(
     target: Callable[..., Any], *args: Any, ranks: int, log: Path, environment: Mapping[str, str] | None = None
-) -> list[ForkServerProcess]:
+) -> list[BaseProcess]:
     """`ranks` processes that call `target(*args)`, their output at the end of `log`; `environment` is added to ours."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
-    context = multiprocessing.get_context("forkserver")
+    if not (gpu := torch.cuda.is_available()):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
+    context = multiprocessing.get_context("spawn" if gpu else "forkserver")  # CUDA may not be in a process that is forked
     context.set_forkserver_preload(PRELOAD)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
