@@ -209,7 +209,8 @@ def messages(config: RunConfig, plan: BatchPlan, g: Sizes, d: Sizes) -> dict[str
     stage, times = config.zero.stage, plan.accumulation
     once = _FP32 * (plan.world_size - 1) / plan.world_size
     gradients = parameters = 0.0
-    # At stage 3 each forward and each backward gathers; a D step does not go back through G, a G step does through D.
+    # At stage 3 each forward and each backward gathers, and so does power iteration; a D step does not go back through G, a G
+    # step does through D.
     for learning, other, passes, steps in ((d, g, 1, config.batch.d_steps), (g, d, 2, 1)):
         if stage < 3:
             gradients += steps * (times if stage == 2 else 1) * 2 * once * learning.parameters
@@ -217,6 +218,12 @@ def messages(config: RunConfig, plan: BatchPlan, g: Sizes, d: Sizes) -> dict[str
         else:
             gradients += steps * times * once * learning.parameters
             parameters += steps * times * once * (2 * learning.parameters + passes * other.parameters)
+            if config.objective.power_iteration == "forward":
+                parameters += steps * times * once * (learning.parameters + other.parameters)
+            else:
+                parameters += steps * once * learning.parameters
+    if stage == 3 and config.objective.ortho:
+        parameters += once * g.parameters
     return {"gradients": gradients, "parameters": parameters}
 
 

@@ -1,6 +1,7 @@
 """One optimiser step of D and one of G, each over a global batch that is accumulated from micro-batches."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
 
 def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
     """Update G on one global batch of fakes, through a frozen D. Returns what `d_step` does, with `skipped/g`."""
-    with g.gathered():
+    with g.gathered() if objective.config.ortho else nullcontext():
         slopes, sums = objective.g_penalty(g.module)
     accumulation = objective.plan.accumulation
     with d.frozen():
