@@ -17,7 +17,7 @@ from pipeline.stream import DataConfig
 from tests.pipeline.workers import on_ranks
 
 # A rank with everything imported has 0.4 to 0.9 GB, and each image of a micro-batch takes about 2 MB more.
-LIMIT_GB = 1.6
+LIMIT_GB = 1.3
 BATCH = BatchConfig(1024, 256, "auto", memory_gb=LIMIT_GB)
 CANDIDATES = [128, 256, 512]
 
