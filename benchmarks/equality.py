@@ -1,6 +1,6 @@
 """`python -m benchmarks.equality --stages 0,1,2,3`: the two ZeRO engines against plain autograd, however the work is shared.
 
-A tiny BigGAN trains five rounds (two D steps and a G step each): by plain autograd over whole global batches in one process,
+A tiny BigGAN trains some rounds (two D steps and a G step each): by plain autograd over whole global batches in one process,
 and through engines for each stage, precision, accumulation and number of ranks. Spectral norm, batch norm over groups that are
 parts of a micro-batch or span ranks, attention, orthogonal regularisation, EMA and the data stream take part. Compared are
 parameters, averages and the vectors of spectral norm (norm of the difference over norm), and which samples, labels, flips and
@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -48,7 +48,7 @@ from pipeline.schedule import OptimConfig, make_optimizer
 from pipeline.steps import d_step, fakes, g_step
 from pipeline.stream import DataConfig, MicroBatch, Stream
 
-ROUNDS, D_STEPS, BATCH, GROUP, SEED = 5, 2, 16, 4, 3
+D_STEPS, BATCH, GROUP, SEED = 2, 16, 4, 3
 ORTHO, DECAY = 1.0, 0.5
 # Rounding moves a few activations across the kink of a ReLU, which changes a gradient by about 1e-3 of itself: the same
 # plain run on 1 and on 2 threads differs by that. Steps are small enough to keep this below the limit, and `moved`
@@ -77,14 +77,26 @@ class Case:
         return Case(-1, self.precision, 1, self.optimizer, self.clipping)
 
 
-def cases(stages: Iterable[int]) -> Iterator[Case]:
-    for stage in stages:
-        yield from (Case(stage, precision, steps) for precision, steps in product(("fp32", "bf16"), (1, 4)))
-        plain = Case(stage, accumulation=4)
-        # The norms of the gradients are 65 to 350: some steps are clipped, others are not.
-        yield from (replace(plain, clipping=100.0), replace(plain, recompute=True), replace(plain, optimizer="adam"))
-        if stage > 0:
-            yield from (replace(plain, offload="optimizer", optimizer=name) for name in ("sgd", "adam"))
+@dataclass(frozen=True)
+class Ask:
+    """What the command line says."""
+
+    stages: tuple[int, ...]
+    optimizers: tuple[str, ...]
+    rounds: int
+
+
+def cases(ask: Ask) -> list[Case]:
+    return [case for stage in ask.stages for case in _of_stage(stage) if case.optimizer in ask.optimizers]
+
+
+def _of_stage(stage: int) -> Iterator[Case]:
+    yield from (Case(stage, precision, steps) for precision, steps in product(("fp32", "bf16"), (1, 4)))
+    plain = Case(stage, accumulation=4)
+    # The norms of the gradients are 65 to 350: some steps are clipped, others are not.
+    yield from (replace(plain, clipping=100.0), replace(plain, recompute=True), replace(plain, optimizer="adam"))
+    if stage > 0:
+        yield from (replace(plain, offload="optimizer", optimizer=name) for name in ("sgd", "adam"))
 
 
 def networks() -> tuple[Generator, Discriminator]:
@@ -112,7 +124,7 @@ def stream(uri: str, micro_batch: int, rank: int, world_size: int) -> Stream:
     return Stream(data, load_manifest(uri), seed=SEED, rank=rank, world_size=world_size, **shape)
 
 
-def plain(case: Case, uri: str) -> dict[str, Tensor]:
+def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
     """The reference: whole batches, torch's own optimiser, no engine."""
     g, d = networks()
     config = OptimConfig(optimizer=case.optimizer)  # type: ignore[arg-type]
@@ -131,7 +143,7 @@ def plain(case: Case, uri: str) -> dict[str, Tensor]:
             torch.nn.utils.clip_grad_norm_(network.parameters(), case.clipping)
         optimizer.step()
 
-    for step in range(ROUNDS * D_STEPS):
+    for step in range(rounds * D_STEPS):
         (x, y), (z, y_fake) = on_device(next(reals), torch.device("cpu")), draw(Numbers.D_STEP, step * BATCH)
         power_iteration(d)
         with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
@@ -148,7 +160,7 @@ def plain(case: Case, uri: str) -> dict[str, Tensor]:
     return collect(g, d, ema.averages)
 
 
-def engine_case(case: Case, uri: str, ranks: Ranks, seen: dict[int, str]) -> dict[str, Tensor]:
+def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int, str]) -> dict[str, Tensor]:
     """One rank of a case: what the training loop does, with a record of what it saw."""
     micro_batch = BATCH // ranks.world_size // case.accumulation
     plan = plan_batch(BatchConfig(BATCH, GROUP, micro_batch), ranks.world_size)
@@ -182,7 +194,7 @@ def engine_case(case: Case, uri: str, ranks: Ranks, seen: dict[int, str]) -> dic
 
         return recorded
 
-    for i in range(ROUNDS):
+    for i in range(rounds):
         for step in range(D_STEPS):
             position = (i * D_STEPS + step) * BATCH
             d_step(g, d, real_batches(), draw(Numbers.D_STEP, position), objective, position)
@@ -200,21 +212,21 @@ def fingerprint(batch: MicroBatch) -> dict[int, str]:
     return {position: f"{sample}/{label}/{flip}" for position, sample, label, flip in rows}
 
 
-def worker(stages: list[int], uri: str, folder: Path) -> None:
+def worker(ask: Ask, uri: str, folder: Path) -> None:
     """One rank: every case, one after the other."""
     ranks = start_workers()
     # Several buckets and parameters of both kinds, as in a network of full size.
     engines.BUCKET, engines.PERSISTENT = 5_000, 100
     seen: dict[int, str] = {}
-    for i, case in enumerate(cases(stages)):
-        result = engine_case(case, uri, ranks, seen)
+    for i, case in enumerate(cases(ask)):
+        result = engine_case(case, ask.rounds, uri, ranks, seen)
         if ranks.main:
             safetensors.torch.save_file(result, folder / f"{i}.safetensors")
     (folder / f"seen-{ranks.rank}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()
 
 
-def run_workers(world_size: int, stages: list[int], uri: str, folder: Path) -> dict[str, str]:
+def run_workers(world_size: int, ask: Ask, uri: str, folder: Path) -> dict[str, str]:
     """Start the ranks; returns everything that their global batches held, by place."""
     folder.mkdir()
     with socket.socket() as probe:
@@ -222,7 +234,7 @@ def run_workers(world_size: int, stages: list[int], uri: str, folder: Path) -> d
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     common |= {"ACCELERATE_USE_DEEPSPEED": "true", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "benchmarks.equality", "--worker", json.dumps([stages, uri, str(folder)])]
+    command = [sys.executable, "-m", "benchmarks.equality", "--worker", json.dumps([asdict(ask), uri, str(folder)])]
     workers = [
         subprocess.Popen(
             command, env=os.environ | {k: str(v) for k, v in common.items()} | {"RANK": str(r), "LOCAL_RANK": str(r)}
@@ -264,30 +276,34 @@ def compare(case: Case, found: dict[str, Tensor], references: dict[Case, dict[st
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equality", description=__doc__)
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages to compare with plain autograd")
+    parser.add_argument("--optimizers", default="sgd,adam", help="with which (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of two D steps and a G step (default: %(default)s)")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of processes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        stages, uri, folder = json.loads(args.worker)
-        worker(stages, uri, Path(folder))
+        ask, uri, folder = json.loads(args.worker)
+        worker(Ask(**ask), uri, Path(folder))
         return 0
-    stages = [int(stage) for stage in args.stages.split(",")]
+    torch.set_num_threads(1)  # as the workers have: with more, work this small only waits
+    ask = Ask(tuple(map(int, args.stages.split(","))), tuple(args.optimizers.split(",")), args.rounds)
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         uri = pack_patterns(Path(name), classes=4, images=64)
         g, d = networks()
         start = collect(g, d, dict(g.named_parameters()))
-        wanted = {case.mathematics for case in cases(stages)}
-        references = {case: plain(case, uri) for case in wanted | {replace(case, precision="fp32") for case in wanted}}
+        wanted = {case.mathematics for case in cases(ask)}
+        wanted |= {replace(case, precision="fp32") for case in wanted}
+        references = {case: plain(case, ask.rounds, uri) for case in wanted}
         seen = {}
         for world_size in (int(ranks) for ranks in args.ranks.split(",")):
             folder = Path(name, str(world_size))
-            seen[world_size] = run_workers(world_size, stages, uri, folder)
-            for i, case in enumerate(cases(stages)):
+            seen[world_size] = run_workers(world_size, ask, uri, folder)
+            for i, case in enumerate(cases(ask)):
                 found = safetensors.torch.load_file(folder / f"{i}.safetensors")
                 rows.append({"ranks": world_size} | compare(case, found, references, start))
     held = list(seen.values())
-    same = all(other == held[0] for other in held) and len(held[0]) == ROUNDS * (2 * D_STEPS + 1) * BATCH
+    same = all(other == held[0] for other in held) and len(held[0]) == ask.rounds * (2 * D_STEPS + 1) * BATCH
     rows.append({"case": "samples, labels, flips, latents", "ok": same})
     ok = all(bool(row["ok"]) for row in rows)
     report("equality", rows, {"rows": rows, "places_compared": len(held[0])}, ok)

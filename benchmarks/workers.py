@@ -44,8 +44,12 @@ def start(
 def run(target: Callable[..., Any], *args: Any, ranks: int, log: Path, **environment: str) -> None:
     """The same, to the end. Raises RuntimeError with the log's last lines if a rank fails."""
     processes = start(target, *args, ranks=ranks, log=log, environment=environment)
-    for process in processes:
-        process.join()
+    try:
+        for process in processes:
+            process.join()
+    finally:  # a test's time limit, say
+        for process in processes:
+            process.kill()
     if codes := [process.exitcode for process in processes if process.exitcode]:
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-4000:]}")
 
@@ -58,11 +62,14 @@ def one_rank(gpu: bool) -> dict[str, str]:
 
 
 def _rank(target: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
+    import torch  # there already: see PRELOAD
+
     os.environ.clear()
     os.environ.update(environment)
     with open(log, "ab") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch read that long ago, in the process that forks
     # Buffered lines of a killed rank would be lost.
     for text in (sys.stdout, sys.stderr):
         text.reconfigure(line_buffering=True)  # type: ignore[union-attr]

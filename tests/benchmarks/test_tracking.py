@@ -53,10 +53,9 @@ def test_the_proxy_passes_on_refuses_and_loses(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_server_that_is_restarted_or_loses_requests_has_every_row_once() -> None:
-    """Times are left out of it: machines of tests are shared."""
-    command = [sys.executable, "-m", "benchmarks.tracking", "--steps", "300", "--cases", "gone at the end,lossy"]
+    """Times against a run without a tracker are left out of it: machines of tests are shared."""
+    command = [sys.executable, "-m", "benchmarks.tracking", "--steps", "300", "--cases", "gone at the end,lossy", "--no-times"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     result = json.loads(done.stdout.splitlines()[-1])
-    held = {check: ok for check, ok in result["checks"].items() if "median" not in check}
-    assert len(held) == 4 and all(held.values()), done.stdout + done.stderr
+    assert len(result["checks"]) == 4 and all(result["checks"].values()), done.stdout + done.stderr
     assert [case["rows"] for case in result["cases"]] == [300 * 12] * 2

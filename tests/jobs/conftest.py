@@ -1,5 +1,6 @@
 """What the tests of commands share: a small configuration, and a run in MLflow's registry."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import yaml
 from pipeline import registry
 from pipeline.generators import load_generator
 from pipeline.mlflow_store import connect
+from pipeline.run import Status, read_identity, read_status
 from pipeline.tracking import Delivery
 from tests.jobs import background
-from tests.jobs.tiny_runs import TINY
+from tests.jobs.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
 from tests.pipeline.saved_run import save_run, short_standing_statistics
 
 
@@ -46,7 +48,7 @@ def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, 
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     """A file with the configuration TINY."""
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
@@ -54,7 +56,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     return str(file)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
+    run = tmp_path_factory.mktemp("resumed") / "run"
+    first = train(tiny, run, "total_images=128")
+    assert first.returncode == 0, first.stderr + log(run)
+    assert read_status(run / "status.json") == Status("finished", 128, 0)
+    assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]
+    uid, mlflow_id = read_identity(run)["uid"], mlflow_runs(run)[0].info.run_id
+    damaged = run / "checkpoints" / "0000000128-0001" / "ema.rank00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\1")
+    second = train(tiny, run)
+    assert second.returncode == 0, second.stderr + log(run)
+    return Resumed(run, first, second, uid, mlflow_id)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """The same run in one go, which nobody interrupts. Read only."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train_forked(tiny, run, "tracking.mode=off")
+    return run
+
+
+@pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     """A file with a run that nobody waits for, with no checkpoint but that of a stop."""
     file = tmp_path_factory.mktemp("config") / "endless.yaml"

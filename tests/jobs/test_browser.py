@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.mlflow_server import MlflowServer
 from jobs.cli import main
 from tests.conftest import address
-from tests.jobs.tiny_runs import mlflow_runs, train
+from tests.jobs.tiny_runs import Resumed, mlflow_runs
 
 pytestmark = pytest.mark.slow
 
@@ -41,13 +41,10 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
-    """A trained run with sample grids at 64 and 128 images."""
-    folder = tmp_path_factory.mktemp("browser") / "run"
-    done = train(tiny, folder, "processes=1", "batch.micro_batch=16", "total_images=128", "sample_every=64")
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture
+def run(resumed: Resumed) -> Path:
+    """A trained run with sample grids at 128 and 256 images."""
+    return resumed.run
 
 
 @pytest.fixture
@@ -87,7 +84,7 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     # What it is about, and one image of each class in turn.
     drawn.nth(19).wait_for()
     assert page.title() == f"{run} · biggan explore"
-    assert {"128 images seen", "biggan, 32 × 32"} <= set(page.locator("dd").all_inner_texts())
+    assert {"256 images seen", "biggan, 32 × 32"} <= set(page.locator("dd").all_inner_texts())
     assert drawn.all_inner_texts()[:5] == ["bars", "blob", "checks", "stripes", "bars"]
     first = files(page, "#samples")
 
@@ -156,8 +153,8 @@ def test_the_sample_grids_in_mlflow(run: Path, browser: Any, tmp_path: Path) -> 
         page.get_by_placeholder("Search metric charts").fill("samples/ema")
         slider = page.get_by_role("slider")
         slider.wait_for(timeout=60_000)
-        assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("64", "128")
-        for step in (64, 128):
+        assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("128", "256")
+        for step in (128, 256):
             slider.press("ArrowRight")
             page.locator(f"img[src*='step%2B{step}%2B']").wait_for()
             assert slider.get_attribute("aria-valuenow") == str(step)
@@ -169,8 +166,8 @@ def test_the_sample_grids_in_mlflow(run: Path, browser: Any, tmp_path: Path) -> 
         # The file itself, at full size, among the artifacts.
         page.goto(f"{at}/artifacts")
         page.get_by_text("images", exact=True).click()
-        page.get_by_text(re.compile(r"samples~ema\+step\+128\+.*\.png")).click()
-        with Image.open(next((run / "samples").glob("*128.png"))) as grid:
+        page.get_by_text(re.compile(r"samples~ema\+step\+256\+.*\.png")).click()
+        with Image.open(next((run / "samples").glob("*256.png"))) as grid:
             page.wait_for_function("width => [...document.images].some(i => i.naturalWidth === width)", arg=grid.width)
         page.close()
     finally:

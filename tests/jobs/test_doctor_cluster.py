@@ -102,12 +102,12 @@ def test_nodes_that_are_absent_late_or_silent_are_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.txt"
     nodes = Nodes(4, tmp_path)
     for rank in (0, 1, 2):  # 3 does not come
-        nodes.start(rank, "--wait", "25", "--exclude-file", str(bad), fault="1:late:50,2:silent:1")
+        nodes.start(rank, "--wait", "15", "--exclude-file", str(bad), fault="1:late:25,2:silent:1")
     codes = nodes.end()
     text = nodes.said(0)
     assert codes == [69] * 3, text + nodes.said(0, "err")
     for rank in (1, 3):
-        assert f"BAD   node {rank} (127.0.0.{rank + 1}): did not report within 25 s" in text
+        assert f"BAD   node {rank} (127.0.0.{rank + 1}): did not report within 15 s" in text
     assert "BAD   node 2 (127.0.0.3): reported, but did not answer when asked for `clock` within" in text
     assert bad.read_text() == "127.0.0.2\n127.0.0.3\n127.0.0.4\n"
     assert "came too late" in nodes.said(1, "err") or "does not answer" in nodes.said(1, "err")

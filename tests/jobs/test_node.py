@@ -14,7 +14,7 @@ import pytest
 from pipeline import checkpoint
 from pipeline.run import read_identity, read_status
 from tests.jobs.background import wait_for
-from tests.jobs.tiny_runs import tensors_of, train
+from tests.jobs.tiny_runs import tensors_of
 from tests.pipeline.test_roll_call import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,18 +45,7 @@ class Nodes:
         return "\n".join(log.read_text() for log in self.logs)
 
 
-@pytest.fixture(scope="module")
-def untouched(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What 2 processes of one machine make."""
-    run = tmp_path_factory.mktemp("untouched") / "run"
-    done = train(tiny, run)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return tensors_of(run)
-
-
-def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(
-    tiny: str, untouched: dict[str, str], tmp_path: Path
-) -> None:
+def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(tiny: str, whole: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     keys = ("run=run", f"checkpoint.uri={store}")
     first = [tmp_path / "a0", tmp_path / "a1"]
@@ -72,7 +61,7 @@ def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(
     nodes = Nodes(tiny, second, *keys)
     assert nodes.codes() == [0, 0], nodes.said()
     assert len({read_identity(folder / "run")["uid"] for folder in first + second}) == 1
-    assert tensors_of(Path("run"), store) == untouched
+    assert tensors_of(Path("run"), store) == tensors_of(whole)
     assert len(list((store / "logs").iterdir())) == 4
 
 

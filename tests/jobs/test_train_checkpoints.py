@@ -17,7 +17,7 @@ from pipeline.health import History
 from pipeline.learner import agree_on_checkpoint
 from pipeline.run import load_run_config, read_status
 from tests.jobs.background import Started, biggan, wait_for
-from tests.jobs.tiny_runs import disk, log, remount, train
+from tests.jobs.tiny_runs import disk, log, remount, train_forked
 from tests.pipeline.workers import on_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
@@ -28,8 +28,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A run with checkpoints of two ranks at 64 and 128 images."""
     run = tmp_path_factory.mktemp("trained") / "run"
     quiet = ("total_images=128", "sample_every=0", "tracking.mode=off", f"zero.stage={request.param}")
-    done = train(tiny, run, *quiet)
-    assert done.returncode == 0, done.stderr + log(run)
+    train_forked(tiny, run, *quiet)
     return run
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from pipeline import checkpoint
-from tests.jobs.tiny_runs import log, tensors_of, train
+from tests.jobs.tiny_runs import log, tensors_of, train, train_forked
 
 EVERYTHING = (
     "objective.loss=non-saturating",
@@ -28,8 +29,7 @@ def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for run, stops in ((whole, ["256"]), (parts, ["128", "256"])):
         for stop in stops:
-            result = train(tiny, run, *EVERYTHING, f"total_images={stop}")
-            assert result.returncode == 0, result.stderr + log(run)
+            train_forked(tiny, run, *EVERYTHING, f"total_images={stop}")
     assert tensors_of(whole) == tensors_of(parts)
     states = [checkpoint.newest(str(run / "checkpoints")).state()["objective"] for run in (whole, parts)]  # type: ignore[union-attr]
     assert states[0] == states[1]
@@ -37,13 +37,12 @@ def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None
 
 
 @pytest.mark.slow
-def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: str) -> None:
+def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also the transposed and strided networks, minimax, and batch-norm groups that span ranks, in D too."""
     old = ("model.generator=transposed", "model.discriminator=strided", "model.d_condition=concat", "objective.loss=minimax")
-    first = train(tiny, tmp_path / "first", *old, "total_images=64", "tracking.mode=off")
-    assert first.returncode == 0, first.stderr + log(tmp_path / "first")
-    refused = train(tiny, tmp_path / "other", f"init={tmp_path}/first", "total_images=64")
-    assert refused.returncode == 78 and "type model.generator=transposed model.discriminator=strided" in refused.stderr
+    train_forked(tiny, tmp_path / "first", *old, "total_images=64", "tracking.mode=off")
+    assert main(["train", tiny, f"run={tmp_path}/other", f"init={tmp_path}/first", "total_images=64"]) == 78
+    assert "type model.generator=transposed model.discriminator=strided" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     # Steps that hardly move: what comes out is what went in.
     still = ("optim.g_lr=1e-12", "optim.d_lr=1e-12", "optim.warmup=0", "total_images=64", "tracking.mode=off")

@@ -83,8 +83,10 @@ def test_a_penalty_on_the_gradient_goes_through_recomputed_blocks() -> None:
 def test_compiled_blocks_give_the_same_gradients_and_are_compiled_once() -> None:
     g, d = networks("biggan", "biggan")
     _, wanted = kept(g, d, recompute=False)
-    g.compile_blocks()
-    d.compile_blocks()
+    for network in (g, d):  # G's first, D's first and last: a CPU takes seconds to compile one
+        network.blocks, blocks = network.blocks[::3], network.blocks
+        network.compile_blocks()
+        network.blocks = blocks
     _, found = kept(g, d, recompute=False)
     whole, other = (torch.cat([part.flatten() for part in parts]) for parts in (wanted, found))
     assert float((whole - other).norm()) <= 1e-3 * float(whole.norm())

@@ -17,7 +17,7 @@ from pipeline.stream import DataConfig
 from tests.pipeline.workers import on_ranks
 
 # A rank with everything imported has 0.4 to 0.9 GB, and each image of a micro-batch takes about 2 MB more.
-LIMIT_GB = 1.6
+LIMIT_GB = 1.3
 BATCH = BatchConfig(1024, 256, "auto", memory_gb=LIMIT_GB)
 CANDIDATES = [128, 256, 512]
 
@@ -34,8 +34,8 @@ def start_three_times(ranks: Ranks, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_ranks_take_the_largest_that_fits_and_try_it_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    on_ranks(2, start_three_times, str(tmp_path))
+def test_all_ranks_take_the_largest_that_fits_and_try_it_once(tmp_path: Path) -> None:
+    said = on_ranks(2, start_three_times, str(tmp_path))
     saved = json.loads((tmp_path / FILE).read_text())
     best, tried = saved["micro_batch"], {int(micro): peak for micro, peak in saved["tried"].items()}
     assert best in CANDIDATES and tried[best] < LIMIT_GB * 1e9
@@ -45,7 +45,6 @@ def test_all_ranks_take_the_largest_that_fits_and_try_it_once(tmp_path: Path, ca
     assert ranks[0] == ranks[1]
     expected = {"global_batch": 1024, "micro_batch": best, "accumulation": 512 // best, "world_size": 2, "norm_group": 256}
     assert ranks[0]["plans"] == [expected, expected]
-    said = capfd.readouterr().out
     # The second start took what the first had found; the third, whose groups are others, tried anew.
     assert said.count("trying which of 128, 256, 512 fit") == 1
     assert said.count("trying which of 256, 512 fit") == 1
