@@ -62,8 +62,6 @@ def one_rank(gpu: bool) -> dict[str, str]:
 
 
 def _rank(target: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
-    import torch  # there already: see PRELOAD
-
     os.environ.clear()
     os.environ.update(environment)
     with open(log, "ab") as output:

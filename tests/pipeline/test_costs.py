@@ -105,8 +105,8 @@ def test_messages_of_two_ranks_by_hand() -> None:
     # Half of a network to reduce-scatter or gather it: 4 bytes x (2 x 300 D + 100 G) x 1/2, gradients all-reduced.
     found = messages(config, BatchPlan(64, 8, 4, 2, 8), sizes(100), sizes(300))
     assert found == {"gradients": 4 * 700, "parameters": 2 * 700}
-    # At stage 3 in each of 4 micro-steps: D's two gathers and G's one, in two D steps; two of each in a G step; and the learning
-    # network once for its power iteration.
+    # At stage 3 in each of 4 micro-steps: D's two gathers and G's one, in two D steps; two of each in a G step; and once in a
+    # step, for power iteration, the network that learns.
     config = replace(config, zero=ZeroConfig(3))
     found = messages(config, BatchPlan(64, 8, 4, 2, 8), sizes(100), sizes(300))
     gathered = 4 * (2 * (2 * 300 + 100) + 2 * 100 + 2 * 300) + 2 * 300 + 100
