@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.nodes import until
 from tests.cluster.slurm import Slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -23,10 +24,10 @@ def test_a_step_runs_on_every_node_by_name(slurm: Slurm, tmp_path: Path) -> None
 
 
 def test_a_crashed_node_is_replaced_and_comes_back(slurm: Slurm, tmp_path: Path) -> None:
-    number = submit(
-        slurm, tmp_path, 'echo on $SLURM_JOB_NODELIST; [ -n "$SLURM_RESTART_COUNT" ] || srun sleep 600', "--nodes=2"
-    )
-    slurm.until(number, "RUNNING")
+    step = f"srun bash -c 'touch {tmp_path}/up-$SLURM_PROCID; exec sleep 600'"
+    number = submit(slurm, tmp_path, f'echo on $SLURM_JOB_NODELIST; [ -n "$SLURM_RESTART_COUNT" ] || {step}', "--nodes=2")
+    # A node that crashes before that fails the step's launch, and its script with it.
+    until(lambda: len(list(tmp_path.glob("up-*"))) == 2, 60, "the step runs on both nodes")
     slurm.nodes["n2"].crash()
     slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=crashed")
     job = slurm.until(number, "COMPLETED")
