@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests.cluster.nodes import Nodes, require
 from tests.cluster.slurm import Slurm, install, running
+
+settings.register_profile("unhurried", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

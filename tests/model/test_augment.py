@@ -67,7 +67,7 @@ def test_autocast_changes_nothing(name: str) -> None:
 
 
 @every
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 6), cut=st.integers(0, 5), channels=st.sampled_from([1, 3]))
 def test_a_sample_does_not_depend_on_its_batch(name: str, seed: int, n: int, cut: int, channels: int) -> None:
     transform, uniforms = AUGMENTATIONS[name]
@@ -105,7 +105,7 @@ def test_every_uniform_decides_something(name: str) -> None:
 # DiffAugment.
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), channels=st.sampled_from([1, 3]))
 def test_color_is_brightness_then_saturation_then_contrast(seed: int, channels: int) -> None:
     x, u = images(seed, 2, channels, 8, 8), draw(seed + 1, 2, DIFF_AUGMENT_UNIFORMS)
@@ -135,7 +135,7 @@ def test_translation_moves_by_every_whole_pixel_up_to_an_eighth(size: int) -> No
             np.testing.assert_array_equal(diff_augment(x, u[i : i + 1], ("translation",))[0, 0], expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True), st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_cutout_is_a_square_of_half_the_size_around_any_place(down: float, across: float) -> None:
     u = torch.tensor([[0.5] * 5 + [down, across]], dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_the_policy_is_followed_in_its_order() -> None:
 # Consistency.
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_consistency_mirrors_then_shifts_the_reflected_image(seed: int) -> None:
     x, u = images(seed, 2, 3, 16, 16), draw(seed + 1, 2, CONSISTENCY_UNIFORMS)
@@ -274,7 +274,7 @@ def appendix_b(x: Array, u: list[float], p: float) -> Array:
 
 
 @channels
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([0.3, 0.7, 1.0]))
 def test_ada_is_the_papers_pipeline(channels: int, seed: int, p: float) -> None:
     x, u = images(seed, 2, channels, 8, 8).double(), draw(seed + 1, 2, ADA_UNIFORMS)
@@ -283,7 +283,7 @@ def test_ada_is_the_papers_pipeline(channels: int, seed: int, p: float) -> None:
 
 
 @channels
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 4))
 def test_ada_at_0_is_nothing(channels: int, seed: int, n: int) -> None:
     x = images(seed, n, channels, 24, 24)
@@ -342,7 +342,6 @@ def test_the_controller_goes_from_0_to_1_in_one_ramp() -> None:
     assert next_p(0.5, 0.3, 100, target=0.2, ramp=1000) == pytest.approx(0.6)
 
 
-@settings(deadline=None)
 @given(p=st.floats(0, 1), sign=st.floats(-1, 1), batch=st.integers(0, 10**7))
 def test_p_stays_a_probability(p: float, sign: float, batch: int) -> None:
     assert 0 <= next_p(p, sign, batch) <= 1

@@ -27,7 +27,7 @@ def normalised(x: Tensor, eps: float) -> Tensor:
     return (x - mean) / (var + eps).sqrt()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(group=st.integers(1, 6), groups=st.integers(1, 4), offset=st.floats(-50, 50), eps=st.sampled_from([1e-5, 1e-4]))
 def test_each_group_is_normalised_by_itself(group: int, groups: int, offset: float, eps: float) -> None:
     x = torch.randn(group * groups, 3, 4, 4).double() * 0.01 + offset  # a variance of 1e-4, so that eps counts

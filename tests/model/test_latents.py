@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from model.latents import Stream, Truncation, interpolated, latents, random_labels, uniforms
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(start=st.integers(0, 2**40), n=st.integers(1, 40), cut=st.integers(0, 40), dim=st.integers(1, 9))
 def test_any_cut_of_the_batch_gives_the_same(start: int, n: int, cut: int, dim: int) -> None:
     cut = min(cut, n)
@@ -60,7 +60,7 @@ def test_three_meanings_of_truncation(method: Truncation, limit: float, std: flo
 
 
 @pytest.mark.parametrize("method", ["truncated-normal", "scaled-normal", "scaled-truncated-normal"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(n=st.integers(1, 70), dim=st.integers(1, 20), t=st.floats(0.01, 3))
 def test_truncated_ones_do_not_depend_on_the_batch_either(method: Truncation, n: int, dim: int, t: float) -> None:
     whole = latents(3, Stream.SAMPLES, 5, n, dim, t, method)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.losses import LOSSES, hinge_d, hinge_g
@@ -20,7 +20,6 @@ def probability(score: float) -> float:
     return 1 / (1 + math.exp(-score))
 
 
-@settings(deadline=None)
 @given(scores, scores)
 def test_hinge_is_the_papers_sum(real: list[float], fake: list[float]) -> None:
     on_real = sum(max(0.0, 1 - s) for s in real) / len(real)
@@ -36,7 +35,6 @@ def test_d_learns_only_from_scores_inside_the_margin() -> None:
     torch.testing.assert_close(fake.grad, torch.tensor([0.0, 1.0, 1.0]) / 3)
 
 
-@settings(deadline=None)
 @given(scores, scores)
 def test_every_row_of_the_table_is_its_papers_equation(real: list[float], fake: list[float]) -> None:
     log_real = mean([math.log(probability(s)) for s in real])

@@ -19,7 +19,7 @@ def products_of_rows(weight: Tensor) -> Tensor:
     return sum(((a @ b) ** 2 for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j), torch.zeros(()).double())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes=st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_orthogonal_is_the_sum_over_pairs_of_rows(shapes: list[list[int]], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -103,7 +103,6 @@ def test_gradient_penalty_is_float32_under_autocast() -> None:
 scores = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8)
 
 
-@settings(deadline=None)
 @given(real=scores, fake=scores, ema_real=st.floats(-2, 2), ema_fake=st.floats(-2, 2))
 def test_lecam_is_the_papers_equation(real: list[float], fake: list[float], ema_real: float, ema_fake: float) -> None:
     """Each kind is held to the other kind's anchor, on both sides of it: without the relu of the paper's code."""
@@ -113,7 +112,6 @@ def test_lecam_is_the_papers_equation(real: list[float], fake: list[float], ema_
     torch.testing.assert_close(value, torch.tensor(on_real + on_fake), rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(scores)
 def test_consistency_is_the_mean_squared_difference(logits: list[float]) -> None:
     transformed = logits[::-1]

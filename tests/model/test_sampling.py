@@ -43,7 +43,7 @@ def far(a: torch.Tensor, b: torch.Tensor) -> int:
     return int((a.int() - b.int()).abs().max())
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(batch=st.integers(1, 9), start=st.integers(0, 8))
 def test_a_sample_depends_on_its_number_and_not_on_the_batch(generator: Generator, batch: int, start: int) -> None:
     labels = torch.arange(9) % 4

@@ -28,7 +28,7 @@ def test_what_is_put_is_got_also_by_another(tmp_path: Path) -> None:
     assert (cache.hits, cache.misses) == (0, 2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4000)), max_size=80))
 def test_it_never_grows_past_its_limit_by_more_than_a_64th(
     tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[int, int]]

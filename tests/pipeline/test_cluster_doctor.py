@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.doctor import _EPILOG
@@ -61,14 +61,12 @@ def noisy(draw: st.DrawFn, least: int) -> Gathered:
 
 
 @given(noisy(least=1))
-@settings(deadline=None)
 def test_equal_nodes_give_no_alarm(found: Gathered) -> None:
     assert judge(found) == [] and exit_code([]) == 0
     assert "well" in table(found, [])
 
 
 @given(noisy(least=3), st.data())
-@settings(deadline=None)
 def test_the_sick_node_is_named_and_no_other(found: Gathered, data: st.DataObject) -> None:
     sick = data.draw(st.sampled_from(range(found.nodes)))
     report = found.reports[sick]

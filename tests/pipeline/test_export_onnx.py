@@ -75,7 +75,7 @@ def test_it_draws_what_the_network_draws_for_any_batch(exported: tuple[TrainedGe
     session = ort.InferenceSession(path)
     assert [(i.name, i.type) for i in session.get_inputs()] == [("z", "tensor(float)"), ("class_id", "tensor(int64)")]
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=6)
     @given(n=st.integers(1, 9), seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 0.5, 1.0]))
     def check(n: int, seed: int, scale: float) -> None:
         rng = torch.Generator().manual_seed(seed)

@@ -149,7 +149,7 @@ def test_tables_by_truncation_and_standing_statistics_instead(tmp_path: Path) ->
     assert torch.equal(trained.generator.state_dict()[name], anew.generator.state_dict()[name])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(truncation=st.floats(0.001, 1.5))
 def test_tables_are_read_as_hugging_face_reads_them(truncation: float) -> None:
     table = torch.rand(51, 3, generator=torch.Generator().manual_seed(0))

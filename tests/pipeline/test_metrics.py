@@ -29,7 +29,7 @@ def by_definition(a: Tensor, b: Tensor) -> float:
     return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([2, 8, 64]))
 def test_frechet_distance_is_that_of_the_definition(seed: int, d: int) -> None:
     a, b = gaussian(seed, 500, d), gaussian(seed + 1, 300, d)
@@ -138,7 +138,7 @@ def brute(real: Tensor, fake: Tensor) -> list[float]:
     return [precision, recall, inside.sum(0).mean() / 5, inside.any(1).mean()]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 1000), st.floats(0.0, 2.0), st.integers(6, 90), st.integers(6, 90))
 def test_manifolds_are_those_of_the_definition(seed: int, shift: float, n: int, m: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

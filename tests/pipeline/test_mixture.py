@@ -29,7 +29,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
     return mixture(sizes, weights, draw(st.integers(0, 2**63)), draw(st.sampled_from([1, 5, 48, 64])))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mixtures())
 def test_every_position_of_every_part_is_taken_once(mixed: Mixture) -> None:
     """In each lane the positions of a part come one after the other, from the first on: none is skipped or repeated."""
@@ -40,7 +40,7 @@ def test_every_position_of_every_part_is_taken_once(mixed: Mixture) -> None:
             np.testing.assert_array_equal(mine, lane + mixed.lane_count * np.arange(len(mine)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mixtures())
 def test_every_sample_of_a_part_is_seen_once_per_own_epoch(mixed: Mixture) -> None:
     epochs, samples = mixed.batch(0, 4_000)
@@ -51,7 +51,7 @@ def test_every_sample_of_a_part_is_seen_once_per_own_epoch(mixed: Mixture) -> No
         assert (np.bincount(seen, minlength=max(whole, 0))[: max(whole, 0)] == order.samples).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mixtures(), st.integers(0, 10**12))
 def test_shares_are_exact_at_any_number_of_positions(mixed: Mixture, position: int) -> None:
     parts, places = mixed.parts(np.arange(5_000))
@@ -75,7 +75,7 @@ def test_two_parts_have_their_share_of_every_row_to_one_sample(one: int, other: 
     assert first + second == 48
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mixtures(), st.integers(0, 3000), st.integers(1, 700))
 def test_a_batch_is_a_pure_function_of_its_position(mixed: Mixture, position: int, size: int) -> None:
     sequence = np.concatenate([np.stack(mixed.batch(p, 97)) for p in range(0, position + size, 97)], axis=1)
@@ -85,7 +85,7 @@ def test_a_batch_is_a_pure_function_of_its_position(mixed: Mixture, position: in
     np.testing.assert_array_equal(np.stack(mixed.at(shuffled)), sequence[:, shuffled])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(mixtures(), st.integers(0, 9), st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16, 32, 64]), st.sampled_from([1, 3, 5]))
 def test_the_global_batch_is_the_same_for_every_world_size(mixed: Mixture, at: int, world: int, micro: int) -> None:
     """Slices as the stream takes them: of the batch sorted by lane, rank r's micro-step a is [a * W * m + r * m, + m)."""

@@ -25,7 +25,7 @@ any_seed = st.integers(0, 2**63)
 any_lanes = st.sampled_from([1, 2, 7, LANES, 64, 1024, MAX_LANES])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shard_lists(), any_seed, any_lanes, st.integers(0, 5), st.integers(0, 2**40))
 def test_every_sample_is_seen_once_per_epoch(shards: list[Shard], seed: int, lanes: int, epoch: int, rollbacks: int) -> None:
     order = Order(shards, seed, lanes, rollbacks)
@@ -36,7 +36,7 @@ def test_every_sample_is_seen_once_per_epoch(shards: list[Shard], seed: int, lan
     np.testing.assert_array_equal(np.sort(samples), np.arange(n))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 10**6), st.integers(1, 12), any_seed, any_lanes)
 @example(1, 1, 0, LANES)
 @example(10**6, 12, 0, 1024)
@@ -48,7 +48,7 @@ def test_every_sample_is_seen_once_in_sets_of_any_size(n: int, shards: int, seed
     np.testing.assert_array_equal(np.bincount(seen, minlength=n), 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shard_lists(), any_seed, any_lanes, st.integers(0, 3000), st.integers(1, 700))
 def test_a_batch_is_a_pure_function_of_its_position(
     shards: list[Shard], seed: int, lanes: int, position: int, size: int
@@ -65,7 +65,7 @@ def slices(order: Order, start: int, batch: int, micro: int, rank: int, world: i
     return [by_lane[a * world * micro + rank * micro :][:micro] for a in range(batch // (world * micro))]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shard_lists(), any_seed, any_lanes, st.integers(0, 9), st.sampled_from(WORLDS), st.sampled_from([1, 3, 5]))
 def test_the_global_batch_is_the_same_for_every_world_size(
     shards: list[Shard], seed: int, lanes: int, resumed_at: int, world: int, micro: int

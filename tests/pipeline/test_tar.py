@@ -39,7 +39,7 @@ NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"
 FILES = st.lists(st.tuples(NAMES, st.binary(max_size=1200)), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(FILES, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]), st.integers(1, 2000))
 def test_members_are_those_that_tarfile_finds(files: list[tuple[str, bytes]], form: int, step: int) -> None:
     data = written(files, form)
@@ -127,7 +127,7 @@ def test_every_flipped_byte_is_an_error_or_in_data() -> None:
             assert place < whole[-1][1] and [m[1:] for m in found] == [m[1:] for m in whole], place
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_bytes_crash_it(data: st.DataObject) -> None:
     """Anything: random blocks, or a tar with some bytes changed. An error, or what tarfile reads."""

@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
@@ -100,7 +100,6 @@ def test_launchers_leave_nothing_to_the_next() -> None:
     assert without_launchers(stays | dict.fromkeys(goes, "1")) == stays
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted({name for environ, _ in SCHEDULERS.values() for name in environ})), st.text("0123,-[]a")
