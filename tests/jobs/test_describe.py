@@ -19,6 +19,7 @@ from model.batchnorm import set_group
 from model.config import ModelConfig
 from model.describe import Layer, describe_network
 from model.latents import Stream as Numbers
+from model.layers import SelfAttention
 from model.networks import build_discriminator, build_generator
 from pipeline.batch import BatchConfig, plan_batch
 from pipeline.config import load_config
@@ -146,8 +147,11 @@ def step_flops(model: ModelConfig) -> list[float]:
     """FLOPs an image of a real D step and a real G step of two micro-batches of two."""
     plan, ranks = plan_batch(BatchConfig(4, 2, 2), 1), Ranks(0, 1, torch.device("cpu"))
     g, d = Plain(build_generator(model)), Plain(build_discriminator(model))
-    set_group(g.module, 2)
-    set_group(d.module, 2)
+    for network in (g.module, d.module):
+        set_group(network, 2)
+        for layer in network.modules():
+            if isinstance(layer, SelfAttention):
+                layer.eval()  # products of all pairs, as the formula has them
     objective = Objective(ObjectiveConfig(), plan, ranks, 0)
     pair = (torch.zeros(2, model.channels, model.resolution, model.resolution), torch.zeros(2, dtype=torch.int64))
     draw = fakes(model, plan, ranks, 0, Numbers.D_STEP, 0)

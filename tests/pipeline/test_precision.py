@@ -38,10 +38,10 @@ def start_four_times(ranks: Ranks, folder: str, shards: str) -> None:
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps([start.precision for start in [*found, on_gpus]]))
 
 
-def test_the_faster_one_is_taken_by_all_and_kept(tmp_path: Path, shards: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    on_ranks(2, start_four_times, str(tmp_path), str(shards))
+def test_the_faster_one_is_taken_by_all_and_kept(tmp_path: Path, shards: Path) -> None:
+    lines = on_ranks(2, start_four_times, str(tmp_path), str(shards)).splitlines()
     found, others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("precision=auto: ")]
+    said = [line for line in lines if line.startswith("precision=auto: ")]
     measured = re.fullmatch(r"precision=auto: (\w+), as a thread .* at (\d+) GFLOP/s in bf16, (\d+) in fp32", said[0])
     assert measured
     faster, bf16, fp32 = measured[1], int(measured[2]), int(measured[3])
