@@ -60,9 +60,9 @@ WARM = 2
 BAR = 0.8
 """Of two processes: messages, and what each of them does for itself (spectral norm, at stage 0 Adam), may take a fifth."""
 LIMIT = 0.1
-"""Of `apart` in fp32. After three updates of the network of 32 px rounding had made 0.004 (batch 16, one thread) to 0.062 (batch
-64, 4 processes beside 2 threads), and half of the real images replaced 0.25. In bf16 rounding alone made 0.15, which is too near
-to that to judge by."""
+"""Of `apart` in fp32. After three updates of the network of 32 px rounding had made 0.004 (batch 16, one thread) to 0.062
+(batch 64, 4 processes beside 2 threads), and half of the real images replaced 0.25. In bf16 rounding alone made 0.15, which is
+too near to that to judge by."""
 GPUS = [8, 16, 32, 64, 128, 256, 512]
 PLAN = ["biggan-128", "batch.global_batch=2048", "batch.micro_batch=null"]
 NODE = 8
