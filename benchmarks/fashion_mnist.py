@@ -8,23 +8,15 @@ classifier on 10,000 samples.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import biggan, judged, train
 from benchmarks.report import report
 
 IMAGES = {"fashion-mnist": 256_000, "fashion-mnist-transposed": 320_000}
-
-
-def _biggan(*argv: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *argv], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"benchmarks.fashion_mnist: biggan {argv[0]} failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 def main() -> None:
@@ -36,7 +28,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     args = parser.parse_args()
     shards = args.work / "shards"
-    _biggan("shard", "fashion-mnist", str(shards))
+    biggan("shard", "fashion-mnist", shards)
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for preset, images in IMAGES.items():
@@ -44,19 +36,11 @@ def main() -> None:
             began = time.perf_counter()
             changes = {"run": run, "seed": seed, "data.uri": shards / "train", "total_images": images}
             changes |= {"optim.decay_from": images // 2}
-            _biggan("train", preset, *(f"{key}={value}" for key, value in changes.items()))
+            train(preset, changes)
             seconds = round(time.perf_counter() - began)
-            judged = run / "judged.json"
-            options = {
-                "--cache": args.work / "judge",
-                "--extractor": "fashion-mnist-clf",
-                "--samples": args.samples,
-                "--json": judged,
-            }
-            _biggan("evaluate", str(run), *(str(part) for option in options.items() for part in option))
-            found = json.loads(judged.read_text())
+            found = judged(run, args.work / "judge", args.samples)
             rows.append({"preset": preset, "seed": seed, "images": images, "seconds": seconds})
-            rows[-1] |= {"accuracy": round(found["accuracy"], 4), "FID": round(found["FID[fashion-mnist-clf]"], 2)}
+            rows[-1] |= {"accuracy": round(found["accuracy"], 4), "FID": round(found["FID"], 2)}
             print(rows[-1], flush=True)
     figures = {
         preset: {

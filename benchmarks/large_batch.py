@@ -9,14 +9,12 @@ larger batch has seen eight times the images: the table has both.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import biggan, judged, train
 from benchmarks.report import report
 
 BATCHES = (64, 512)
@@ -25,25 +23,16 @@ HALF_LIFE = 69
 """Of the EMA, in updates: a decay of 0.99."""
 
 
-def _biggan(*argv: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *argv], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"benchmarks.large_batch: biggan {argv[0]} failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
 def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[str, Any]:
     """Train from where the run is up to `updates`, evaluate; one row."""
     run, images, began = args.work / f"batch-{batch}-{seed}", updates * batch, time.perf_counter()
     changes = {"run": run, "seed": seed, "data.uri": args.work / "shards" / "train", "total_images": images}
     changes |= {"batch.global_batch": batch, "batch.micro_batch": 32, "batch.norm_group": GROUP, "optim.decay_from": "null"}
     changes |= {"optim.ema_half_life": HALF_LIFE * batch, "checkpoint.every": images, "tracking.mode": "off"}
-    _biggan("train", "fashion-mnist", *(f"{key}={value}" for key, value in changes.items()))
-    judged = run / "judged.json"
-    options = {"--cache": args.work / "judge", "--extractor": "fashion-mnist-clf", "--samples": args.samples, "--json": judged}
-    _biggan("evaluate", str(run), *(str(part) for option in options.items() for part in option))
-    found = json.loads(judged.read_text())
+    train("fashion-mnist", changes)
+    found = judged(run, args.work / "judge", args.samples)
     row = {"batch": batch, "updates": updates, "seed": seed, "images": images, "seconds": round(time.perf_counter() - began)}
-    return row | {"accuracy": round(found["accuracy"], 4), "FID": round(found["FID[fashion-mnist-clf]"], 2)}
+    return row | {"accuracy": round(found["accuracy"], 4), "FID": round(found["FID"], 2)}
 
 
 def main() -> None:
@@ -56,7 +45,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     args = parser.parse_args()
     updates = sorted(args.updates) if args.images is None else [max(1, args.images // max(BATCHES))]
-    _biggan("shard", "fashion-mnist", str(args.work / "shards"))
+    biggan("shard", "fashion-mnist", args.work / "shards")
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
         for batch in BATCHES:

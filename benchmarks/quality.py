@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.commands import biggan, judged
 from benchmarks.report import report
 from benchmarks.workers import one_rank
 
@@ -40,25 +41,13 @@ def train(way: tuple[str, ...], run: Path, *overrides: str) -> float:
     return time.perf_counter() - began
 
 
-def biggan(*words: str) -> None:
-    """Another command. Raises RuntimeError with what it said."""
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"biggan {words[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
 def row(name: str, way: tuple[str, ...], seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train, judge."""
     run = args.work / f"{name.replace(', ', '-')}-{seed}"
     lengths = [f"total_images={args.images}", f"optim.decay_from={args.images // 2}", f"checkpoint.every={args.images}"]
     off = ["tracking.mode=off", "sample_every=0", "processes=1"]
     seconds = train(way, run, f"seed={seed}", f"data.uri={args.work}/shards/train", *lengths, *off)
-    judged = run / "judged.json"
-    judge = ("--extractor", "fashion-mnist-clf", "--cache", str(args.work / "judge"), "--samples", str(args.samples))
-    biggan("evaluate", str(run), "--json", str(judged), *judge)
-    found = json.loads(judged.read_text())
-    figures = {"accuracy": found["accuracy"], "FID": found["FID[fashion-mnist-clf]"]}
-    return {"way": name, "seed": seed, "images/s": args.images / seconds} | figures
+    return {"way": name, "seed": seed, "images/s": args.images / seconds} | judged(run, args.work / "judge", args.samples)
 
 
 def compare(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -90,7 +79,7 @@ def main() -> int:
     args = parser.parse_args()
     if len(args.seeds) < 2:
         parser.error("--seeds: one seed has no spread; type two or more")
-    biggan("shard", "fashion-mnist", str(args.work / "shards"))
+    biggan("shard", "fashion-mnist", args.work / "shards")
     rows = []
     for seed in args.seeds:
         for name in dict.fromkeys([PLAIN, *args.ways]):

@@ -15,15 +15,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def _full(x: Tensor) -> Tensor:
-    """x in a precision that statistics can be taken in."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+def _precise(x: Tensor) -> torch.dtype:
+    """What statistics of x can be taken in."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     """Count [1], mean [C] and variance [C] of x [n, C, ...] over all but C, and over the ranks of `group`; float64."""
     # float64, all of it: the sum of squares minus the squared mean loses most digits where the mean is large.
-    var, mean = (m.double() for m in torch.var_mean(_full(x), [d for d in range(x.dim()) if d != 1], correction=0))
+    var, mean = (m.double() for m in torch.var_mean(x.to(_precise(x)), [d for d in range(x.dim()) if d != 1], correction=0))
     count = mean.new_full((1,), x.numel() // x.shape[1])
     if group is None:
         return count, mean, var
@@ -42,7 +42,7 @@ class _NormaliseAcrossRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, group: dist.ProcessGroup) -> Tensor:
         total, mean, var = _moments(x, group)
-        precise = torch.promote_types(x.dtype, torch.float32)
+        precise = _precise(x)
         y = F.batch_norm(x, mean.to(precise), var.to(precise), None, None, False, 0.0, eps)
         ctx.save_for_backward(y, (var + eps).rsqrt().to(precise), total)
         ctx.group = group
@@ -85,7 +85,7 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x, self.mean, self.var, None, None, False, 0.0, self.eps)
         if self.recorded is not None:
             self.recorded.append(_moments(x, self.process_group))
-            _, mean, var = (m.to(_full(x).dtype) for m in self.recorded[-1])
+            _, mean, var = (m.to(_precise(x)) for m in self.recorded[-1])
             return F.batch_norm(x, mean, var, None, None, False, 0.0, self.eps)
         size = self.group_samples or len(x)
         if size >= len(x):  # the gradient of one part would be a copy
