@@ -68,3 +68,17 @@ def test_kernels_are_added_up_in_full_precision_under_autocast() -> None:
         assert torch.equal(resample._four(weight, "up"), resample._four(weight, "up").float())
         assert resample._four(weight, "up").dtype == torch.float32
     torch.testing.assert_close(resample._four(weight, "down").sum((2, 3)), weight.sum((2, 3)))
+
+
+@pytest.mark.parametrize("resize", ["up", "down"])
+def test_a_weight_is_in_the_order_that_its_kernel_is_made_from(resize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every forward and backward would copy it."""
+    layer, seen = SNConv2d(4, 8, 3, 1e-6, resize=resize), []  # type: ignore[arg-type]
+    whole = resample._four
+    monkeypatch.setattr(resample, "_four", lambda weight, way: seen.append((weight, whole(weight, way))) or seen[-1][1])
+    layer(torch.randn(8, 4, 32, 32))
+    ((weight, kernel),) = seen
+    rows = weight.permute(resample.MEMORY[resize])  # type: ignore[index]
+    first, _, _, last = rows.shape
+    assert rows.is_contiguous() and kernel.is_contiguous(memory_format=torch.channels_last)
+    assert kernel.shape == (first, last, 4, 4) == ((4, 8, 4, 4) if resize == "up" else (8, 4, 4, 4))
