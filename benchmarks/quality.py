@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
@@ -29,16 +28,15 @@ FIGURES = {"accuracy": 1.0, "FID": -1.0}
 ERRORS = 2.0
 
 
-def train(way: tuple[str, ...], run: Path, *overrides: str) -> float:
-    """Seconds of a run. Raises RuntimeError with the end of its log."""
-    log, began = run.with_suffix(".log"), time.perf_counter()
+def train(way: tuple[str, ...], run: Path, *overrides: str) -> None:
+    """Raises RuntimeError with the end of the run's log."""
+    log = run.with_suffix(".log")
     environment = os.environ | one_rank(torch.cuda.is_available())
     command = [sys.executable, "-m", "benchmarks.quality_arm", way[0], "fashion-mnist", f"run={run}", *way[1:], *overrides]
     with open(log, "w") as output:
         done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
     if done.returncode:
         raise RuntimeError(f"{run} ended with {done.returncode}:\n{log.read_text()[-3000:]}")
-    return time.perf_counter() - began
 
 
 def row(name: str, way: tuple[str, ...], seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -46,8 +44,8 @@ def row(name: str, way: tuple[str, ...], seed: int, args: argparse.Namespace) ->
     run = args.work / f"{name.replace(', ', '-')}-{seed}"
     lengths = [f"total_images={args.images}", f"optim.decay_from={args.images // 2}", f"checkpoint.every={args.images}"]
     off = ["tracking.mode=off", "sample_every=0", "processes=1"]
-    seconds = train(way, run, f"seed={seed}", f"data.uri={args.work}/shards/train", *lengths, *off)
-    return {"way": name, "seed": seed, "images/s": args.images / seconds} | judged(run, args.work / "judge", args.samples)
+    train(way, run, f"seed={seed}", f"data.uri={args.work}/shards/train", *lengths, *off)
+    return {"way": name, "seed": seed} | judged(run, args.work / "judge", args.samples)
 
 
 def compare(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
