@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ MODES = {
     "fp32": ["precision=fp32"],
 }
 """Overrides; fp32 is torch's default, with convolutions in TF32."""
+SEARCHED = "bf16, searched"
+"""As `bf16`, while cuDNN tries all its algorithms and takes the quickest. Training does not, so bars know nothing of it."""
 DOES_NOT_FIT = "does not fit"
 
 
@@ -36,8 +39,9 @@ class Sizes:
     model: Mapping[int, list[str]]
     """Pixels -> overrides of the preset biggan-128."""
     first: list[tuple[int, str, int]]
-    """(pixels, mode, micro-batch) of the steps that matter most."""
+    """(pixels, mode, micro-batch) of the steps that matter most, the first `traced` of which the profiler looks at, too."""
     then: list[tuple[int, str, int]]
+    traced: int
     updates: int | None
     peers: list[str]
     """Arguments of `benchmarks.peers`."""
@@ -55,7 +59,8 @@ def _model(resolution: int, *more: str) -> list[str]:
 GPU = Sizes(
     large=128,
     model={128: _model(128), 256: _model(256)},
-    first=[(128, "bf16", 256), (128, "bf16, compiled", 256), (128, "fp32", 128)],
+    first=[(128, "bf16", 256), (128, "bf16, compiled", 256), (128, SEARCHED, 256), (128, "fp32", 128)],
+    traced=2,
     then=[
         *((128, "bf16", 512), (128, "bf16", 128), (256, "bf16", 64), (128, "bf16, compiled", 512), (128, "bf16", 64)),
         *((256, "bf16, compiled", 64), (128, "fp32", 256), (128, "fp32", 64), (128, "bf16, compiled", 128), (256, "fp32", 32)),
@@ -65,7 +70,7 @@ GPU = Sizes(
     updates=None,
     peers=["--resolution", "128", "--micro-batch", "64", "--rounds", "7", "--half", "--modes", "fp32", "bf16"],
     images=1024,
-    train_seconds=30.0,
+    train_seconds=20.0,
     compile_limit=150.0,
 )
 _NARROW = ("model.ch=4", "model.num_classes=10", "model.shared_dim=8", "model.g_attention=[]", "model.d_attention=[]")
@@ -73,6 +78,7 @@ TINY = Sizes(
     large=32,
     model={32: _model(32, "model.z_dim=16", *_NARROW), 64: _model(64, "model.z_dim=20", *_NARROW)},
     first=[(32, "bf16", 4), (32, "fp32", 4)],
+    traced=1,
     then=[(64, "bf16", 2), (32, "bf16, compiled", 4)],
     updates=2,
     peers=["--resolution", "32", "--ch", "8", "--micro-batch", "2", "--rounds", "1", "--threads", "1"],
@@ -100,8 +106,12 @@ class Bench:
 
     def best(self) -> Row | None:
         """The fastest step of the main network."""
-        steps = [r for r in self.rows.values() if r.get("pixels") == self.sizes.large and "images/s" in r and "mode" in r]
-        return max(steps, key=lambda row: row["images/s"], default=None)
+        return max(steps(self.rows, self.sizes.large), key=lambda row: row["images/s"], default=None)
+
+
+def steps(rows: Mapping[str, Row], pixels: int) -> list[Row]:
+    """Rows of steps that a training can make."""
+    return [r for r in rows.values() if r.get("pixels") == pixels and "images/s" in r and r["mode"] in MODES]
 
 
 def rates(bench: Bench, limit: float) -> Row:
@@ -117,21 +127,12 @@ def one_step(bench: Bench, limit: float, pixels: int, mode: str, micro_batch: in
         return begun | {"error": DOES_NOT_FIT, "ok": None}
     if failed := [r["micro-batch"] for r in before if r["ok"] is False]:
         return begun | {"error": f"not tried: micro-batch {failed[0]} has failed", "ok": None}
-    overrides = [*bench.sizes.model[pixels], *MODES[mode]]
-    row = step.row(step.PRESET, overrides, micro_batch, bench.sizes.updates, limit, bench.log)
+    overrides = [*bench.sizes.model[pixels], *MODES["bf16" if mode == SEARCHED else mode]]
+    more: Row = {"search": mode == SEARCHED}
+    if (pixels, mode, micro_batch) in bench.sizes.first[: bench.sizes.traced]:
+        more["trace"] = str(bench.out / f"{mode.replace(', ', '-')}.trace.json.gz")
+    row = step.row(step.PRESET, overrides, micro_batch, bench.sizes.updates, limit, bench.log, more)
     return begun | row | {"ok": None if row.get("error") in (None, DOES_NOT_FIT) else False}
-
-
-def traced(bench: Bench, limit: float) -> Row:
-    """The fastest step under the profiler."""
-    best = bench.best()
-    if not best:
-        raise FailedError("no step has been measured")
-    overrides, size = [*bench.sizes.model[bench.sizes.large], *MODES[best["mode"]]], best["micro-batch"]
-    row = step.row(step.PRESET, overrides, size, 3, limit, bench.log, bench.out / "trace")
-    if "error" in row:
-        raise FailedError(row["error"])
-    return {key: row[key] for key in ("traced", "busy", "kernels", "gaps")} | {"of": best["mode"], "batch": size, "ok": None}
 
 
 def beside(bench: Bench, limit: float, project: str) -> Row:
@@ -144,7 +145,7 @@ def beside(bench: Bench, limit: float, project: str) -> Row:
     if not said.startswith("{"):  # 1 is also the code of a traceback
         raise FailedError(last_line(bench.log, began))
     found = json.loads(said)[project]
-    return against(found["rows"], project) | {"rows": found["rows"], "ok": found["same losses"]}
+    return against(found["rows"], project) | {key: found[key] for key in ("rows", "losses")} | {"ok": found["same losses"]}
 
 
 def against(rows: list[Row], project: str) -> Row:
@@ -158,10 +159,20 @@ def against(rows: list[Row], project: str) -> Row:
 
 def trained(bench: Bench, limit: float) -> Row:
     """`biggan train` on shards that are packed here: images/s, and the share of its time in which a step waits for data."""
-    best, sizes, end = bench.best(), bench.sizes, time.monotonic() + limit
+    best = bench.best()
     if not best:
         raise FailedError("no step has been measured")
-    folder = bench.out / "training"
+    with tempfile.TemporaryDirectory(prefix="biggan-gpu-") as folder:
+        cut = _train(bench, best, Path(folder), time.monotonic() + limit)
+        records = [record.get("metrics", {}) for record, _ in read(Path(folder, "run"))]
+    found = waiting([metrics for metrics in records if "images_per_second" in metrics])
+    found |= {"of the step's": found["images/s"] / best["images/s"], "of": best["mode"], "batch": best["micro-batch"]}
+    return found | {"cut": cut, "ok": None if cut is None or cut.startswith("no end after") else False}
+
+
+def _train(bench: Bench, best: Row, folder: Path, end: float) -> str | None:
+    """Why it ended before its end, if it did; what it has reported until then is worth having all the same."""
+    sizes = bench.sizes
     for label in range(CLASSES):
         (folder / "images" / f"class{label}").mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
@@ -177,11 +188,13 @@ def trained(bench: Bench, limit: float) -> Row:
     overrides += [f"run={folder / 'run'}", f"data.uri={folder / 'shards'}", "data.lanes=1", "zero.stage=0", "sample_every=0"]
     overrides += [f"batch.{key}={batch}" for key in ("global_batch", "norm_group", "micro_batch")]
     overrides += [f"log_every={every}", "tracking.mode=offline", "checkpoint.every=1_000_000_000"]
+    try:
+        said = call([*biggan, "train", step.PRESET, *overrides], end - time.monotonic(), bench.log)
+    except FailedError as error:
+        return str(error)
     with open(bench.log, "a") as log:
-        log.write(call([*biggan, "train", step.PRESET, *overrides], end - time.monotonic(), bench.log))
-    reports = [record["metrics"] for record, _ in read(folder / "run") if "images_per_second" in record.get("metrics", {})]
-    found = waiting(reports)
-    return found | {"of the step's": found["images/s"] / best["images/s"], "of": best["mode"], "batch": batch, "ok": None}
+        log.write(said)
+    return None
 
 
 def waiting(reports: list[Row]) -> Row:
@@ -215,11 +228,10 @@ def bars(rows: Mapping[str, Row], gpu: str | None) -> list[Row]:
     is not there does not hold.
     """
     on_gpu, h100 = gpu is not None, "H100" in (gpu or "")
-    steps = [r["images/s"] for r in rows.values() if r.get("pixels") == 128 and "mode" in r and "images/s" in r]
     original, training = rows.get("peers biggan-pytorch", {}), rows.get("training", {})
     asked = on_gpu and not original.get("error", "").startswith("not asked for")
     found = {
-        "images/s at 128 px": (max(steps, default=None), h100),
+        "images/s at 128 px": (max((row["images/s"] for row in steps(rows, 128)), default=None), h100),
         "x BigGAN-PyTorch, fp32": (original.get("x fp32"), asked),
         "x BigGAN-PyTorch, half": (original.get("x half"), asked),
         "data wait": (training.get("data wait"), on_gpu),

@@ -1,9 +1,11 @@
 """What the comparison of training steps asks of another project: the same network and batch, its own step."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Noise = Callable[[], tuple[Tensor, Tensor]]
@@ -43,3 +45,14 @@ class Peer(Protocol):
         Takes real images [micro_batch * d_steps, 3, r, r] in -1..1 and their labels int64. Returns the last losses by name
         (`loss/d`, `loss/g`) where the project has them.
         """
+
+
+@contextlib.contextmanager
+def searching() -> Iterator[None]:
+    """cuDNN looks for its quickest algorithms, as the originals have it do (StudioGAN where there is no seed)."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

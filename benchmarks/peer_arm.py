@@ -1,7 +1,7 @@
 """One side of `benchmarks.peers`, in a process of its own that is started as its users start it.
 
-The first line of stdin says which, as JSON; then each line asks for an update. On stdout: `ready`, then for each update its
-seconds and losses as JSON.
+The first line of stdin says which, as JSON; then each line asks for an update: `update`, or `exact` for one without TF32. On
+stdout: `ready`, then for each update its seconds and losses as JSON.
 """
 
 import json
@@ -100,7 +100,8 @@ def main() -> None:
     peer = make(asked, setting, device)
     x, y = reals(setting, device)
     print("ready", file=answers)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        torch.backends.cudnn.allow_tf32 = line.strip() != "exact"
         began = time.perf_counter()
         losses = peer.update(x, y)  # reads its losses, and so waits for a GPU
         answer = {"seconds": time.perf_counter() - began, "threads": torch.get_num_threads(), "losses": losses}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.originals import importing, missing_modules
-from benchmarks.peer import Noise, Setting
+from benchmarks.peer import Noise, Setting, searching
 
 LR, EPS, EMA_DECAY = {"G": 1e-4, "D": 4e-4}, 1e-6, 0.9999
 """Adam's learning rates and epsilon, of launch_BigGAN_bs256x8.sh."""
@@ -66,5 +66,6 @@ class BigGANPyTorch:
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         self._state["itr"] += 1
-        said = self._train(x.half() if self._half else x, y)
+        with searching():
+            said = self._train(x.half() if self._half else x, y)
         return {"loss/d": said["D_loss_real"] + said["D_loss_fake"], "loss/g": said["G_loss"]}

@@ -10,10 +10,9 @@ None of them is called in a step. `RUN` holds what src/main.py has by default fo
 wants a GPU and a data set.
 """
 
-import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import yaml
 from torch import Tensor
 
 from benchmarks.originals import importing
-from benchmarks.peer import Setting
+from benchmarks.peer import Setting, searching
 from pipeline.errors import ConfigError
 
 _STAND_INS = (
@@ -53,22 +52,11 @@ class StudioGAN:
         if len(x) != wanted:
             raise ValueError(f"{len(x)} images: an update takes {wanted}, the micro-batch times the D steps")
         self.worker.train_iter = iter([(x, y)])
-        with _searching():
+        with searching():
             _, d = self.worker.train_discriminator(current_step=self.step)
             g = self.worker.train_generator(current_step=self.step)
         self.step += 1
         return {"loss/d": d.item(), "loss/g": g.item()}
-
-
-@contextlib.contextmanager
-def _searching() -> Iterator[None]:
-    """cuDNN looks for its quickest algorithms, as its loader has it do on a run without a seed; others' steps are as before."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def studiogan(folder: Path, setting: Setting, mixed_precision: bool = False) -> StudioGAN:

@@ -44,8 +44,10 @@ MODES: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32", "objective": {"power_iteration": "forward"}},
     "fp32, once a step": {"precision": "fp32"},
     "bf16": {"precision": "bf16"},
+    "bf16, compiled": {"precision": "bf16", "compile": True},
 }
 """What ours is measured with. fp32: spectral norm's vectors moved as often as theirs."""
+DEFAULT = ["fp32", "fp32, once a step", "bf16"]
 KNOWN = {"biggan-pytorch": "train_fns.py", "studiogan": "src/worker.py"}
 """The originals, and a file by which to know a checkout."""
 BARS = {"fp32": 1.2, "fastest": 2.0}
@@ -56,17 +58,19 @@ STEPS, LIMIT = 3, 1e-4
 class Arm:
     """A process that makes updates (`benchmarks.peer_arm`)."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[str]", log: Path):
+    def __init__(self, name: str, process: "subprocess.Popen[str]", log: Path, asked: dict[str, Any]):
         self.name, self._process, self._log = name, process, log
-
-    def update(self) -> dict[str, Any]:
-        """Seconds, losses, threads."""
-        self._send("update")
-        return json.loads(self._read())
-
-    def begin(self, asked: dict[str, Any]) -> None:
         self._send(json.dumps(asked))
+
+    def ready(self) -> "Arm":
+        """Wait until it is."""
         self._read()
+        return self
+
+    def update(self, kind: str = "update") -> dict[str, Any]:
+        """Seconds, losses, threads; `kind` may be `exact`: without TF32."""
+        self._send(kind)
+        return json.loads(self._read())
 
     def _send(self, line: str) -> None:
         assert self._process.stdin
@@ -83,7 +87,7 @@ class Arm:
 
 @contextlib.contextmanager
 def arm(name: str, asked: dict[str, Any], threads: int, folder: Path) -> Iterator[Arm]:
-    """A side of the comparison, ready for its first update; its process ends with the context."""
+    """A side of the comparison that is on its way to be `ready`; its process ends with the context."""
     own = {"OMP_NUM_THREADS": str(threads)} | (one_rank(torch.cuda.is_available()) if asked["side"] == "ours" else {})
     log = folder / f"{name}.log"
     with open(log, "wb") as errors:
@@ -91,9 +95,7 @@ def arm(name: str, asked: dict[str, Any], threads: int, folder: Path) -> Iterato
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         process = subprocess.Popen(command, env=os.environ | own, text=True, **pipes)  # type: ignore[call-overload]
     try:
-        started = Arm(name, process, log)
-        started.begin(asked)
-        yield started
+        yield Arm(name, process, log, asked)
     finally:
         process.kill()
         process.wait()
@@ -112,7 +114,7 @@ def same_losses(ours: Arm, original: Arm) -> tuple[list[dict[str, Any]], bool]:
     """Rows with the losses of `STEPS` updates on both sides, and whether all are within `LIMIT`."""
     rows, same = [], True
     for step in range(STEPS):
-        mine, theirs = ours.update()["losses"], original.update()["losses"]
+        mine, theirs = (side.update("exact")["losses"] for side in (ours, original))
         row: dict[str, Any] = {"update": step + 1}
         for key in mine:
             row |= {f"{key}, ours": mine[key], f"{key}, theirs": theirs[key]}
@@ -138,20 +140,21 @@ def measure(
     losses, same = [], True
     with tempfile.TemporaryDirectory(prefix="biggan-peers-") as name, contextlib.ExitStack() as stack:
         folder, weights = Path(name), None
-        (theirs := folder / "theirs").mkdir()
-        asked = common | {"side": project, "mode": "fp32"}
-        arms = [stack.enter_context(arm(project, asked | {"save": str(theirs)}, threads, folder))]
+        (saved := folder / "theirs").mkdir()
+
+        def start(name: str, **asked: object) -> Arm:
+            return stack.enter_context(arm(name, common | asked, threads, folder))
+
+        theirs = [start(project, side=project, mode="fp32", save=str(saved))]
+        theirs += [start(f"{project}, half", side=project, mode="half")] if half else []
+        theirs = [side.ready() for side in theirs]
         if project == "biggan-pytorch":
-            weights = imported(theirs, folder / "ours")
-        if half:
-            arms.append(stack.enter_context(arm(f"{project}, half", asked | {"mode": "half"}, threads, folder)))
-        first = len(arms)
-        for mode in modes:
-            asked = common | {"side": "ours", "mode": mode, "keys": MODES[mode], "init": weights}
-            arms.append(stack.enter_context(arm(f"ours, {mode}", asked, threads, folder)))
+            weights = imported(saved, folder / "ours")
+        ours = [start(f"ours, {mode}", side="ours", mode=mode, keys=MODES[mode], init=weights) for mode in modes]
+        ours = [side.ready() for side in ours]
         if weights:
-            losses, same = same_losses(arms[first], arms[0])
-        rows = ratios(race(arms, rounds), setting.micro_batch)
+            losses, same = same_losses(ours[0], theirs[0])
+        rows = ratios(race([*theirs, *ours], rounds), setting.micro_batch)
     return {"setting": asdict(setting), "same losses": same, "losses": losses, "rows": rows}
 
 
@@ -174,7 +177,7 @@ def main() -> int:
     parser.add_argument("--resolution", type=int, choices=SETTINGS, default=32, help="pixels (default: 32)")
     parser.add_argument("--ch", type=int, help="width multiplier (default: 64 at 32 px, else 96)")
     parser.add_argument("--micro-batch", type=int, help="images in an update (default: 32 at 32 px, 4 at 128, 2 at 256)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="of ours; the first must be fp32")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=DEFAULT, help="of ours; the first must be fp32")
     parser.add_argument("--half", action="store_true", help="the originals' mixed precision, too (needs a GPU)")
     parser.add_argument("--rounds", type=int, default=9, help="updates of each (default: 9)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU (default: all)")

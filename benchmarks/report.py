@@ -7,6 +7,7 @@ the versions and the commit that they were measured on.
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -49,6 +50,8 @@ def device() -> str:
 
 def commit() -> str:
     """The commit of this checkout; `unknown` where the code is not one."""
+    if not shutil.which("git"):
+        return "unknown"
     here = Path(__file__).parent
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True, check=False)

@@ -13,8 +13,10 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,14 +44,20 @@ def ask(asked: dict[str, Any], limit: float, log: Path) -> dict[str, Any]:
 
 
 def row(
-    source: str, overrides: list[str], micro_batch: int, updates: int | None, limit: float, log: Path, trace: Path | None = None
+    source: str,
+    overrides: list[str],
+    micro_batch: int,
+    updates: int | None,
+    limit: float,
+    log: Path,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One row of the table; with the key `error` if there are no figures. With `trace`, what `step_arm` says of that, too."""
+    """One row of the table; with the key `error` if there are no figures. `more` is asked of `step_arm`: `search`, `trace`."""
     begun: dict[str, Any] = {"micro-batch": micro_batch}
     asked = {"what": "step", "source": source, "overrides": overrides, "micro_batch": micro_batch, "updates": updates}
     try:
         config = config_of(source, overrides, micro_batch)
-        found = ask(asked | ({"trace": str(trace)} if trace else {}), limit, log)
+        found = ask({**asked, **more}, limit, log)
     except DoesNotFitError:
         return begun | {"error": "does not fit"}
     except (FailedError, ConfigError) as error:
@@ -57,7 +65,7 @@ def row(
     if found["skipped"]:
         steps = found["updates"] * (config.batch.d_steps + 1)
         return begun | {"error": f"{found['skipped']} of {steps} optimiser steps were skipped: their gradients are not finite"}
-    traced = {key: found[key] for key in ("traced", "kernels", "busy", "gaps") if key in found}
+    traced = {key: found[key] for key in ("traced", "kernels", "busy", "gaps", "not traced") if key in found}
     return begun | figures(found, _flops(config.model, config.batch.d_steps)) | traced
 
 

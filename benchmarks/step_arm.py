@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,8 +86,12 @@ class Training:
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the updates that are `asked` for, and of their phases; with `trace`, a folder, two more under the profiler."""
+    """Seconds of the updates that are `asked` for, and of their phases; with `trace`, a file, two more under the profiler.
+
+    With `search`, cuDNN looks for its quickest algorithms in the first updates.
+    """
     ranks = start_workers()
+    torch.backends.cudnn.benchmark = asked.get("search", False)
     cuda = ranks.device.type == "cuda"
     config = config_of(asked["source"], asked["overrides"], asked["micro_batch"])
     rate = matrix_rate(ranks.device, config.precision)
@@ -110,20 +114,24 @@ def measure(asked: dict[str, Any]) -> dict[str, Any]:
     found |= {"phases": {name: lap[name] / updates for name in ("d_step", "g_step", "ema")}, "warm": warm, "rate": rate}
     found |= {"skipped": int(training.skipped), "memory": torch.cuda.max_memory_allocated() if cuda else resident_peak()}
     found |= {"device": device_name(ranks.device), "type": ranks.device.type, "threads": torch.get_num_threads()}
-    return found | (_traced(training, Path(asked["trace"])) if asked.get("trace") else {})
+    if asked.get("trace"):
+        try:
+            found |= _traced(training, asked["trace"])
+        except Exception as error:  # the figures are worth having all the same
+            traceback.print_exc()
+            found["not traced"] = f"{type(error).__name__}: {error}"
+    return found
 
 
-def _traced(training: Training, folder: Path) -> dict[str, Any]:
-    """Kernels (on a CPU: operators) by time and the longest gaps between them, of `TRACED` updates; folder/trace.json.gz."""
+def _traced(training: Training, file: str) -> dict[str, Any]:
+    """Kernels (on a CPU: operators) by time and the longest gaps between them, of `TRACED` updates, whose trace `file` gets."""
     from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
     cuda = training.ranks.device.type == "cuda"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "trace.json.gz"
     with profile(
         activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda,
         schedule=schedule(wait=0, warmup=1, active=TRACED, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(file)),
+        on_trace_ready=lambda done: done.export_chrome_trace(file),
     ) as profiler:
         for _ in range(1 + TRACED):
             training.update(record_function)

@@ -13,7 +13,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn, Protocol, cast
 
 import jobs
@@ -55,6 +55,13 @@ def commands() -> list[str]:
     return sorted(names, key=lambda name: (_TOUR.index(name) if name in _TOUR else len(_TOUR), name))
 
 
+def _version() -> str:
+    try:
+        return version("biggan-pipeline")
+    except PackageNotFoundError:  # run from a copy of the code
+        return "not installed"
+
+
 def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="biggan",
@@ -62,7 +69,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version("biggan-pipeline"))
+    parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in names:
         job = cast(Job, importlib.import_module(f"jobs.{name}"))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batchnorm import BatchNorm
+from .resample import doubled
 from .spectral import SNConv2d, SNLinear
 
 
@@ -91,7 +92,7 @@ class GBlock(nn.Module):
         h = self.conv1(F.relu(self.bn1(x, condition), inplace=True))
         h = self.conv2(F.relu(self.bn2(h, condition), inplace=True))
         # A 1x1 convolution and nearest upsampling commute: convolving first is a quarter of the work.
-        return h + F.interpolate(self.shortcut(x), scale_factor=2.0)
+        return h + doubled(self.shortcut(x))
 
 
 class DeepGBlock(nn.Module):
@@ -121,7 +122,7 @@ class DeepGBlock(nn.Module):
         h = self.conv3(F.relu(self.bn3(h, condition), inplace=True))
         h = self.conv4(F.relu(self.bn4(h, condition), inplace=True))
         kept = x[:, : self.outputs]
-        return h + (F.interpolate(kept, scale_factor=2.0) if self.upsample else kept)
+        return h + (doubled(kept) if self.upsample else kept)
 
 
 class DBlock(nn.Module):

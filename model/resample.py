@@ -5,6 +5,7 @@ too): its entries are sums of the 3x3 kernel's, it takes 4/9 of the multiplicati
 exists. The results are the same but for rounding.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -18,6 +19,16 @@ or two of them, whatever the widths (measured on a CPU; a GPU's micro-batches ha
 Resize = Literal["up", "down"]
 MEMORY: dict[Resize, tuple[int, ...]] = {"up": (1, 2, 3, 0), "down": (0, 2, 3, 1)}
 """In which order in memory a weight [out, in, 3, 3] has its dimensions if its kernel of 4x4 is made without a copy."""
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Nearest upsampling, as precise as x: [n, C, h, w] -> [n, C, 2h, 2w].
+
+    On a GPU autocast would make it fp32, and with it all of a generator's residual stream.
+    """
+    device = x.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        return F.interpolate(x, scale_factor=2.0)
 
 
 def pays(x: Tensor, scale: float) -> bool:

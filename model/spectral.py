@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .resample import MEMORY, Resize, conv_pooled, pays, upsampled_conv
+from .resample import MEMORY, Resize, conv_pooled, doubled, pays, upsampled_conv
 
 CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -41,7 +41,7 @@ class SpectralNorm(nn.Module):
         matrix = self.matrix().detach()
         self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0, eps=eps))
         self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0, eps=eps))
-        self.iterate(0 if self.weight.is_meta else 15)
+        _iterate([self], 0 if self.weight.is_meta else 15)
 
     def outputs_first(self) -> Tensor:
         """The weight as [out, ...]."""
@@ -50,16 +50,6 @@ class SpectralNorm(nn.Module):
     def matrix(self) -> Tensor:
         """The weight as [out, rest]."""
         return self.outputs_first().flatten(1)
-
-    @torch.no_grad()
-    def iterate(self, times: int = 1) -> None:
-        """Move u and v by `times` rounds of power iteration, in the parameters' precision (fp32)."""
-        if self.sn_eps is None:
-            return
-        matrix = self.matrix().detach()
-        for _ in range(times):
-            self.v.copy_(F.normalize(matrix.mT @ self.u, dim=0, eps=self.sn_eps))
-            self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.sn_eps))
 
     def normalised_weight(self, memory: tuple[int, ...] | None = None) -> Tensor:
         """W / sigma in the weight's shape; sigma is fp32 whatever autocast says, and carries W's gradient.
@@ -89,8 +79,10 @@ class _DivideBySigma(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             sigma = torch.dot(u, weight.flatten(1) @ v)
         ctx.save_for_backward(weight, u, v, sigma)
-        places = [memory.index(dim) for dim in range(weight.dim())]
-        return torch.div(weight, sigma, out=weight.new_empty([weight.shape[dim] for dim in memory]).permute(places))
+        places, ordered = [memory.index(dim) for dim in range(weight.dim())], weight.permute(memory)
+        if torch.compiler.is_compiling():  # it knows no `out`, and makes one kernel of both
+            return (ordered / sigma).contiguous().permute(places)
+        return torch.div(ordered, sigma, out=weight.new_empty(ordered.shape)).permute(places)
 
     @staticmethod
     @once_differentiable
@@ -98,7 +90,10 @@ class _DivideBySigma(torch.autograd.Function):
         weight, u, v, sigma = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
             # Convolutions may answer in channels_last; parameters are plain.
-            g = torch.div(grads[0], sigma, out=torch.empty_like(weight, memory_format=torch.contiguous_format))
+            if torch.compiler.is_compiling():
+                g = grads[0].contiguous() / sigma
+            else:
+                g = torch.div(grads[0], sigma, out=torch.empty_like(weight, memory_format=torch.contiguous_format))
             slope = torch.dot(g.flatten(), weight.flatten()) / sigma
             g.flatten(1).addr_(u * -slope, v)
         return g, None, None, None
@@ -124,8 +119,28 @@ def singular_values(matrix: Tensor, count: int = 3, rounds: int = 10) -> Tensor:
 
 def power_iteration(network: nn.Module, times: int = 1) -> None:
     """Advance every spectral layer's u and v; call it once before the forwards of an optimiser step, on all ranks alike."""
-    for layer in spectral_layers(network):
-        layer.iterate(times)
+    _iterate(list(spectral_layers(network)), times)
+
+
+@torch.no_grad()
+def _iterate(layers: list[SpectralNorm], times: int) -> None:
+    """Move u and v by `times` rounds of power iteration, in the parameters' precision (fp32).
+
+    All layers together: a GPU has hardly begun one of them when the next is asked for.
+    """
+    matrices = [layer.matrix() for layer in layers]
+    least = [layer.sn_eps or 0.0 for layer in layers]
+    us, vs = [layer.u for layer in layers], [layer.v for layer in layers]
+
+    def put(into: list[Tensor], found: list[Tensor]) -> None:
+        lengths = torch._foreach_norm(found)
+        torch._foreach_clamp_min_(lengths, least)
+        torch._foreach_div_(found, lengths)
+        torch._foreach_copy_(into, found)
+
+    for _ in range(times if layers else 0):
+        put(vs, [matrix.mT @ u for matrix, u in zip(matrices, us, strict=True)])
+        put(us, [matrix @ v for matrix, v in zip(matrices, vs, strict=True)])
 
 
 @torch.no_grad()
@@ -165,7 +180,7 @@ class SNConv2d(nn.Conv2d, SpectralNorm):
             resized = upsampled_conv if self.resize == "up" else conv_pooled
             return resized(x, self.normalised_weight(MEMORY[self.resize]), self.bias)
         if self.resize == "up":
-            x = F.interpolate(x, scale_factor=2.0)
+            x = doubled(x)
         # What follows from x's format, convolutions would make by a copy of their own.
         weight = self.normalised_weight(CHANNELS_LAST)
         x = F.conv2d(x, weight, self.bias, self.stride, self.padding)

@@ -60,6 +60,10 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
+    def put(self, tensor: Tensor) -> Tensor:
+        """A new tensor of the CPU, on the device; the CPU does not wait for that."""
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
+
     def sum(self, values: list[Tensor]) -> list[float]:
         """Add scalars up over all ranks, in one reduction."""
         total = torch.stack([v.detach().double() for v in values])
@@ -68,6 +72,8 @@ class Ranks:
 
     def greatest(self, value: int) -> int:
         """The largest value of all ranks."""
+        if self.world_size == 1:  # not even a wait for the device
+            return value
         most = torch.tensor(value, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
@@ -78,7 +84,7 @@ def start_workers() -> Ranks:
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _quiet_deepspeed()
+    _quiet_deepspeed(cuda)
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -92,12 +98,14 @@ def start_workers() -> Ranks:
     return Ranks(state.process_index, state.num_processes, state.device)
 
 
-def _quiet_deepspeed() -> None:
+def _quiet_deepspeed(cuda: bool) -> None:
     import deepspeed.ops
     from deepspeed.utils import logger
 
-    # Else every CPU run compiles a shared-memory op with ninja, minutes long, that training does not use.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not cuda:
+        # Else every CPU run compiles a shared-memory op with ninja, minutes long, that training does not use. CUDA has no such
+        # op, and to touch this table looks for the compilers of all others.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger.setLevel("ERROR")
 
 
@@ -248,6 +256,8 @@ def _deepspeed_config(config: ZeroConfig, micro_batch: int, bf16: bool) -> dict[
         # Without a list of its own DeepSpeed sends the gradients of plain convolutions in bf16.
         "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": 2**31,
+        # It waits for the device in every forward.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -29,7 +29,7 @@ FILE = "micro_batch.json"
 DOES_NOT_FIT = 3
 """Exit code of a trial."""
 
-_DEPENDS_ON = ("model.", "objective.", "zero.", "batch.", "optim.optimizer", "precision", "activation_checkpointing")
+_DEPENDS_ON = ("model.", "objective.", "zero.", "batch.", "optim.optimizer", "precision", "compile", "activation_checkpointing")
 _GRACE = 10.0
 """Seconds in which the ranks of a failed trial may notice it by themselves."""
 

@@ -194,7 +194,7 @@ class Objective:
         if config.augment == "none" and not (config.cr or config.cr_fake):
             return [torch.empty(0)] * 4
         start = position + self.plan.start(micro_step, self.ranks.rank)
-        u = uniforms(self.seed, stream, start, self.plan.micro_batch, _UNIFORMS).to(self.ranks.device, non_blocking=True)
+        u = self.ranks.put(uniforms(self.seed, stream, start, self.plan.micro_batch, _UNIFORMS))
         return list(u.split([_AUGMENT_UNIFORMS] * 2 + [CONSISTENCY_UNIFORMS] * 2, 1))
 
     def _augment(self, x: Tensor, u: Tensor) -> Tensor:

