@@ -25,8 +25,9 @@ MODES = {
     "fp32": ["precision=fp32"],
 }
 """Overrides; fp32 is torch's default, with convolutions in TF32."""
-SEARCHED = "bf16, searched"
-"""As `bf16`, while cuDNN tries all its algorithms and takes the quickest. Training does not, so bars know nothing of it."""
+TRIALS: dict[str, Row] = {"bf16, searched": {"search": True}, "bf16, as written": {"plain": True}}
+"""As `bf16`, but cuDNN tries all its algorithms and takes the quickest; or resizing and convolution are two operations. A
+training does neither, so they are nothing for bars."""
 DOES_NOT_FIT = "does not fit"
 
 
@@ -59,9 +60,10 @@ def _model(resolution: int, *more: str) -> list[str]:
 GPU = Sizes(
     large=128,
     model={128: _model(128), 256: _model(256)},
-    first=[(128, "bf16", 256), (128, "bf16, compiled", 256), (128, SEARCHED, 256), (128, "fp32", 128)],
+    first=[(128, "bf16", 256), (128, "bf16, compiled", 256), (128, "fp32", 128)],
     traced=2,
     then=[
+        *((128, mode, 256) for mode in TRIALS),
         *((128, "bf16", 512), (128, "bf16", 128), (256, "bf16", 64), (128, "bf16, compiled", 512), (128, "bf16", 64)),
         *((256, "bf16, compiled", 64), (128, "fp32", 256), (128, "fp32", 64), (128, "bf16, compiled", 128), (256, "fp32", 32)),
         *((256, "bf16", 128), (128, "bf16", 32), (128, "bf16, compiled", 64), (128, "fp32", 32), (128, "bf16, compiled", 32)),
@@ -127,8 +129,8 @@ def one_step(bench: Bench, limit: float, pixels: int, mode: str, micro_batch: in
         return begun | {"error": DOES_NOT_FIT, "ok": None}
     if failed := [r["micro-batch"] for r in before if r["ok"] is False]:
         return begun | {"error": f"not tried: micro-batch {failed[0]} has failed", "ok": None}
-    overrides = [*bench.sizes.model[pixels], *MODES["bf16" if mode == SEARCHED else mode]]
-    more: Row = {"search": mode == SEARCHED}
+    overrides = [*bench.sizes.model[pixels], *MODES["bf16" if mode in TRIALS else mode]]
+    more = dict(TRIALS.get(mode, {}))
     if (pixels, mode, micro_batch) in bench.sizes.first[: bench.sizes.traced]:
         more["trace"] = str(bench.out / f"{mode.replace(', ', '-')}.trace.json.gz")
     row = step.row(step.PRESET, overrides, micro_batch, bench.sizes.updates, limit, bench.log, more)

@@ -52,7 +52,10 @@ def row(
     log: Path,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One row of the table; with the key `error` if there are no figures. `more` is asked of `step_arm`: `search`, `trace`."""
+    """One row of the table; with the key `error` if there are no figures.
+
+    `more` is asked of `step_arm`: `search`, `plain`, `trace`.
+    """
     begun: dict[str, Any] = {"micro-batch": micro_batch}
     asked = {"what": "step", "source": source, "overrides": overrides, "micro_batch": micro_batch, "updates": updates}
     try:
