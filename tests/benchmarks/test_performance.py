@@ -1,9 +1,11 @@
 """docs/performance.md shows what benchmarks/results/ holds; and how updates become ratios."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks import performance
-from benchmarks.peers import BARS, good, ratios
+from benchmarks.peers import BARS, LIMIT, compare_losses, good, ratios
 
 
 def test_the_page_is_that_of_the_results() -> None:
@@ -35,3 +37,23 @@ def test_both_bars_and_the_same_losses(same: bool, fp32: float, bf16: float, ok:
         {"step": "ours, bf16", "ratio": bf16},
     ]
     assert good({"same losses": same, "rows": rows}) is ok
+
+
+class Side:
+    """An arm that says these losses of G."""
+
+    def __init__(self, *losses: float):
+        self._losses = iter(losses)
+
+    def update(self, kind: str) -> dict[str, Any]:
+        return {"losses": {"loss/g": next(self._losses)}, "seconds": 1.0} if kind == "exact" else {}
+
+
+@pytest.mark.parametrize(("ours", "other", "same"), [(0.5, 2, True), (2, 2, False), (0.5, 0.5, False), (-2, -2, False)])
+def test_losses_are_the_same_if_only_the_same_method_makes_them(ours: float, other: float, same: bool) -> None:
+    theirs = (1.0, -200.0, 0.0)
+    shifted = [Side(1.0, -200.0 * (1 + far * LIMIT), 0.0) for far in (ours, other)]
+    found = compare_losses(Side(*theirs), *shifted)  # type: ignore[arg-type]
+    assert found["same losses"] is same and found["apart"]["ours"] == pytest.approx(abs(ours) * LIMIT)
+    alone = compare_losses(Side(*theirs), Side(*theirs), None)  # type: ignore[arg-type]
+    assert alone["same losses"] and alone["apart"] == {"ours": 0} and len(alone["losses"]) == 3
