@@ -147,11 +147,8 @@ def beside(bench: Bench, limit: float, project: str) -> Row:
     if not said.startswith("{"):  # 1 is also the code of a traceback
         raise FailedError(last_line(bench.log, began))
     found = json.loads(said)[project]
-    return (
-        against(found["rows"], project)
-        | {key: found[key] for key in ("rows", "losses", "apart")}
-        | {"ok": found["same losses"]}
-    )
+    kept = {key: found[key] for key in ("rows", "losses", "apart")}
+    return against(found["rows"], project) | kept | {"ok": found["same losses"]}
 
 
 def against(rows: list[Row], project: str) -> Row:

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from benchmarks.originals import importing, missing_modules
 from benchmarks.peer import Noise, Setting, searching
 
-LR, EPS, EMA_DECAY = {"G": 1e-6, "D": 4e-6}, 1e-6, 0.9999
-"""Adam's learning rates, a hundredth of those in launch_BigGAN_bs256x8.sh, and its epsilon.
-
-The script's are for batches of 2,048. With them an update of a few images takes the logits to hundreds, and rounding with them:
-the original itself, with one thread in place of two, then has another loss in the fourth digit after three updates.
-"""
+LR, EPS, EMA_DECAY = {"G": 1e-4, "D": 4e-4}, 1e-6, 0.9999
+"""Adam's learning rates and epsilon, of launch_BigGAN_bs256x8.sh."""
 BN_EPS, SN_EPS = 1e-5, 1e-6
 
 

@@ -49,11 +49,20 @@ class Side:
         return {"losses": {"loss/g": next(self._losses)}, "seconds": 1.0} if kind == "exact" else {}
 
 
-@pytest.mark.parametrize(("ours", "other", "same"), [(0.5, 2, True), (2, 2, False), (0.5, 0.5, False), (-2, -2, False)])
-def test_losses_are_the_same_if_only_the_same_method_makes_them(ours: float, other: float, same: bool) -> None:
+@pytest.mark.parametrize(
+    ("ours", "once", "one_thread", "same"),
+    [
+        *((0.5, 2, 0.0, True), (2, 9, 0.0, False), (-2, 9, 0.0, False)),  # the limit
+        *((5, 9, 4.0, True), (-5, 9, 2.0, False)),  # the original's own rounding
+        *((0.5, 0.5, 0.0, False), (0.5, 5, 4.0, False)),  # blind
+    ],
+)
+def test_losses_are_the_same_if_none_but_the_same_method_makes_them(
+    ours: float, once: float, one_thread: float, same: bool
+) -> None:
     theirs = (1.0, -200.0, 0.0)
-    shifted = [Side(1.0, -200.0 * (1 + far * LIMIT), 0.0) for far in (ours, other)]
-    found = compare_losses(Side(*theirs), *shifted)  # type: ignore[arg-type]
+    sides = [Side(1.0, -200.0 * (1 + far * LIMIT), 0.0) for far in (ours, once, one_thread)]
+    found = compare_losses(Side(*theirs), sides[0], once=sides[1], one_thread=sides[2])  # type: ignore[arg-type]
     assert found["same losses"] is same and found["apart"]["ours"] == pytest.approx(abs(ours) * LIMIT)
-    alone = compare_losses(Side(*theirs), Side(*theirs), None)  # type: ignore[arg-type]
+    alone = compare_losses(Side(*theirs), Side(*theirs))  # type: ignore[arg-type]
     assert alone["same losses"] and alone["apart"] == {"ours": 0} and len(alone["losses"]) == 3
