@@ -115,7 +115,7 @@ def main() -> int:
     good = ok(rows, judged)
     result = {"benchmark": "gpu", "ok": good, **figures, **surroundings()}
     (bench.out / "result.json").write_text(json.dumps(result, default=str))
-    nested = ("rows", "kernels", "gaps", "pixels", "mode", "device")
+    nested = ("rows", "losses", "apart", "kernels", "gaps", "pixels", "mode", "device")
     report("gpu", [{k: v for k, v in row.items() if k not in nested} for row in rows], figures, good)
     return 0 if good else 1
 
