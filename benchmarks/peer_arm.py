@@ -77,7 +77,7 @@ def reals(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def make(asked: dict[str, Any], setting: Setting, device: torch.device) -> Peer:
-    """The side that is `asked` for; BigGAN-PyTorch leaves its weights in the folder `save`, as it saves them itself."""
+    """The side that is `asked` for; BigGAN-PyTorch saves its weights in the folder `save`, as it does, or has those of `load`."""
     torch.manual_seed(0)
     if asked["side"] == "ours":
         return Ours(asked["mode"], asked["keys"], asked["init"], setting)
@@ -85,9 +85,11 @@ def make(asked: dict[str, Any], setting: Setting, device: torch.device) -> Peer:
     if asked["side"] == "studiogan":
         return studiogan(Path(asked["checkout"]), setting, mixed_precision=half)
     peer = BigGANPyTorch(Path(asked["checkout"]), setting, device, noise_for(setting, device), half)
-    if asked["save"]:
-        for name, network in (("G", peer.g), ("D", peer.d)):
+    for name, network in (("G", peer.g), ("D", peer.d)):
+        if asked["save"]:
             torch.save(network.state_dict(), Path(asked["save"], f"{name}.pth"))
+        if asked.get("load"):
+            network.load_state_dict(torch.load(Path(asked["load"], f"{name}.pth")))
     return peer
 
 

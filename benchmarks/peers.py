@@ -117,8 +117,8 @@ def imported(theirs: Path, ours: Path) -> str:
 def compare_losses(original: Arm, ours: Arm, **others: Arm) -> dict[str, Any]:
     """Losses of `STEPS` updates; how far from the original's, at most, those of each side are; whether ours are the same.
 
-    Of the `others`, `one_thread` is the original, which rounds otherwise with one: nobody can be nearer to it than it is to
-    itself. `once` is ours with the vectors moved another way: were its losses the same, too, they would tell nothing.
+    Of the `others`, `one_thread` is the original, which rounds otherwise with one: nothing can be asked to be nearer to it than
+    it is to itself. `once` is ours with the vectors moved another way: were its losses the same, too, they would tell nothing.
     """
     sides = {"theirs": original, "ours": ours, **others}
     rows, apart = [], dict.fromkeys(list(sides)[1:], 0.0)
@@ -127,8 +127,9 @@ def compare_losses(original: Arm, ours: Arm, **others: Arm) -> dict[str, Any]:
         rows.append({"update": step + 1} | {f"{key}, {name}": said[name][key] for key in said["ours"] for name in said})
         for name in apart:
             far = [abs(said[name][key] - theirs) / max(1.0, abs(theirs)) for key, theirs in said["theirs"].items()]
-            apart[name] = max(apart[name], *far)
-    limit = max(LIMIT, 2 * apart.get("one_thread", 0.0))
+            apart[name] = max(apart[name], *(each if math.isfinite(each) else math.inf for each in far))
+    own = apart.get("one_thread", 0.0)
+    limit = max(LIMIT, 2 * own if math.isfinite(own) else 0.0)
     return {"losses": rows, "apart": apart, "limit": limit, "same losses": apart["ours"] <= limit < apart.get("once", math.inf)}
 
 
@@ -165,7 +166,7 @@ def measure(
             others = {"once": ours[modes.index(ONCE)]} if ONCE in modes else {}
             with contextlib.ExitStack() as until_then:
                 if threads > 1 and not torch.cuda.is_available():
-                    again = arm("one thread", common | {"side": project, "mode": "fp32"}, 1, folder)
+                    again = arm("one thread", common | {"side": project, "mode": "fp32", "load": str(saved)}, 1, folder)
                     others["one_thread"] = until_then.enter_context(again).ready()
                 found = compare_losses(theirs[0], ours[0], **others)
         rows = ratios(race([*theirs, *ours], rounds), setting.micro_batch)

@@ -1,5 +1,6 @@
 """docs/performance.md shows what benchmarks/results/ holds; and how updates become ratios."""
 
+import math
 from typing import Any
 
 import pytest
@@ -55,6 +56,7 @@ class Side:
         *((0.5, 2, 0.0, True), (2, 9, 0.0, False), (-2, 9, 0.0, False)),  # the limit
         *((5, 9, 4.0, True), (-5, 9, 2.0, False)),  # the original's own rounding
         *((0.5, 0.5, 0.0, False), (0.5, 5, 4.0, False)),  # blind
+        *((math.nan, 9, 0.0, False), (math.nan, math.nan, math.nan, False), (0.5, 9, math.nan, True)),  # no number at all
     ],
 )
 def test_losses_are_the_same_if_none_but_the_same_method_makes_them(
@@ -63,6 +65,8 @@ def test_losses_are_the_same_if_none_but_the_same_method_makes_them(
     theirs = (1.0, -200.0, 0.0)
     sides = [Side(1.0, -200.0 * (1 + far * LIMIT), 0.0) for far in (ours, once, one_thread)]
     found = compare_losses(Side(*theirs), sides[0], once=sides[1], one_thread=sides[2])  # type: ignore[arg-type]
-    assert found["same losses"] is same and found["apart"]["ours"] == pytest.approx(abs(ours) * LIMIT)
+    assert found["same losses"] is same and found["apart"]["ours"] == pytest.approx(
+        math.inf if math.isnan(ours) else abs(ours) * LIMIT
+    )
     alone = compare_losses(Side(*theirs), Side(*theirs))  # type: ignore[arg-type]
     assert alone["same losses"] and alone["apart"] == {"ours": 0} and len(alone["losses"]) == 3

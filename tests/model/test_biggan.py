@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import spectral
 from model.biggan import Discriminator, Generator
 from model.config import ModelConfig
-from model.spectral import SpectralNorm
 
 SMALL: dict[str, Any] = {"resolution": 32, "num_classes": 5, "channels": 1, "ch": 8, "shared_dim": 6, "z_dim": 16}
 DEEP: dict[str, Any] = {"generator": "biggan-deep", "discriminator": "biggan-deep", "ch": 128}
@@ -24,7 +24,7 @@ def size(network: nn.Module) -> int:
 def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting needs no numbers, and those of a large network take minutes."""
     monkeypatch.setattr(nn.init, "orthogonal_", lambda weight: weight)
-    monkeypatch.setattr(SpectralNorm, "iterate", lambda self, times: None)
+    monkeypatch.setattr(spectral, "_iterate", lambda layers, times: None)
 
 
 @pytest.mark.parametrize(

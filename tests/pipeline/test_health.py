@@ -155,7 +155,7 @@ import torch
 import torch.distributed as dist
 from pipeline.engines import Engine, ZeroConfig, _quiet_deepspeed
 
-_quiet_deepspeed()
+_quiet_deepspeed(cuda=False)
 dist.init_process_group("gloo")
 for stage in (0, 1, 2):
     network = torch.nn.Linear(3, 1)
