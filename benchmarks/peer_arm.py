@@ -77,7 +77,7 @@ def reals(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def make(asked: dict[str, Any], setting: Setting, device: torch.device) -> Peer:
-    """The side that is `asked` for; BigGAN-PyTorch saves its weights in the folder `save`, as it does, or has those of `load`."""
+    """The side that is `asked` for; BigGAN-PyTorch leaves its weights in the folder `save`, or has those of `load`."""
     torch.manual_seed(0)
     if asked["side"] == "ours":
         return Ours(asked["mode"], asked["keys"], asked["init"], setting)
