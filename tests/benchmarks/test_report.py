@@ -1,10 +1,11 @@
 """The two forms in which every benchmark ends."""
 
 import json
+import shutil
 
 import pytest
 
-from benchmarks.report import report, table
+from benchmarks.report import commit, report, table
 
 
 def test_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,3 +21,9 @@ def test_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
 def test_columns_line_up_when_rows_lack_some() -> None:
     header, first, second = table([{"name": "x"}, {"name": "longer", "G": 0.1234567}])
     assert header.index("G") == second.index("0.1235") and first == "x"
+
+
+def test_a_machine_without_git_does_not_know_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert commit() == "unknown"

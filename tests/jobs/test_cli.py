@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,15 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_command_does_not_need_the_others_to_import(biggan: list[str], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import a_package_that_is_not_there")
     assert _run([*biggan, "end", "well"]).returncode == 0
+
+
+def test_a_copy_of_the_code_that_is_not_installed_has_commands_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(cli, "version", missing)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == "not installed\n"
