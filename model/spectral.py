@@ -63,6 +63,10 @@ class SpectralNorm(nn.Module):
                 return self.weight / self.sigma()
         return _DivideBySigma.apply(self.weight, self.u, self.v, memory or tuple(range(self.weight.dim())))  # type: ignore[no-untyped-call]
 
+    def weight_and_sigma(self) -> tuple[Tensor, Tensor]:
+        """W as it is and sigma [] in fp32, for a layer [out, ...] that divides what W makes; both carry W's gradient."""
+        return _WeightAndSigma.apply(self.weight, self.u, self.v)  # type: ignore[no-untyped-call]
+
     def sigma(self) -> Tensor:
         """The estimate u^T W v [] of the largest singular value."""
         return torch.dot(self.u, self.matrix() @ self.v)
@@ -97,6 +101,24 @@ class _DivideBySigma(torch.autograd.Function):
             slope = torch.dot(g.flatten(), weight.flatten()) / sigma
             g.flatten(1).addr_(u * -slope, v)
         return g, None, None, None
+
+
+class _WeightAndSigma(torch.autograd.Function):
+    """(W, u^T W v) for a weight [out, ...]. By itself, autograd would make u v^T and add it to W's gradient as a second one."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(u, v)
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight.view_as(weight), torch.dot(u, weight.flatten(1) @ v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        u, v = ctx.saved_tensors
+        g = grads[0].contiguous()  # which the one convolution that W was for has made, and nobody else has
+        g.flatten(1).addr_(u * grads[1], v)
+        return g, None, None
 
 
 def spectral_layers(network: nn.Module) -> Iterator[SpectralNorm]:
@@ -181,10 +203,25 @@ class SNConv2d(nn.Conv2d, SpectralNorm):
             return resized(x, self.normalised_weight(MEMORY[self.resize]), self.bias)
         if self.resize == "up":
             x = doubled(x)
-        # What follows from x's format, convolutions would make by a copy of their own.
-        weight = self.normalised_weight(CHANNELS_LAST)
-        x = F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        if self.training and self._outweighs(x):
+            x = self._then_divided(x)
+        else:
+            # What follows from x's format, convolutions would make by a copy of their own.
+            weight = self.normalised_weight(CHANNELS_LAST)
+            x = F.conv2d(x, weight, self.bias, self.stride, self.padding)
         return F.avg_pool2d(x, 2) if self.resize == "down" else x
+
+    def _outweighs(self, x: Tensor) -> bool:
+        """Whether the weight is so much larger than what it makes of x that dividing it is the dearer (measured on a CPU)."""
+        places = x.shape[0] * x.shape[2] * x.shape[3] // self.stride[0] ** 2
+        here = x.device.type == "cpu" and self.sn_eps is not None and not torch.compiler.is_compiling()
+        return here and 2 * places < self.weight[0].numel()
+
+    def _then_divided(self, x: Tensor) -> Tensor:
+        """conv(x, W) / sigma in place of conv(x, W / sigma), and in the format of W rather than of x."""
+        weight, sigma = self.weight_and_sigma()
+        x = F.conv2d(x.contiguous(), weight, None, self.stride, self.padding) / sigma
+        return x if self.bias is None else x + self.bias[:, None, None].to(x.dtype)
 
 
 class SNConvTranspose2d(nn.ConvTranspose2d, SpectralNorm):

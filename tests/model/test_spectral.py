@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.networks import build_discriminator, build_generator
+from model.resample import Resize
 from model.spectral import (
     SNConv2d,
     SNConvTranspose2d,
@@ -106,6 +107,55 @@ def test_gradient_goes_through_sigma(kind: str) -> None:
     weight, step = layer.weight.detach(), 1e-6
     slope = (loss(weight + step * direction) - loss(weight - step * direction)) / (2 * step)
     torch.testing.assert_close((layer.weight.grad * direction).sum(), slope.detach(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("resize", [None, "up", "down"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_weight_larger_than_what_it_makes_is_not_touched(
+    resize: Resize | None, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer = SNConv2d(64, 8, 3, 1e-4, bias, resize=resize).double()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(2, 64, 4, 4).double().contiguous(memory_format=torch.channels_last).requires_grad_()
+    monkeypatch.delattr(SpectralNorm, "normalised_weight")
+    found = layer(x)
+    direction = torch.randn_like(found)
+    parts = [x, *layer.parameters()]
+    gradients = torch.autograd.grad(found, parts, direction)
+    weight = layer.weight / (layer.u @ layer.weight.flatten(1) @ layer.v)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2.0) if resize == "up" else x, weight, layer.bias, padding=1)
+    expected = F.avg_pool2d(expected, 2) if resize == "down" else expected
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, parts, direction))
+
+
+def test_a_weight_is_touched_where_it_is_the_smaller_or_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, divided = SNConv2d(64, 8, 3, 1e-4), []
+    whole = SpectralNorm.normalised_weight
+    monkeypatch.setattr(SpectralNorm, "normalised_weight", lambda *args: divided.append(1) or whole(*args))
+    few, many = torch.randn(2, 64, 4, 4), torch.randn(32, 64, 4, 4)  # 64 x 9 weights for an output, 32 and 512 places
+    layer(few)
+    assert not divided
+    layer(many)
+    layer.eval()(few)
+    assert len(divided) == 2
+
+
+def test_sigma_is_fp32_where_autocast_divides_by_it() -> None:
+    torch.manual_seed(0)
+    layer, x = SNConv2d(64, 8, 3, 1e-4), torch.randn(2, 64, 4, 4)
+    assert layer.weight_and_sigma()[1].dtype == torch.float32
+    exact = layer(x)
+    exact.square().sum().backward()
+    gradient, layer.weight.grad = layer.weight.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        assert layer.weight_and_sigma()[1].dtype == torch.float32
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+    found.float().square().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32 and (layer.weight.grad - gradient).norm() < 0.01 * gradient.norm()
 
 
 def test_without_eps_a_layer_is_a_plain_one() -> None:
