@@ -1,6 +1,6 @@
 """`biggan train` for `benchmarks.quality`, as the only worker: `plain` or `quick`, then its arguments.
 
-`plain` is the network as it is written: every resizing and convolution by itself, attention as a table of all pairs.
+`plain` is the network as it is written: convolutions by `benchmarks.as_written`, attention as a table of all pairs.
 """
 
 import sys
@@ -8,14 +8,14 @@ from contextlib import nullcontext
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.as_written import convolve_as_written
 from jobs import cli
-from model import resample
 
 
 def main() -> int:
     way, *words = sys.argv[1:]
     if way == "plain":
-        resample.ENOUGH = sys.maxsize
+        convolve_as_written()
     with sdpa_kernel(SDPBackend.MATH) if way == "plain" else nullcontext():
         return cli.main(["train", *words])
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import quality, quality_arm
 from jobs import cli
-from model import resample
+from model import resample, spectral
 from model.layers import SelfAttention
 
 
@@ -30,6 +30,7 @@ def test_a_difference_counts_in_standard_errors_and_only_for_the_worse() -> None
 @pytest.mark.parametrize("way", ["plain", "quick"])
 def test_the_plain_way_has_neither_kernels_of_4x4_nor_fused_attention(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resample, "ENOUGH", resample.ENOUGH)
+    monkeypatch.setattr(spectral, "OUTWEIGHS", spectral.OUTWEIGHS)
     seen: dict[str, object] = {}
 
     def main(words: list[str]) -> int:
