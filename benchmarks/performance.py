@@ -1,7 +1,7 @@
 """`python -m benchmarks.performance`: write the tables of docs/performance.md anew, from benchmarks/results/.
 
-peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison; scale.json is that of
-`python -m benchmarks.scale`, for two tables.
+peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison, step-*.json those of `python -m
+benchmarks.step`, for one table; scale.json is that of `python -m benchmarks.scale`, for two.
 """
 
 import json
@@ -13,7 +13,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- table: python -m benchmarks.performance -->\n", "<!-- end of table -->\n"
+STEP = "<!-- table: step -->\n"
 MEASURED, PLANNED = "<!-- table: scale, measured -->\n", "<!-- table: scale, planned -->\n"
+_STEP = ("configuration", "micro-batch", "images/s", "d_step s", "g_step s", "GFLOP/image", "matrix TFLOP/s", "MFU", "GB")
 _SCALE = {
     MEASURED: ("rows", ("processes", "threads", "stage", "images/s", "efficiency", "communication", "MB", "GB")),
     PLANNED: ("plan", ("GPUs", "micro-batch", "images/s", "efficiency", "communicating", "GB sent", "norm messages", "GiB")),
@@ -41,6 +43,16 @@ def table() -> str:
     return _HEADER + "".join(line for result in found for line in rows(result))
 
 
+def step_table() -> dict[str, str]:
+    """The table of step-*.json by its mark."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(RESULTS.glob("step-*.json")):
+        result = json.loads(path.read_text())
+        name = f"`{' '.join([result['config'], *result['overrides']])}`"
+        found += [{"configuration": name} | row for row in result["rows"]]
+    return {STEP: columns(found, _STEP)} if found else {}
+
+
 def scale_tables() -> dict[str, str]:
     """The tables of scale.json by the marks that they follow; none while there is no such file."""
     file = RESULTS / "scale.json"
@@ -50,14 +62,25 @@ def scale_tables() -> dict[str, str]:
 
 def columns(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """A table of these columns, to three digits where numbers are below 1,000."""
+
+    def cell(value: float | str) -> str:
+        if isinstance(value, str):
+            return value
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
     lines = [names, ["---"] * len(names)]
-    lines += [[f"{row[name]:,.0f}" if row[name] >= 1000 else f"{row[name]:.3g}" for name in names] for row in found]
+    lines += [[cell(row[name]) for name in names] for row in found]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tables() -> dict[str, str]:
+    """All of the page's, by the marks that they follow."""
+    return {BEGIN: table()} | step_table() | scale_tables()
 
 
 def page(text: str) -> str:
     """The page with the tables of now. Raises ValueError if marks are not there."""
-    for begin, now in ({BEGIN: table()} | scale_tables()).items():
+    for begin, now in tables().items():
         before, _, rest = text.partition(begin)
         _, mark, after = rest.partition(END)
         if not mark:
@@ -68,7 +91,7 @@ def page(text: str) -> str:
 
 def main() -> int:
     PAGE.write_text(page(PAGE.read_text()))
-    print("\n".join([table(), *scale_tables().values()]), end="")
+    print("\n".join(tables().values()), end="")
     return 0
 
 
