@@ -1,7 +1,8 @@
 """`python -m benchmarks.performance`: write the tables of docs/performance.md anew, from benchmarks/results/.
 
 peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison, step-*.json those of `python -m
-benchmarks.step`, for one table; scale.json is that of `python -m benchmarks.scale`, for two.
+benchmarks.step`, for one table; scale.json is that of `python -m benchmarks.scale`, for two, quality.json that of `python -m
+benchmarks.quality`.
 """
 
 import json
@@ -13,9 +14,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- table: python -m benchmarks.performance -->\n", "<!-- end of table -->\n"
-STEP = "<!-- table: step -->\n"
+STEP, QUALITY = "<!-- table: step -->\n", "<!-- table: quality -->\n"
 MEASURED, PLANNED = "<!-- table: scale, measured -->\n", "<!-- table: scale, planned -->\n"
 _STEP = ("configuration", "micro-batch", "images/s", "d_step s", "g_step s", "GFLOP/image", "matrix TFLOP/s", "MFU", "GB")
+_QUALITY = ("way", "accuracy", "accuracy, errors", "FID", "FID, errors")
 _SCALE = {
     MEASURED: ("rows", ("processes", "threads", "stage", "images/s", "efficiency", "communication", "MB", "GB")),
     PLANNED: ("plan", ("GPUs", "micro-batch", "images/s", "efficiency", "communicating", "GB sent", "norm messages", "GiB")),
@@ -53,6 +55,13 @@ def step_table() -> dict[str, str]:
     return {STEP: columns(found, _STEP)} if found else {}
 
 
+def quality_table() -> dict[str, str]:
+    """The means of quality.json by their mark."""
+    file = RESULTS / "quality.json"
+    found = json.loads(file.read_text())["means"] if file.exists() else {}
+    return {QUALITY: columns([{"way": way} | means for way, means in found.items()], _QUALITY)} if found else {}
+
+
 def scale_tables() -> dict[str, str]:
     """The tables of scale.json by the marks that they follow; none while there is no such file."""
     file = RESULTS / "scale.json"
@@ -66,7 +75,7 @@ def columns(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     def cell(value: float | str) -> str:
         if isinstance(value, str):
             return value
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        return f"{value:,.0f}" if value >= 1000 else f"{value + 0.0:.3g}"  # no -0
 
     lines = [names, ["---"] * len(names)]
     lines += [[cell(row[name]) for name in names] for row in found]
@@ -75,7 +84,7 @@ def columns(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 def tables() -> dict[str, str]:
     """All of the page's, by the marks that they follow."""
-    return {BEGIN: table()} | step_table() | scale_tables()
+    return {BEGIN: table()} | step_table() | quality_table() | scale_tables()
 
 
 def page(text: str) -> str:
