@@ -1,8 +1,8 @@
 """`python -m benchmarks.performance`: write the tables of docs/performance.md anew, from benchmarks/results/.
 
 peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison, step-*.json those of `python -m
-benchmarks.step`, for one table; scale.json is that of `python -m benchmarks.scale`, for two, quality.json that of `python -m
-benchmarks.quality`.
+benchmarks.step`, for one table, quality-*.json those of `python -m benchmarks.quality`, for one; scale.json is that of `python -m
+benchmarks.scale`, for two.
 """
 
 import json
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- table: python -m benchmarks.performance -->\n", "<!-- end of 
 STEP, QUALITY = "<!-- table: step -->\n", "<!-- table: quality -->\n"
 MEASURED, PLANNED = "<!-- table: scale, measured -->\n", "<!-- table: scale, planned -->\n"
 _STEP = ("configuration", "micro-batch", "images/s", "d_step s", "g_step s", "GFLOP/image", "matrix TFLOP/s", "MFU", "GB")
-_QUALITY = ("way", "accuracy", "accuracy, errors", "FID", "FID, errors")
+_QUALITY = ("images", "way", "accuracy", "accuracy, errors", "FID", "FID, errors")
 _SCALE = {
     MEASURED: ("rows", ("processes", "threads", "stage", "images/s", "efficiency", "communication", "MB", "GB")),
     PLANNED: ("plan", ("GPUs", "micro-batch", "images/s", "efficiency", "communicating", "GB sent", "norm messages", "GiB")),
@@ -56,10 +56,11 @@ def step_table() -> dict[str, str]:
 
 
 def quality_table() -> dict[str, str]:
-    """The means of quality.json by their mark."""
-    file = RESULTS / "quality.json"
-    found = json.loads(file.read_text())["means"] if file.exists() else {}
-    return {QUALITY: columns([{"way": way} | means for way, means in found.items()], _QUALITY)} if found else {}
+    """The means of quality-*.json by their mark."""
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("quality-*.json")]
+    results.sort(key=lambda result: result["images"])
+    found = [{"images": r["images"], "way": way} | means for r in results for way, means in r["means"].items()]
+    return {QUALITY: columns(found, _QUALITY)} if found else {}
 
 
 def scale_tables() -> dict[str, str]:
