@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import cell
+
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- table: python -m benchmarks.performance -->\n", "<!-- end of table -->\n"
 STEP, QUALITY = "<!-- table: step -->\n", "<!-- table: quality -->\n"
 MEASURED, PLANNED = "<!-- table: scale, measured -->\n", "<!-- table: scale, planned -->\n"
-_STEP = ("configuration", "micro-batch", "images/s", "d_step s", "g_step s", "GFLOP/image", "matrix TFLOP/s", "MFU", "GB")
-_QUALITY = ("images", "way", "accuracy", "accuracy, errors", "FID", "FID, errors")
+_STEP = ("device", "configuration", "micro-batch", "images/s", "d_step s", "g_step s", "matrix TFLOP/s", "MFU", "GB")
+_QUALITY = ("device", "images", "way", "accuracy", "accuracy, errors", "FID", "FID, errors")
 _SCALE = {
     MEASURED: ("rows", ("processes", "threads", "stage", "images/s", "efficiency", "communication", "MB", "GB")),
     PLANNED: ("plan", ("GPUs", "micro-batch", "images/s", "efficiency", "communicating", "GB sent", "norm messages", "GiB")),
@@ -33,10 +35,14 @@ def rows(result: Mapping[str, Any]) -> Iterator[str]:
             continue
         network = f"{found['setting']['resolution']} px, ch {found['setting']['ch']}"
         for row in found["rows"]:
-            device = f"{result['device']}, torch {result['versions']['torch']}"
-            cells = [device, network, found["setting"]["micro_batch"], row["step"], f"{row['images/s']:.2f}"]
+            cells = [device(result), network, found["setting"]["micro_batch"], row["step"], f"{row['images/s']:.2f}"]
             cells += [f"{row['ratio']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}"]
             yield f"| {' | '.join(map(str, cells))} |\n"
+
+
+def device(result: Mapping[str, Any]) -> str:
+    """What a result was measured on, and with which torch."""
+    return f"{result['device']}, torch {result['versions']['torch']}"
 
 
 def table() -> str:
@@ -51,7 +57,8 @@ def step_table() -> dict[str, str]:
     for path in sorted(RESULTS.glob("step-*.json")):
         result = json.loads(path.read_text())
         name = f"`{' '.join([result['config'], *result['overrides']])}`"
-        found += [{"configuration": name} | row for row in result["rows"]]
+        begun = {"device": device(result), "configuration": name}
+        found += [begun | {"images/s": row.get("error")} | row for row in result["rows"]]
     return {STEP: columns(found, _STEP)} if found else {}
 
 
@@ -59,7 +66,8 @@ def quality_table() -> dict[str, str]:
     """The means of quality-*.json by their mark."""
     results = [json.loads(path.read_text()) for path in RESULTS.glob("quality-*.json")]
     results.sort(key=lambda result: result["images"])
-    found = [{"images": r["images"], "way": way} | means for r in results for way, means in r["means"].items()]
+    begun = [({"device": device(result), "images": result["images"]}, result["means"]) for result in results]
+    found = [one | {"way": way} | figures for one, means in begun for way, figures in means.items()]
     return {QUALITY: columns(found, _QUALITY)} if found else {}
 
 
@@ -71,15 +79,8 @@ def scale_tables() -> dict[str, str]:
 
 
 def columns(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """A table of these columns, to three digits where numbers are below 1,000."""
-
-    def cell(value: float | str) -> str:
-        if isinstance(value, str):
-            return value
-        return f"{value:,.0f}" if value >= 1000 else f"{value + 0.0:.3g}"  # no -0
-
-    lines = [names, ["---"] * len(names)]
-    lines += [[cell(row[name]) for name in names] for row in found]
+    """A table of these columns, to three digits; a row may lack some."""
+    lines = [names, ["---"] * len(names), *([cell(row.get(name), 3) for name in names] for row in found)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

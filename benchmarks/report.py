@@ -27,7 +27,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, A
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines: a header, then one line per row; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    cells = [columns, *([cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
@@ -58,9 +58,12 @@ def commit() -> str:
     return found.stdout.strip() + "+dirty" * bool(changed.returncode) if found.returncode == 0 else "unknown"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any, digits: int = 4) -> str:
+    """As a table has it: floats to so many digits, or whole."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "NO"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value + 0.0:.{digits}g}"  # + 0.0: no -0

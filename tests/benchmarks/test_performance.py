@@ -1,6 +1,8 @@
 """docs/performance.md shows what benchmarks/results/ holds; and how updates become ratios."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,28 @@ def test_the_page_is_that_of_the_results() -> None:
 def test_a_page_without_marks_is_left_alone() -> None:
     with pytest.raises(ValueError, match="has lost its marks"):
         performance.page("# Performance\n")
+
+
+def test_what_did_not_fit_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = {"micro-batch": 4, "images/s": 12345.6, "d_step s": 0.5, "g_step s": -0.0}
+    result = {"config": "biggan-128", "overrides": ["precision=fp32"], "device": "a GPU", "versions": {"torch": "2"}}
+    rows = [whole, {"micro-batch": 8, "error": "does not fit"}]
+    (tmp_path / "step-1.json").write_text(json.dumps(result | {"rows": rows}))
+    monkeypatch.setattr(performance, "RESULTS", tmp_path)
+    *_, fits, does_not = performance.step_table()[performance.STEP].splitlines()
+    assert fits == "| a GPU, torch 2 | `biggan-128 precision=fp32` | 4 | 12,346 | 0.5 | 0 |  |  |  |"
+    assert does_not == "| a GPU, torch 2 | `biggan-128 precision=fp32` | 8 | does not fit |  |  |  |  |  |"
+
+
+def test_qualities_are_by_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for images in (64000, 128000):  # by name the other way round
+        figures = {"accuracy": 0.5, "accuracy, errors": -1.25, "FID": 30.0, "FID, errors": -0.0}
+        result = {"images": images, "means": {"fp32": figures}, "device": "a CPU", "versions": {"torch": "2"}}
+        (tmp_path / f"quality-{images}.json").write_text(json.dumps(result))
+    monkeypatch.setattr(performance, "RESULTS", tmp_path)
+    assert performance.quality_table()[performance.QUALITY].splitlines()[2:] == [
+        f"| a CPU, torch 2 | {images} | fp32 | 0.5 | -1.25 | 30 | 0 |" for images in (64000, 128000)
+    ]
 
 
 def test_a_ratio_is_that_of_the_same_round() -> None:
