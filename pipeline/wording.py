@@ -1,0 +1,13 @@
+"""Words that many messages share: commands to be typed, and counts."""
+
+import shlex
+
+
+def command(*words: object) -> str:
+    """Return `biggan WORDS` in backticks, quoted for a shell, so that it works as it stands: placeholders in CAPITALS."""
+    return f"`biggan {shlex.join(map(str, words))}`"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return "1 image", "2 images" or "1,000 images"; `many` is the plural where it is not `noun` with an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
