@@ -18,9 +18,24 @@ from PIL import Image
 
 from tests.cluster.nodes import Nodes, require
 from tests.cluster.slurm import Slurm, install, running
+from tests.refusals import REFUSALS
 
 settings.register_profile("unhurried", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("unhurried")
+
+
+REFUSALS.watch()
+
+
+@pytest.fixture(autouse=True)
+def advice_is_taken() -> Iterator[None]:
+    """What any refusal of a test says to type has to be something that the program knows."""
+    yield
+    assert not (faults := REFUSALS.faults()), "\n".join(faults)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(REFUSALS.summary())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
