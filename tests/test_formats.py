@@ -1,4 +1,4 @@
-"""What an earlier version wrote goes on working: shards with a relative `tars`, a run with its checkpoints and its MLflow store.
+"""What an earlier version wrote goes on working: shards with a relative `tars`, a run with checkpoints and an MLflow store.
 
 `fixtures/formats/2026-11-30.tar.xz` was written by commit 4789229: 32 grey images in two tars, `biggan index tars --out idx`,
 and `biggan train tiny.yaml run=run total_images=32`, all from the folder that holds them.
