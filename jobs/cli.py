@@ -94,8 +94,13 @@ def _dispatch(argv: Sequence[str]) -> int:
     if rest:
         # Python 3.11 gives the `key=value` behind a flag to nobody.
         if not hasattr(args, "overrides") or any(part.startswith("-") or "=" not in part for part in rest):
+            parser.prog = f"biggan {argv[0]}"
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.overrides += rest
+    if getattr(args, "overrides", None):
+        from pipeline.config_tree import refuse_twice
+
+        refuse_twice(args.overrides)
     return args.run(args) or 0
 
 

@@ -13,7 +13,9 @@ HELP = "layers, shapes, parameters and FLOPs of a preset or config"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: model.ch=64")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG: model.ch=64"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 

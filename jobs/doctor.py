@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument(
         "config", metavar="CONFIG", nargs="?", help="what will be trained: its run, checkpoints, data and MLflow"
     )
-    cluster.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG")
+    cluster.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG")
     cluster.add_argument("--storage", metavar="URI", help="a folder to write to and read from, if there is no CONFIG")
     cluster.add_argument(
         "--wait", type=float, default=60.0, metavar="N", help="seconds until all must have reported (default 60)"

@@ -13,7 +13,9 @@ HELP = "train on several machines: start it once on each"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG, as of biggan train")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG, as of biggan train"
+    )
     place = parser.add_argument_group(
         "place", "found from Slurm, JobSet, SkyPilot and others; the flags are for doing it by hand"
     )

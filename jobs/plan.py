@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.micro_batch=64"
+        "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG: batch.micro_batch=64"
     )
     parser.add_argument("--nodes", type=int, default=1, help="machines (1)")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs in each (8)")

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _common(parser: argparse.ArgumentParser) -> None:
     """Arguments of every scheduler."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG; run= names the run")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG; run= names the run"
+    )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default: %(default)s)")
     parser.add_argument("--gpus-per-node", type=int, metavar="M", help="GPUs of each, with one process on each GPU")
     parser.add_argument("--dry-run", action="store_true", help="check, and print what would be submitted")

@@ -19,7 +19,9 @@ HELP = "train a GAN; the same command again resumes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="configuration on top of CONFIG: batch.d_steps=2")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG: batch.d_steps=2"
+    )
     parser.add_argument(
         "--profile",
         metavar="IMAGES",

@@ -6,21 +6,21 @@ A file or preset, then `key=value` arguments, in this order of precedence. A YAM
 
 import dataclasses
 import difflib
+import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pydantic
 import yaml
 
 from model.config import ModelConfig
+from pipeline import config_tree
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import CheckpointConfig
+from pipeline.config_tree import named_sections_in, preset_names, section_in
 from pipeline.engines import ZeroConfig
 from pipeline.errors import ConfigError
 from pipeline.health import HealthConfig
@@ -30,6 +30,8 @@ from pipeline.stop import StopConfig
 from pipeline.stream import DataConfig
 from pipeline.tracker import TrackingConfig
 from pipeline.watchdog import HangConfig
+
+__all__ = ["RunConfig", "build", "flatten", "load_config", "located", "preset_names", "to_yaml"]
 
 
 @dataclass(frozen=True)
@@ -97,32 +99,43 @@ class RunConfig:
         return self.precision == "bf16"
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain words as in YAML 1.2: `1e-3` is a number, `off` and `2024-10-01` are text."""
-
-
-_OLD = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "timestamp")}
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in _OLD] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
-
-
-def preset_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("jobs.presets").iterdir() if p.name.endswith(".yaml"))
-
-
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration of preset or YAML file `source`, with `key=value` (dotted keys) on top. Raises ConfigError."""
-    tree = _read(source)
-    for argument in overrides:
-        _override(tree, argument)
-    return build(tree)
+    tree = config_tree.read(source, RunConfig)
+    config_tree.override(tree, overrides, RunConfig)
+    return located(build(tree))
+
+
+def located(config: RunConfig) -> RunConfig:
+    """Return `config` with `~` expanded and relative local paths made absolute, so that they mean the same from everywhere.
+
+    URIs of stores stay as they are. `run` is only expanded: it is the user's name for the run, and its folder may move.
+    """
+    place, data, store = _absolute, config.data, config.tracking.uri
+    parts = {name: replace(part, uri=place(part.uri)) for name, part in data.mix.items()}
+    return replace(
+        config,
+        run=os.path.expanduser(config.run),
+        init=config.init and place(config.init),
+        data=replace(data, uri=data.uri and place(data.uri), mix=parts, cache=data.cache and place(data.cache)),
+        checkpoint=replace(config.checkpoint, uri=config.checkpoint.uri and place(config.checkpoint.uri)),
+        # MLflow has stores that are one word, such as databricks.
+        tracking=replace(config.tracking, uri=place(store) if store and "/" in store else store),
+    )
+
+
+def _absolute(uri: str) -> str:
+    store = re.match(r"sqlite(\+\w+)?:///(?!:memory:)", uri)
+    scheme, rest = (store[0], uri[store.end() :]) if store else ("", uri)
+    if not scheme and re.match(r"[\w+.-]+:/", rest):  # s3://, models:/
+        return uri
+    path = os.path.expanduser(rest)
+    if os.path.isabs(path):
+        return scheme + path
+    path = os.path.join(os.getcwd(), path)
+    plain = os.path.normpath(path)
+    # `..` behind a link is not the folder above the link.
+    return scheme + (plain if os.path.realpath(plain) == os.path.realpath(path) else path)
 
 
 def build(tree: Mapping[str, Any]) -> RunConfig:
@@ -171,60 +184,10 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
-def _read(source: str) -> dict[str, Any]:
-    if source in preset_names():
-        data = resources.files("jobs.presets").joinpath(f"{source}.yaml").read_bytes()
-    elif Path(source).is_file():
-        data = Path(source).read_bytes()
-    else:
-        raise ConfigError(f"no config file or preset {source!r}: presets are {', '.join(preset_names())}")
-    try:
-        tree = yaml.load(data, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source} must hold `key: value` lines")
-    base = tree.pop("preset", None)
-    return _merge(_read(base), tree) if base else tree
-
-
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _override(tree: dict[str, Any], argument: str) -> None:
-    key, equals, text = argument.partition("=")
-    if not equals:
-        raise ConfigError(f"argument {argument!r} must have the form key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"config key {key}: {parent} is a value and has no keys below it")
-    try:
-        tree[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        tree[last] = text
-
-
-def _dataclass_in(hint: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
-
-
-def _dataclass_by_name(hint: Any) -> Any:
-    """The dataclass T of a `dict[str, T]`."""
-    return _dataclass_in(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else None
-
-
 def _keys(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, hint in typing.get_type_hints(node).items():
-        yield prefix + name, (inner := _dataclass_in(hint))
-        if named := _dataclass_by_name(hint):
+        yield prefix + name, (inner := section_in(hint))
+        if named := named_sections_in(hint):
             yield from _keys(named, f"{prefix}{name}.NAME.")
         if inner:
             yield from _keys(inner, f"{prefix}{name}.")
@@ -242,7 +205,7 @@ def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
                 below, value = next(iter(value.items()))
                 key = f"{key}.{below}"
             _unknown(f"{prefix}{key}")
-        inner, named = _dataclass_in(hints[key]), _dataclass_by_name(hints[key])
+        inner, named = section_in(hints[key]), named_sections_in(hints[key])
         if inner and isinstance(value, Mapping):
             _refuse_unknown(value, inner, f"{prefix}{key}.")
         if named and isinstance(value, Mapping):

@@ -16,9 +16,9 @@ from typing import IO, Any
 import yaml
 
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, storage
+from pipeline import journal, kept, storage
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import RunConfig, build, flatten, to_yaml
+from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest
 from pipeline.process import job, superseded
@@ -51,7 +51,8 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
         raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
     changes = []
     if saved.exists():
-        changes = _changes(flatten(build(yaml.safe_load(saved.read_text()))), flatten(config))
+        # A folder of an earlier version may hold paths as they were typed.
+        changes = _changes(flatten(located(build(yaml.safe_load(saved.read_text())))), flatten(located(config)))
     identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
     if Path(folder, "run.json").exists():
         identity = read_identity(folder)
@@ -90,7 +91,19 @@ def load_run_config(run: str | Path) -> RunConfig:
     path = Path(run, "config.yaml")
     if not path.is_file():
         raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
-    return replace(build(yaml.safe_load(path.read_text())), run=str(run))
+    return _as_recorded(replace(build(yaml.safe_load(path.read_text())), run=str(run)))
+
+
+def _as_recorded(config: RunConfig) -> RunConfig:
+    """Return `config`; where an earlier version has kept relative places of the data, with the absolute ones of the journal."""
+    data = config.data
+    if all("://" in uri or Path(uri).is_absolute() for uri in [data.uri or "/", *(part.uri for part in data.mix.values())]):
+        return config
+    opened = [record["open"] for record, _ in journal.read(Path(config.run)) if "open" in record]
+    known = {row["name"]: row["uri"] for row in opened[-1].get("datasets", ())} if opened else {}
+    parts = {name: replace(part, uri=known.get(name, part.uri)) for name, part in data.mix.items()}
+    name = data.uri.rstrip("/").rpartition("/")[2]
+    return replace(config, data=replace(data, uri=known.get(name, data.uri), mix=parts))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

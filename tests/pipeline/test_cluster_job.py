@@ -34,8 +34,8 @@ def test_the_example_is_a_job(tmp_path: Path) -> None:
     [
         ("checkpoint.uri=null", "checkpoint.uri=: the machines have disks of their own"),
         ("checkpoint.uri=/shared/one", "checkpoint.uri=/shared/one: the machines"),
-        ("data.uri=shards", "data.uri=shards: the machines"),
-        ("init=runs/other", "init=runs/other: the machines"),
+        ("data.uri=shards", "data.uri=/.*/shards: the machines"),
+        ("init=runs/other", "init=/.*/runs/other: the machines"),
         ("tracking.uri=null", "tracking.uri=: MLflow's store would go"),
         ("tracking.uri=sqlite:///x.db", "tracking.mode=off"),
         ("tracking.mode=offline", "tracking.mode=offline: what waits"),
