@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.wording import plural
 
 BLOCK_BYTES = 128 << 20  # of blocks that are mixed at a time
 
@@ -124,11 +125,10 @@ def same_classes(place: str, sources: list[Source], numbered: bool = False) -> l
     first = sources[0]
     for source in sources[1:]:
         if odd := set(source.classes) ^ set(first.classes):
-            only, without = (first, source) if min(odd) in first.classes else (source, first)
-            has = f", which has only {without.classes[0]}" if len(without.classes) == 1 else ""
+            one, other = (f"{some.split} ({plural(len(some.classes), 'class', 'classes')})" for some in (first, source))
             largest = max(sources, key=lambda source: len(source.classes)).split
             raise ConfigError(
-                f"SRC {place}: class {min(odd)} is in only one of {first.split} and {source.split} ({only.split}, not "
-                f"{without.split}{has}); splits must have the same classes: sort the images, or add --split {largest}"
+                f"SRC {place}: class {min(odd)} is in only one of {one} and {other}; splits must have the same classes: "
+                f"sort the images into the same class folders, or add --split {largest}"
             )
     return sources

@@ -45,7 +45,7 @@ def open_tree(files: Files, split: str | None = None, label: str | None = None) 
     if split is not None and wanted not in splits:
         raise ConfigError(f"--split {split}: {place} has {', '.join(splits)}; name one of these")
     if split is None:
-        _only_splits(files, tops, flat, splits, label)
+        _only_splits(files, tops, splits, label)
     chosen = {name: f"{top}/" for name, top in splits.items() if wanted in (None, name)}
     outside = [one for one in files.left_over() if not one[0].startswith(tuple(chosen.values()))]
     outside += [(path, "image outside the split") for path in files.paths if not path.startswith(tuple(chosen.values()))]
@@ -78,34 +78,28 @@ def _splits(place: str, tops: list[str], flat: set[str]) -> dict[str, str]:
     return {name: top for top, name in sorted(named.items(), key=lambda pair: split_order(pair[1]))}
 
 
-def _only_splits(files: Files, tops: list[str], flat: set[str], splits: dict[str, str], label: str | None) -> None:
+def _only_splits(files: Files, tops: list[str], splits: dict[str, str], label: str | None) -> None:
     """Raise ConfigError where some of the images are in no split, or some splits have no classes."""
     place, names = files.place, ", ".join(splits.values())
-    several = len(splits) > 1
+    are = "are splits" if len(splits) > 1 else "is a split"
+    without = [name for name, top in splits.items() if f"{top}/{LABELS}" not in files.others and _is_flat(files, top)]
+    best = next((name for name in splits if name not in without), None)
+    one = f"--split {best}" if best else f"--split {next(iter(splits))} --label none"
     if loose := next((path for path in files.paths if "/" not in path), None):
-        raise ConfigError(
-            f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, "
-            f"or add --split {next(iter(splits))}"
-        )
+        raise ConfigError(f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, or add {one}")
     if others := [top for top in tops if top not in splits.values()]:
         raise ConfigError(
-            f"SRC {place}: {names} {'are splits' if several else 'is a split'} and {_some(others)} not, or "
-            f"all are classes: add --split {next(iter(splits))} to pack that split, or --label name for classes"
+            f"SRC {place}: {names} {are} and {_some(others)} not, or all are classes: "
+            f"add {one} to pack that split, or --label name for classes"
         )
-    if label is not None:
-        return
-    without = [
-        name for name, top in splits.items() if top in flat and f"{top}/{LABELS}" not in files.others and _is_flat(files, top)
-    ]
-    if len(without) == len(splits):
+    if label is None and without and best is None:
         raise ConfigError(
-            f"SRC {place}: {names} {'are splits' if several else 'is a split'} without class folders, or "
-            f"{'classes' if several else 'a class'}: add --label none for one class in each split, or --label name for classes"
+            f"SRC {place}: {names} {are} without class folders, or classes: "
+            "add --label none for one class in each split, or --label name for classes"
         )
-    if without:
-        first = next(name for name in splits if name not in without)
+    if label is None and without:
         raise ConfigError(
-            f"SRC {place}: the split {without[0]} has no class folders, {first} has: add --split {first} to pack that split, "
+            f"SRC {place}: the split {without[0]} has no class folders, {best} has: add {one} to pack that split, "
             "or --label none for one class in each split"
         )
 
@@ -148,7 +142,7 @@ def _labelled(
     if label == "none":
         return "one class (--label none)", ALL, one_class
     if label is None and f"{prefix}{LABELS}" in files.others:
-        labels = read_labels(place, files.read(f"{prefix}{LABELS}"), below)
+        labels = read_labels(place, files.read(f"{prefix}{LABELS}"), below, _by_name(split))
         if labels is not None and (labels < 0).all():
             return f"{_LABELLED}, which has none: one class", ALL, one_class
         if labels is not None:
@@ -175,9 +169,9 @@ def _by_folder(
     if loose:
         return "a flat folder, one class", ALL, np.zeros(len(below), np.int64)
     if label is None:
-        _no_wrapper(files, place, below)
-        _no_numbered_parts(place, list(holding), below)
-        _no_splits_below(place, below)
+        _no_wrapper(files, place, below, _by_name(split))
+        _no_numbered_parts(place, list(holding), below, _by_name(split))
+        _no_splits_below(place, below, _by_name(split))
     for name in tops:
         if not holding[name]:
             lost = said(files.left_over(f"{prefix}{name}/"))
@@ -196,7 +190,7 @@ def _by_folder(
     return form, tuple(tops), labels
 
 
-def _no_wrapper(files: Files, place: str, below: list[str]) -> None:
+def _no_wrapper(files: Files, place: str, below: list[str], by_name: str) -> None:
     """Raise ConfigError where all images are in one folder that holds several folders, or that holds labels."""
     wrapper, rest = "", below
     while len(tops := {path.partition("/")[0] for path in rest}) == 1 and all("/" in path for path in rest):
@@ -214,11 +208,11 @@ def _no_wrapper(files: Files, place: str, below: list[str]) -> None:
     )
     raise ConfigError(
         f"SRC {place}: all images are in the folder {wrapper} with {what} inside: for classes there, {way}; "
-        f"for one class {wrapper.partition('/')[0]}, add --label name"
+        f"for one class {wrapper.partition('/')[0]}, add {by_name}"
     )
 
 
-def _no_numbered_parts(place: str, tops: list[str], below: list[str]) -> None:
+def _no_numbered_parts(place: str, tops: list[str], below: list[str], by_name: str) -> None:
     """Raise ConfigError where folders 00000, 00001, ... only cut one numbered sequence into parts."""
     if not all(re.fullmatch(r"\d{5}", top) for top in tops):
         return
@@ -233,18 +227,18 @@ def _no_numbered_parts(place: str, tops: list[str], below: list[str]) -> None:
     if len(spans) > 1 and all(a < b for a, b in zip(ends[1::2], ends[2::2], strict=False)):
         raise ConfigError(
             f"SRC {place}: the folders {_some(sorted(spans))} hold one numbered sequence of images, or are classes: "
-            "add --label none for one class, or --label name for classes"
+            f"add --label none for one class, or {by_name} for classes"
         )
 
 
-def _no_splits_below(place: str, below: list[str]) -> None:
+def _no_splits_below(place: str, below: list[str], by_name: str) -> None:
     """Raise ConfigError where class folders hold folders called train, test, ..."""
     for path in below:
         top, *middle = path.split("/")[:-1]
         if found := next((part for part in middle if split_name(part)), None):
             raise ConfigError(
                 f"SRC {place}: class folder {top} holds a folder {found}: if it is a split, make it {found}/{top}; "
-                "if it is a part of the class, add --label name"
+                f"if it is a part of the class, add {by_name}"
             )
 
 
@@ -273,6 +267,11 @@ def _once(files: Files, chosen: Ints, labels: Ints, classes: tuple[str, ...]) ->
         keep[at] = False
         again.append((other, "link to an image of the same class"))
     return keep.nonzero()[0], again
+
+
+def _by_name(split: str) -> str:
+    """The flags that make classes of the folders."""
+    return f"--split {split} --label name" if split else "--label name"
 
 
 def _some(names: list[str]) -> str:

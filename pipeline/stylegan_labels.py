@@ -10,16 +10,17 @@ from pipeline.source import Ints
 from pipeline.wording import plural
 
 
-def read_labels(place: str, data: bytes, paths: list[str]) -> Ints | None:
+def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> Ints | None:
     """Return the label of each of `paths` [n]: all -1 where the file has none; None where it is no such file.
 
-    Raises ConfigError where its labels are not one number for each image.
+    `by_folder` are the flags that take the folders for classes. Raises ConfigError where its labels are not one number for
+    each image.
     """
     where = f"SRC {place}: dataset.json"
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise ConfigError(f"{where} cannot be read ({error}): fix it, or add --label name for classes by folder") from None
+        raise ConfigError(f"{where} cannot be read ({error}): fix it, or add {by_folder} for classes by folder") from None
     if not isinstance(document, dict) or "labels" not in document:
         return None
     if not document["labels"]:
@@ -27,7 +28,7 @@ def read_labels(place: str, data: bytes, paths: list[str]) -> Ints | None:
             return np.full(len(paths), -1, np.int64)
         raise ConfigError(
             f"{where} has no labels, but folders have names, such as {paths[0]}: add --label none for one class, "
-            "or --label name for classes by folder"
+            f"or {by_folder} for classes by folder"
         )
     labels: dict[str, int] = {}
     for entry in document["labels"]:
