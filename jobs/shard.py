@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SRC",
         help="a folder with one folder per class (or with train/ and test/ of such), a zip of one, also with StyleGAN's "
         "dataset.json; a flat folder (one class); IDX files; CIFAR-10 or -100, binary version; ImageNet's "
-        "ILSVRC2012_img_train.tar and _val.tar with the devkit, in one folder; parquet files; shards to pack again; `fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or "
-        "Debian's .deb). Archives are read where they lie, nothing is unpacked",
+        "ILSVRC2012_img_train.tar and _val.tar with the devkit, in one folder; parquet files; shards to pack again; "
+        "`fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or Debian's .deb). "
+        "Archives are read where they lie, nothing is unpacked",
     )
     parser.add_argument(
         "dst",

@@ -97,6 +97,7 @@ def folder_files(root: Path) -> Files:
     found = _Found()
     top = os.stat(root)
     met: set[tuple[str, int, int]] = set()
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...], bool]]
     waiting = [(str(root), "", ((top.st_dev, top.st_ino),), False)]
     while waiting:
         folder, below, above, linked = waiting.pop()

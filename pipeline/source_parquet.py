@@ -145,9 +145,10 @@ def _split(split: str, place: str, paths: list[Path], chosen_label: str | None) 
                 groups += [Group(path, number, image, file.metadata) for number in range(file.num_row_groups)]
                 schema = file.schema_arrow
             seal.update(repr((path.name, path.stat().st_size, path.stat().st_mtime_ns)).encode())
+        classes: tuple[str, ...] = ("all",)
         rows = [0] + [group.rows for group in groups]
         if label is None:
-            numbers, classes = np.zeros(sum(rows), np.int64), ("all",)
+            numbers = np.zeros(sum(rows), np.int64)
         else:
             numbers, classes = _labels(place, split, pa.concat_arrays(_one_type(place, label, labels)), schema, label)
     except (pa.ArrowException, OSError) as error:

@@ -98,8 +98,8 @@ def _folder(path: Path, say: Callable[[str], None], split: str | None, label: st
     if not files.paths:
         if tars := [name for name in files.others if name.endswith(_TARS)]:
             raise source_shards.foreign(str((path / tars[0]).parent))
-        if parquet := [name for name in files.others if source_parquet.is_table(name)]:
-            return source_parquet.open_parquet(str(path), [path / name for name in parquet], split, label)
+        if parquet := [path / name for name in files.others if source_parquet.is_table(name)]:
+            return source_parquet.open_parquet(str(parquet[0]), parquet[:1], label=label)  # says what its columns lack
     return source_trees.open_tree(files, split, label)
 
 
