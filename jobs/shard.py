@@ -24,17 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="a folder with one folder per class (or with train/ and test/ of such), a zip of one; IDX files; CIFAR-10 or "
-        "-100, binary version; ImageNet's ILSVRC2012_img_train.tar and _val.tar with the devkit, in one folder; parquet "
-        "files; shards to pack again; `fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or "
-        "Debian's .deb). Archives are read where they lie, nothing is unpacked",
+        help="a folder with one folder per class (or with train/ and test/ of such), a zip of one, also with StyleGAN's "
+        "dataset.json; a flat folder (one class); IDX files; CIFAR-10 or -100, binary version; ImageNet's "
+        "ILSVRC2012_img_train.tar and _val.tar with the devkit, in one folder; parquet files; shards to pack again; "
+        "`fashion-mnist` (found or downloaded), or `fashion-mnist:PATH` (its four files or Debian's .deb). "
+        "Archives are read where they lie, nothing is unpacked",
     )
     parser.add_argument(
         "dst",
         metavar="DST",
         help="where to: a path, s3://... or another URI; a source with splits goes to DST/train, ...",
     )
-    parser.add_argument("--split", help="pack only this split, such as train or test")
+    parser.add_argument("--split", help="pack only this split, such as train or test; the others are not looked at")
+    parser.add_argument(
+        "--label",
+        choices=("name", "none"),
+        help="name: each folder is a class, also those called train or test; none: one class of all images (default: by "
+        "what is there; a source that can be read in two ways is refused)",
+    )
     parser.add_argument(
         "--resolution",
         type=int,
@@ -76,12 +83,7 @@ def run(args: argparse.Namespace) -> int | None:
     from pipeline.sources import open_source
 
     _check(args)
-    sources = open_source(args.src, print)
-    if args.split is not None:
-        known = [source.split for source in sources if source.split]
-        sources = [source for source in sources if source.split == args.split]
-        if not sources:
-            raise ConfigError(f"--split {args.split}: {args.src} has {', '.join(known) or 'no splits'}")
+    sources = open_source(args.src, print, args.split, args.label)
     plans = []
     for source in sources:
         config = _config(args, source)

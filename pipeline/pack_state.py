@@ -1,6 +1,7 @@
 """Where a pack stands (`pack.json`, beside its finished shards) and what it came to (`report.json`)."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from pipeline import storage
 from pipeline.encode import PackConfig, Sample, as_json
 from pipeline.errors import DataError
 from pipeline.index import Manifest, Shard, load_index
+from pipeline.source import Source
 
 STATE, REPORT = "pack.json", "report.json"
 
@@ -80,7 +82,7 @@ def load_state(uri: str) -> State:
     return state
 
 
-def report(state: State, manifest: Manifest, config: PackConfig) -> dict[str, Any]:
+def report(state: State, manifest: Manifest, config: PackConfig, source: Source) -> dict[str, Any]:
     """`report.json`: what was packed, how, from what, and what was left out."""
     size = config.resolution or 0
     seconds = max(state.seconds, 1e-9)
@@ -96,6 +98,8 @@ def report(state: State, manifest: Manifest, config: PackConfig) -> dict[str, An
             "smaller_than_resolution": sum(count for side, count in state.sides.items() if side < size),
         },
         "rejected": [asdict(rejected) for rejected in state.rejected],
+        "layout": source.layout,
+        "passed_over": dict(Counter(kind for _, kind in source.passed)),
         "seconds": round(seconds, 3),
         "images_per_second": round(state.position / seconds, 1),
     }

@@ -95,7 +95,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
         progress(state.position)
         _write(_encoded(source, config, state.position, progress), uri, state, config.shard_bytes, save)
         state.seconds = time.monotonic() - began
-        return _finish(uri, state, source.classes, config, recipe)
+        return _finish(uri, state, source.classes, config, recipe, source)
     except UserError as error:
         error.args = (f"{error}{_what_stays(uri, done)}",)
         raise
@@ -132,7 +132,9 @@ def _write(items: Iterable[Sample | Rejected], uri: str, state: State, shard_byt
         tar.close()
 
 
-def _finish(uri: str, state: State, classes: tuple[str, ...], config: PackConfig, recipe: str) -> Manifest:
+def _finish(
+    uri: str, state: State, classes: tuple[str, ...], config: PackConfig, recipe: str, source: Source | None = None
+) -> Manifest:
     if not state.shards:
         why = "".join(f"; {bad.name}: {bad.reason}" for bad in state.rejected[:1])
         raise ConfigError(f"{uri}: there is no image to pack{why}")
@@ -144,8 +146,8 @@ def _finish(uri: str, state: State, classes: tuple[str, ...], config: PackConfig
         channels=1 if state.grey else 3,
         source=recipe,
     )
-    if recipe:
-        text = json.dumps(report(state, manifest, config), indent=1, ensure_ascii=False) + "\n"
+    if source is not None:
+        text = json.dumps(report(state, manifest, config, source), indent=1, ensure_ascii=False) + "\n"
         storage.write_bytes(storage.join(uri, REPORT), text.encode(errors="backslashreplace"))
     storage.write_bytes(storage.join(uri, MANIFEST), dump_manifest(manifest))
     storage.remove(storage.join(uri, STATE))

@@ -4,15 +4,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.wording import plural
 
-SPLITS = ("train", "test", "val", "valid", "validation")
 BLOCK_BYTES = 128 << 20  # of blocks that are mixed at a time
 
 _BOMB_RATIO, _BOMB_BYTES = 1000, 64 << 20
@@ -52,6 +52,10 @@ class Source:
     """Pixels of the longer side, where all images have the same size; None where that is not known."""
     blocks: Blocks | None = None
     """None where any image is read as cheaply as the next one."""
+    layout: str = ""
+    """What the source was taken for, where that had to be recognised."""
+    passed: tuple[tuple[str, str], ...] = ()
+    """(path, kind) of everything in the source that is not packed."""
 
 
 class Names(Sequence[str]):
@@ -110,12 +114,21 @@ def refuse_climbing(place: str, path: str) -> None:
         raise ConfigError(f"SRC {place} has a member {path!r}: paths that leave the archive are refused; pack a clean one")
 
 
-def same_classes(place: str, sources: list[Source]) -> list[Source]:
-    """`sources`, if their splits have the same classes. Raises ConfigError otherwise."""
+def same_classes(place: str, sources: list[Source], numbered: bool = False) -> list[Source]:
+    """Return `sources`, if their splits have the same classes. Raises ConfigError otherwise.
+
+    `numbered`: classes are numbers from 0 without names, and the longest list is that of all.
+    """
+    if numbered:
+        classes = max((source.classes for source in sources), key=len)
+        return [replace(source, classes=classes) for source in sources]
+    first = sources[0]
     for source in sources[1:]:
-        if odd := set(source.classes) ^ set(sources[0].classes):
+        if odd := set(source.classes) ^ set(first.classes):
+            one, other = (f"{some.split} ({plural(len(some.classes), 'class', 'classes')})" for some in (first, source))
+            largest = max(sources, key=lambda source: len(source.classes)).split
             raise ConfigError(
-                f"SRC {place}: class {min(odd)} is in only one of {sources[0].split} and {source.split}; "
-                "splits must have the same classes"
+                f"SRC {place}: class {min(odd)} is in only one of {one} and {other}; splits must have the same classes: "
+                f"sort the images into the same class folders, or add --split {largest}"
             )
     return sources

@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline import fashion_mnist
 from pipeline.errors import ConfigError, DataError
-from pipeline.source import SPLITS, Pixels, Source, refuse_bomb
+from pipeline.layout import SPLITS
+from pipeline.source import Pixels, Source, refuse_bomb
 
 NAME = re.compile(r"(train|t10k|test|val)[-_.]images[-_.]idx3[-_.]ubyte(\.gz)?")
 _SPLITS = {"t10k": "test"}
@@ -29,7 +30,7 @@ def open_idx(images: list[Path]) -> list[Source]:
     for path in images:
         match = NAME.fullmatch(path.name)
         assert match
-        labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+        labels = labels_of(path)
         if not labels.exists():
             raise ConfigError(f"SRC {path} has no labels beside it: {labels.name} is missing")
         raw[_SPLITS.get(match[1], match[1])] = (str(path), path.read_bytes(), labels.read_bytes())
@@ -37,6 +38,11 @@ def open_idx(images: list[Path]) -> list[Source]:
     sources = [_idx(split, *raw[split]) for split in order]
     classes = max((source.classes for source in sources), key=len)
     return [Source(**{**vars(source), "classes": classes}) for source in sources]
+
+
+def labels_of(images: Path) -> Path:
+    """Return the file of the labels that belongs beside this file of images."""
+    return images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
 
 
 def _idx(split: str, name: str, images: bytes, labels: bytes, classes: tuple[str, ...] = ()) -> Source:

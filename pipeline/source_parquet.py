@@ -1,12 +1,13 @@
 """Parquet files with image files in a column, as Hugging Face's `datasets` writes them.
 
 The image column is a struct with `bytes`, or binary. Labels are integers, named by the ClassLabel in the schema's
-metadata if there is one, or text. A row group is read at once and kept while its images are packed.
+metadata if there is one, or text. Splits are named by folders or files: `CONFIG/train/0000.parquet`,
+`CONFIG/train-00000-of-00001.parquet`.
 """
 
 import hashlib
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,80 +15,146 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.source import BLOCK_BYTES, SPLITS, BlockCache, Blocks, Ints, Names, Source
+from pipeline.layout import split_name, split_order, split_within
+from pipeline.parquet_rows import Group, load_group
+from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source, same_classes
+from pipeline.source_files import Files
+from pipeline.wording import command, plural
 
-_SPLIT = re.compile(rf"({'|'.join(SPLITS)})([-_.].*)?\.parquet")
 _IMAGE_NAMES, _LABEL_NAMES = ("image", "img", "jpg", "png"), ("label", "labels", "fine_label", "cls", "class")
 
 
-def find(folder: Path) -> list[Path]:
-    """The parquet files in `folder`, or in its `data/`, where Hugging Face has them."""
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+def is_table(name: str) -> bool:
+    """Tell whether this is the name of a parquet file."""
+    return name.lower().endswith(".parquet")
 
 
-def open_parquet(place: str, paths: list[Path]) -> list[Source]:
-    """The splits in these files: `train-*.parquet`, `test-*.parquet`, ..., or one without a name.
+def find(root: Path, files: Files, beside_images: bool) -> list[str]:
+    """Return the parquet files below `root` that hold images; those without are tables about images.
 
-    Raises ConfigError where columns are missing or pyarrow is, DataError for damaged files.
+    `beside_images`: only those with labels, too, as the folder has images of its own. Damaged files are left out then.
+    Raises ConfigError where pyarrow is missing, and nothing else can be packed.
+    """
+    import importlib
+
+    tables = [name for name in files.others if is_table(name)]
+    if not tables:
+        return []
+    try:
+        importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        if beside_images:
+            return []
+        raise _no_pyarrow(root) from None
+    return [name for name in tables if _has_images(root / name, beside_images)]
+
+
+def _no_pyarrow(place: object) -> ConfigError:
+    return ConfigError(f"SRC {place} is parquet: `pip install 'biggan-pipeline[parquet]'` to read it")
+
+
+def _has_images(path: Path, with_labels: bool) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        image, label = _columns(pq.read_schema(path))
+    except (pa.ArrowException, OSError):
+        return not with_labels  # opening it will say what is wrong
+    return image is not None and (label is not None or not with_labels)
+
+
+def open_parquet(place: str, paths: list[Path], split: str | None = None, label: str | None = None) -> list[Source]:
+    """Return the splits in these files, which lie below `place`; only `split`, if one is named.
+
+    Raises ConfigError where columns are missing, pyarrow is, or files are of several configurations; DataError for damaged
+    files.
     """
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise ConfigError(f"SRC {place} is parquet: `pip install 'biggan-pipeline[parquet]'` to read it") from None
-    matches = {path: _SPLIT.fullmatch(path.name) for path in paths}
-    if not all(matches.values()):  # shards of one set that happen to be called anything
-        return [_split("", place, paths)]
-    splits = {match[1] for match in matches.values() if match}
+        raise _no_pyarrow(place) from None
+    parts = {path: _part(place, path) for path in paths}
+    known = sorted({name for _, name in parts.values()}, key=split_order)
+    if split is not None:
+        wanted = next((name for name in (split, split_name(split)) if name and name in known), None)
+        if wanted is None:
+            raise ConfigError(f"--split {split}: {place} has {', '.join(filter(None, known)) or 'no splits'}")
+        known = [wanted]
+    chosen = {path: part for path, part in parts.items() if part[1] in known}
+    configs = sorted({config for config, _ in chosen.values()})
+    if len(configs) > 1:
+        names = ", ".join(config or "the folder itself" for config in configs)
+        raise ConfigError(
+            f"SRC {place} has parquet files in several folders ({names}), each one data set: "
+            f"name one, as in {command('shard', f'{place}/{configs[-1]}', 'DST')}"
+        )
+    if len(known) > 1 and "" in known:
+        one, other = (next(path for path, part in chosen.items() if bool(part[1]) == named) for named in (False, True))
+        raise ConfigError(
+            f"SRC {place}: {other.name} is the split {parts[other][1]}, {one.name} is in none: add --split {parts[other][1]}, "
+            "or move one away"
+        )
     sources = [
-        _split(split, place, [path for path, match in matches.items() if match and match[1] == split])
-        for split in sorted(splits, key=SPLITS.index)
+        _split(name, place, [path for path in paths if chosen.get(path, ("", None))[1] == name], label) for name in known
     ]
-    if all(source.classes == tuple(map(str, range(len(source.classes)))) for source in sources):
-        classes = max((source.classes for source in sources), key=len)  # numbers without names: the longest list
-        return [replace(source, classes=classes) for source in sources]
+    outside = tuple((_relative(place, path).as_posix(), "file outside the split") for path in paths if path not in chosen)
+    sources = [replace(source, passed=outside) for source in sources]
+    numbered = all(source.classes == tuple(map(str, range(len(source.classes)))) for source in sources)
+    sources = same_classes(place, sources, numbered)
     for source in sources[1:]:
         if source.classes != sources[0].classes:
             raise ConfigError(
-                f"SRC {place}: {source.split} has other classes than {sources[0].split}; "
-                "give both the same, or move each into a folder of its own and pack that"
+                f"SRC {place}: {source.split} has other classes than {sources[0].split}, or in another order: "
+                f"give both the same, or add --split {source.split}"
             )
     return sources
 
 
-def _split(split: str, place: str, paths: list[Path]) -> Source:
+def _relative(place: str, path: Path) -> Path:
+    return Path(path.name) if path == Path(place) else path.relative_to(place)
+
+
+def _part(place: str, path: Path) -> tuple[str, str]:
+    """(folder of the configuration, split) of a file; empty where there is none. Raises ConfigError for two splits."""
+    *folders, name = _relative(place, path).parts
+    by_name = split_within(name[: -len(".parquet")])
+    by_folder = None
+    if folders:
+        by_folder = split_name(folders[-1]) or (None if by_name else split_within(folders[-1]))
+    if by_name and by_folder and by_name != by_folder:
+        raise ConfigError(f"SRC {place}: {path.name} in {folders[-1]} is the split {by_name} or {by_folder}: rename the file")
+    return "/".join(folders[:-1] if by_folder else folders), by_folder or by_name or ""
+
+
+def _split(split: str, place: str, paths: list[Path], chosen_label: str | None) -> Source:
     """All row groups of `paths` as one split."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    groups: list[tuple[Path, int]] = []
-    rows, sizes, labels, footers = [0], [1], [], {}
+    groups: list[Group] = []
+    labels: list[Any] = []
+    label: str | None = None
     seal = hashlib.sha256()
     try:
         for path in paths:
-            file = pq.ParquetFile(path)
-            image, label = _columns(path, file.schema_arrow)
-            labels.append(file.read([label]).column(0).combine_chunks())
-            footers[path] = (file.metadata, image)
-            for group in range(file.num_row_groups):
-                groups.append((path, group))
-                rows.append(file.metadata.row_group(group).num_rows)
-                sizes.append(file.metadata.row_group(group).total_byte_size)
+            with pq.ParquetFile(path) as file:
+                image, label = _needed(path, file.schema_arrow, chosen_label)
+                if label is not None:
+                    labels.append(_plain(file.read([label]).column(0)))
+                groups += [Group(path, number, image, file.metadata) for number in range(file.num_row_groups)]
+                schema = file.schema_arrow
             seal.update(repr((path.name, path.stat().st_size, path.stat().st_mtime_ns)).encode())
-        numbers, classes = _labels(place, split, pa.chunked_array(labels), file.schema_arrow, label)
+        classes: tuple[str, ...] = ("all",)
+        rows = [0] + [group.rows for group in groups]
+        if label is None:
+            numbers = np.zeros(sum(rows), np.int64)
+        else:
+            numbers, classes = _labels(place, split, pa.concat_arrays(_one_type(place, label, labels)), schema, label)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"SRC {path} is damaged or no parquet ({str(error).splitlines()[0]}): get it again") from None
     starts = np.cumsum(rows, dtype=np.int64)
-    window = max(1, BLOCK_BYTES // max(sizes))
-
-    def load(block: int) -> Any:
-        path, group = groups[block]
-        metadata, column = footers[path]
-        try:
-            with pq.ParquetFile(path, metadata=metadata) as file:
-                images = file.read_row_group(group, [column], use_threads=False).column(0).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}, row group {group}, cannot be read ({str(error).splitlines()[0]}): get it again") from None
-        return images.field("bytes") if pa.types.is_struct(images.type) else images
+    window = max(1, BLOCK_BYTES // max([1] + [group.bytes for group in groups]))
 
     def where(i: int) -> tuple[int, int]:
         block = int(np.searchsorted(starts, i, side="right")) - 1
@@ -95,41 +162,60 @@ def _split(split: str, place: str, paths: list[Path]) -> Source:
 
     def name(i: int) -> str:
         block, row = where(i)
-        return f"{groups[block][0]}, row group {groups[block][1]}, row {row}"
+        return f"{groups[block].path}, row group {groups[block].number}, row {row}"
 
-    cache = BlockCache(load, 2 * window)
+    cache = BlockCache(lambda block: load_group(groups[block]), 2 * window)
 
     def read(i: int) -> bytes:
         block, row = where(i)
-        data = cache.get(block)[row].as_py()
+        data = cache.get(block)[row]
         if data is None:
             raise DataError(f"{name(i)} has a path, but no bytes: embed the images (`embed_external_files=True`)")
-        return bytes(data)
+        return data
 
-    return Source(split, classes, Names(len(numbers), name), numbers, read, seal.hexdigest(), blocks=Blocks(starts, window))
+    return Source(
+        split=split,
+        classes=classes,
+        names=Names(len(numbers), name),
+        labels=numbers,
+        read=read,
+        fingerprint=seal.hexdigest(),
+        blocks=Blocks(starts, window),
+        layout=f"{plural(len(paths), 'parquet file')}, " + (f"labels in the column {label}" if label else "one class"),
+    )
 
 
-def _columns(path: Path, schema: Any) -> tuple[str, str]:
-    """Names of the image column and the label column."""
+def _needed(path: Path, schema: Any, chosen_label: str | None) -> tuple[str, str | None]:
+    """Names of the image column and the label column (None for --label none). Raises ConfigError where one is missing."""
+    image, label = _columns(schema)
+    if chosen_label == "none":
+        label = None
+    elif label is None and image is not None:
+        raise ConfigError(
+            f"SRC {path} has the columns {', '.join(schema.names)}: rename that of the labels to label, "
+            "or add --label none for one class"
+        )
+    if image is None:
+        raise ConfigError(f"SRC {path} has the columns {', '.join(schema.names)}: rename that of the image files to image")
+    return image, label
+
+
+def _columns(schema: Any) -> tuple[str | None, str | None]:
+    """Names of the image column and the label column, None where there is none that is sure."""
     import pyarrow as pa
 
     def holds_bytes(kind: Any) -> bool:
         if pa.types.is_struct(kind):
             return any(part.name == "bytes" for part in kind)
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        return any(is_kind(kind.value_type if pa.types.is_dictionary(kind) else kind) for is_kind in kinds)
 
     features = _features(schema)
     images = [field.name for field in schema if holds_bytes(field.type)]
     labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     known = [name for name in _LABEL_NAMES if name in schema.names]
     image = next((name for name in _IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
-    label = known[0] if known else labels[0] if len(labels) == 1 else None
-    if image is None or label is None:
-        raise ConfigError(
-            f"SRC {path} has the columns {', '.join(schema.names)}: rename "
-            f"{'that of the image files to image' if image is None else 'that of the labels to label'}"
-        )
-    return image, label
+    return image, known[0] if known else labels[0] if len(labels) == 1 else None
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -141,18 +227,49 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
+def _plain(column: Any) -> Any:
+    """A column of labels as one array of integers or text, whatever form it was stored in (categories, views)."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        kind = pa.large_string()
+    return pa.concat_arrays(column.cast(kind).chunks or [pa.array([], kind)])
+
+
+def _one_type(place: str, column: str, labels: Sequence[Any]) -> list[Any]:
+    """Labels of several files, all as int64 or all as text. Raises ConfigError for others."""
+    import pyarrow as pa
+
+    for array in labels:
+        if array.null_count:
+            raise ConfigError(f"SRC {place}: there are rows without a {column}; fix them")
+        if not (pa.types.is_integer(array.type) or pa.types.is_large_string(array.type)):
+            raise ConfigError(f"SRC {place}: its column {column} has the type {array.type}; make it integers or text")
+    kinds = {"text" if pa.types.is_large_string(array.type) else "integers" for array in labels}
+    if len(kinds) > 1:
+        raise ConfigError(f"SRC {place}: its column {column} is text in one file, integers in another; make it one of these")
+    return [array if pa.types.is_large_string(array.type) else array.cast(pa.int64()) for array in labels]
+
+
 def _labels(place: str, split: str, labels: Any, schema: Any, column: str) -> tuple[Ints, tuple[str, ...]]:
     """Labels [n] and class names."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if len(labels) == 0 or labels.null_count:
-        raise ConfigError(f"SRC {place} {split}: {'no rows' if len(labels) == 0 else f'rows without a {column}'}; mend it")
-    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+    where = f"SRC {place} {split}".rstrip()
+    if len(labels) == 0:
+        raise ConfigError(f"{where} has no rows: get it again")
+    if pa.types.is_large_string(labels.type):
         classes = tuple(sorted(pc.unique(labels).to_pylist()))
-        return pc.index_in(labels, pa.array(classes, labels.type)).to_numpy().astype(np.int64), classes
-    if not pa.types.is_integer(labels.type):
-        raise ConfigError(f"SRC {place}: its column {column} has the type {labels.type}; make it integers or text")
+        if empty := [name for name in classes if not name.strip()]:
+            raise ConfigError(f"{where}: rows have an empty {column} ({empty[0]!r}); fix it")
+        return pc.index_in(labels, pa.array(classes, labels.type)).to_numpy(zero_copy_only=False).astype(np.int64), classes
     numbers = labels.to_numpy().astype(np.int64)
     names = _features(schema).get(column, {}).get("names")
+    if not names and numbers.max() >= max(1000, len(numbers)):
+        raise ConfigError(
+            f"{where}: its column {column} has the label {numbers.max()} for {plural(len(numbers), 'image')}: "
+            "number the classes from 0"
+        )
     return numbers, tuple(map(str, names if names else range(int(numbers.max()) + 1)))

@@ -4,6 +4,7 @@ A stretch of a tar is read at once and kept while its images are packed, so that
 """
 
 import itertools
+import json
 
 import google_crc32c
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import MANIFEST, Index, Manifest, load_index, load_manifest
-from pipeline.source import BLOCK_BYTES, SPLITS, BlockCache, Blocks, Ints, Names, Source
+from pipeline.layout import split_name, split_order
+from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source
+from pipeline.wording import command
 
 _STRETCH = 4 << 20  # bytes read at once
 
@@ -19,15 +22,30 @@ _STRETCH = 4 << 20  # bytes read at once
 def open_shards(uri: str) -> list[Source]:
     """The shards at `uri`, or those of its splits; none where there is no manifest. Raises DataError for a damaged one."""
     found = storage.names(uri)
-    if MANIFEST in found:
+    if MANIFEST in found and _is_ours(uri):
         return [_source("", uri)]
-    splits = [name for name in SPLITS if name in found and storage.exists(storage.join(uri, name, MANIFEST))]
-    return [_source(split, storage.join(uri, split)) for split in splits]
+    places = {name: storage.join(uri, name) for name in sorted(found, key=split_order) if split_name(name)}
+    splits = {
+        name: place for name, place in places.items() if storage.exists(storage.join(place, MANIFEST)) and _is_ours(place)
+    }
+    return [_source(split, place) for split, place in splits.items()]
+
+
+def _is_ours(uri: str) -> bool:
+    """Whether this manifest.json is one of shards, good or damaged; other programs write files of that name."""
+    try:
+        document = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    except ValueError:
+        return any(name.endswith(".tar.idx") for name in storage.names(uri))
+    return isinstance(document, dict) and document.get("format") == "biggan shards"
 
 
 def foreign(place: str) -> ConfigError:
     """What to do with tars that have no index."""
-    return ConfigError(f"SRC {place}: tars without a {MANIFEST}; run `biggan index URI` first, which indexes shards")
+    return ConfigError(
+        f"SRC {place}: tars without a {MANIFEST} of ours are shards, which stay as they are: "
+        f"{command('index', place, '--out', 'DST')} indexes them"
+    )
 
 
 def _source(split: str, uri: str) -> Source:

@@ -1,138 +1,278 @@
-"""Images in one folder per class, on the disk or in a zip, with or without train/ and test/ above."""
+"""Images in one folder per class, on the disk or in a zip: with or without splits, class folders or labels in a file.
+
+A tree is recognised as a whole, or refused with both readings named: one name never switches the reading in silence.
+"""
 
 import hashlib
-import os
-import threading
-import zipfile
-import zlib
-from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import re
+from collections import Counter
 
 import numpy as np
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.source import SPLITS, Ints, Source, refuse_bomb, refuse_climbing, same_classes
+from pipeline.errors import ConfigError
+from pipeline.layout import IMAGES, said, split_name, split_order, split_within
+from pipeline.source import Ints, Source, same_classes
+from pipeline.source_files import LABELS, Files
+from pipeline.stylegan_labels import read_labels
+from pipeline.wording import command, plural
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
-Read = Callable[[str], bytes]
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """Files by path: about 100 bytes each, for there may be millions."""
-
-    paths: list[str]
-    """Relative to the source, with slashes, sorted."""
-    versions: Ints
-    """Two numbers that change when the file does: [files, 2]."""
-
-    def only(self, wanted: Callable[[str], bool]) -> "_Listing":
-        chosen = [i for i, path in enumerate(self.paths) if wanted(path)]
-        return _Listing([self.paths[i] for i in chosen], self.versions[chosen])
+ALL = ("all",)
+"""The class of a set without classes."""
+_LABELLED = f"labels of {LABELS}"
 
 
-def _listing(files: Iterable[tuple[str, int, int]]) -> _Listing:
-    paths, versions = [], array("q")
-    for path, *version in files:
-        paths.append(path)
-        versions.extend(version)
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    return _Listing([paths[i] for i in order], np.array(versions, np.int64).reshape(-1, 2)[order])
+def open_tree(files: Files, split: str | None = None, label: str | None = None) -> list[Source]:
+    """Return the splits in a tree of images; only `split`, if one is named.
+
+    `label` is `name` (each top folder is a class, whatever its name), `none` (one class of all) or None (by what is there).
+    Raises ConfigError for a tree without images, and for one that can be read in two ways.
+    """
+    place, holds = files.place, said(files.left_over())
+    if not files.paths:
+        raise ConfigError(
+            f"SRC {place} has no images ({', '.join(IMAGES)})"
+            + (f"; it holds {holds}" if holds else "")
+            + ": name a folder of class folders"
+        )
+    tops = sorted({path.partition("/")[0] for path in files.paths if "/" in path})
+    flat = {path.partition("/")[0] for path in files.paths if path.count("/") == 1}
+    splits = {} if label == "name" and split is None else _splits(place, tops, flat)
+    if not splits:
+        if split is not None:
+            raise ConfigError(f"--split {split}: {place} has no splits")
+        return [_set(files, "", "", label, files.left_over())]
+    wanted = split_name(split or "") or split
+    if split is not None and wanted not in splits:
+        raise ConfigError(f"--split {split}: {place} has {', '.join(splits)}; name one of these")
+    if split is None:
+        _only_splits(files, tops, splits, label)
+    chosen = {name: f"{top}/" for name, top in splits.items() if wanted in (None, name)}
+    outside = [one for one in files.left_over() if not one[0].startswith(tuple(chosen.values()))]
+    outside += [(path, "image outside the split") for path in files.paths if not path.startswith(tuple(chosen.values()))]
+    bare = {folder for folder in files.folders if "/" not in folder} - set(tops)
+    outside += [(folder, "folder without images") for folder in sorted(bare)]
+    sources = [_set(files, name, prefix, label, files.left_over(prefix) + outside) for name, prefix in chosen.items()]
+    return same_classes(place, sources, numbered=all(source.layout.startswith(_LABELLED) for source in sources))
 
 
-def open_folder(root: Path, say: Callable[[str], None]) -> list[Source]:
-    """The splits below `root`. Raises ConfigError where there are no images in class folders."""
-    folders: list[str] = []
+def _splits(place: str, tops: list[str], flat: set[str]) -> dict[str, str]:
+    """The folder of each split, in the order of splits; none where no folder is one.
 
-    def files() -> Iterable[tuple[str, int, int]]:
-        for folder, below, names in os.walk(root):
-            below[:] = [name for name in below if not name.startswith(".")]
-            place = Path(folder).relative_to(root)
-            folders.extend((place / name).as_posix() for name in below)
-            for name in names:
-                if not name.startswith(".") and os.path.isfile(path := os.path.join(folder, name)):
-                    yield (place / name).as_posix(), os.stat(path).st_size, os.stat(path).st_mtime_ns
-
-    def read(path: str) -> bytes:
-        try:
-            return (root / path).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {root / path} ({error.strerror}): mend it, then run again") from None
-
-    return _tree(str(root), _listing(files()), folders, read, say)
-
-
-def open_zip(file: Path, say: Callable[[str], None]) -> list[Source]:
-    """The splits in a zip, which is read where it lies. Raises as `open_folder`, and for members that leave the zip."""
-    archive, lock = zipfile.ZipFile(file), threading.Lock()
-    infos = [info for info in archive.infolist() if not _hidden(info.filename)]
-    for info in infos:
-        refuse_climbing(str(file), info.filename)
-    tops = {PurePosixPath(info.filename).parts[0] for info in infos}
-    loose = any(info.filename.count("/") == 1 and not info.is_dir() for info in infos)
-    # `zip -r x.zip folder` puts the whole tree below one name, which is then no class.
-    top = f"{tops.pop()}/" if len(tops) == 1 and not loose else ""
-
-    def read(path: str) -> bytes:
-        info = archive.getinfo(top + path)
-        refuse_bomb(f"{path} in {file}", info.compress_size, info.file_size)
-        try:
-            with lock:  # it counts its open members
-                member = archive.open(info)
-            try:
-                return member.read()
-            finally:
-                with lock:
-                    member.close()
-        except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as error:
-            raise DataError(f"cannot read {path} in {file} ({error}): the zip is damaged or locked, get it again") from None
-
-    listing = _listing((info.filename.removeprefix(top), info.file_size, info.CRC) for info in infos if not info.is_dir())
-    folders = {str(parent) for path in listing.paths for parent in PurePosixPath(path).parents}
-    folders |= {info.filename.removeprefix(top).rstrip("/") for info in infos if info.is_dir()}
-    return _tree(str(file), listing, sorted(folders - {".", ""}), read, say)
+    A longer name (`seg_train`) counts where others speak of other splits, and where all do or it holds class folders.
+    """
+    exact = {top: name for top in tops if (name := split_name(top))}
+    longer = {top: name for top in tops if (name := split_within(top))}
+    if len(set(longer.values())) < 2:
+        longer = {}
+    elif len(longer) < len(tops):
+        longer = {top: name for top, name in longer.items() if top not in flat}
+        longer = longer if len(set(longer.values())) > 1 else {}
+    named = longer | exact
+    twice = [name for name, count in Counter(named.values()).items() if count > 1]
+    if twice:
+        both = [top for top in named if named[top] == twice[0]]
+        raise ConfigError(
+            f"SRC {place}: {' and '.join(both)} are both the split {twice[0]}, or classes: "
+            "rename one of them, or add --label name for classes"
+        )
+    return {name: top for top, name in sorted(named.items(), key=lambda pair: split_order(pair[1]))}
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith("__MACOSX") or (part.startswith(".") and part not in (".", "..")) for part in path.split("/"))
+def _only_splits(files: Files, tops: list[str], splits: dict[str, str], label: str | None) -> None:
+    """Raise ConfigError where some of the images are in no split, or some splits have no classes."""
+    place, names = files.place, ", ".join(splits.values())
+    are = "are splits" if len(splits) > 1 else "is a split"
+    without = [name for name, top in splits.items() if f"{top}/{LABELS}" not in files.others and _is_flat(files, top)]
+    best = next((name for name in splits if name not in without), None)
+    one = f"--split {best}" if best else f"--split {next(iter(splits))} --label none"
+    if loose := next((path for path in files.paths if "/" not in path), None):
+        raise ConfigError(f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, or add {one}")
+    if others := [top for top in tops if top not in splits.values()]:
+        raise ConfigError(
+            f"SRC {place}: {names} {are} and {_some(others)} not, or all are classes: "
+            f"add {one} to pack that split, or --label name for classes"
+        )
+    if label is None and without and best is None:
+        raise ConfigError(
+            f"SRC {place}: {names} {are} without class folders, or classes: "
+            "add --label none for one class in each split, or --label name for classes"
+        )
+    if label is None and without:
+        raise ConfigError(
+            f"SRC {place}: the split {without[0]} has no class folders, {best} has: add {one} to pack that split, "
+            "or --label none for one class in each split"
+        )
 
 
-def _tree(place: str, files: _Listing, folders: list[str], read: Read, say: Callable[[str], None]) -> list[Source]:
-    """Class folders, either directly below `place` or below train/, test/, ..."""
-    images = files.only(lambda path: path.lower().endswith(IMAGES))
-    if not images.paths:
-        raise ConfigError(f"SRC {place} has no images ({', '.join(IMAGES)}): name a folder of class folders")
-    loose = next((path for path in images.paths if "/" not in path), None)
-    if loose:
-        raise ConfigError(f"SRC {place}: {loose} is in no class folder; put each image into CLASS/")
-    if len(images.paths) < len(files.paths):
-        odd = next(path for path in files.paths if not path.lower().endswith(IMAGES))
-        say(f"skipped {len(files.paths) - len(images.paths)} files that are not images, such as {odd}")
-    tops = sorted({folder for folder in folders if "/" not in folder})
-    # A class may be called "train": a split has no images of its own, only class folders.
-    split = all(top in SPLITS for top in tops) and not any(path.count("/") == 1 for path in images.paths)
-    if not split:
-        return [_classes(place, "", tops, images, read)]
-    sources = []
-    for top in tops:
-        below = [folder.split("/")[1] for folder in folders if folder.startswith(f"{top}/") and folder.count("/") == 1]
-        inside = images.only(lambda path, top=top: path.startswith(f"{top}/"))  # type: ignore[misc]
-        sources.append(_classes(f"{place}/{top}", top, sorted(below), inside, read))
-    return same_classes(place, sources)
+def _is_flat(files: Files, top: str) -> bool:
+    return all(path.count("/") == 1 for path in files.paths if path.startswith(f"{top}/"))
 
 
-def _classes(place: str, split: str, classes: list[str], images: _Listing, read: Read) -> Source:
-    depth, number = (1 if split else 0), {name: label for label, name in enumerate(classes)}
-    names = images.paths
-    labels = np.array([number[path.split("/", depth + 1)[depth]] for path in names], np.int64)
-    counts = np.bincount(labels, minlength=len(classes))
-    for name, count in zip(classes, counts, strict=True):
-        if count == 0:
-            raise ConfigError(f"SRC {place}: class folder {name} has no images; add some or remove the folder")
-    seal = hashlib.sha256(images.versions.tobytes())
+def _set(files: Files, split: str, prefix: str, label: str | None, passed: list[tuple[str, str]]) -> Source:
+    """The images under `prefix` as one set, with what is passed over."""
+    place = f"{files.place}/{prefix}".rstrip("/") if prefix else files.place
+    chosen = files.under(prefix)
+    below = [files.paths[i].removeprefix(prefix) for i in chosen]
+    form, classes, labels = _labelled(files, place, split, prefix, below, label)
+    keep, again = _once(files, chosen, labels, classes)
+    names = [files.paths[i] for i in chosen[keep]]
+    seal = hashlib.sha256(files.versions[chosen[keep]].tobytes())
     for path in names:
         seal.update(path.encode(errors="surrogateescape") + b"\0")
-    return Source(split, tuple(classes), names, labels, lambda i: read(names[i]), seal.hexdigest())
+    if form.startswith(_LABELLED):
+        seal.update(labels.tobytes())
+        passed = [one for one in passed if one[0] != f"{prefix}{LABELS}"]
+    return Source(
+        split=split,
+        classes=classes,
+        names=names,
+        labels=labels[keep],
+        read=lambda i: files.read(names[i]),
+        fingerprint=seal.hexdigest(),
+        layout=form,
+        passed=(*passed, *again),
+    )
+
+
+def _labelled(
+    files: Files, place: str, split: str, prefix: str, below: list[str], label: str | None
+) -> tuple[str, tuple[str, ...], Ints]:
+    """(layout, classes, labels) of the images `below` the prefix."""
+    one_class = np.zeros(len(below), np.int64)
+    if label == "none":
+        return "one class (--label none)", ALL, one_class
+    if label is None and f"{prefix}{LABELS}" in files.others:
+        labels = read_labels(place, files.read(f"{prefix}{LABELS}"), below, _by_name(split))
+        if labels is not None and (labels < 0).all():
+            return f"{_LABELLED}, which has none: one class", ALL, one_class
+        if labels is not None:
+            return _LABELLED, tuple(map(str, range(int(labels.max()) + 1))), labels
+    return _by_folder(files, place, split, prefix, below, label)
+
+
+def _by_folder(
+    files: Files, place: str, split: str, prefix: str, below: list[str], label: str | None
+) -> tuple[str, tuple[str, ...], Ints]:
+    """(layout, classes, labels) of images by the folder that they are in."""
+    tops = sorted({folder.removeprefix(prefix) for folder in files.folders if folder.startswith(prefix)})
+    tops = [top for top in tops if "/" not in top]
+    holding = Counter(path.partition("/")[0] for path in below if "/" in path)
+    loose = [path for path in below if "/" not in path]
+    if loose and (holding or label == "name"):
+        beside = f", beside the class folders {_some(list(holding))}" if holding else ""
+        raise ConfigError(
+            f"SRC {place}: {loose[0]} is in no class folder{beside}; put each image into CLASS/, "
+            "or add --label none for one class"
+        )
+    if loose and split:
+        raise ConfigError(f"SRC {place}: the split {split} has no class folders: add --label none for one class")
+    if loose:
+        return "a flat folder, one class", ALL, np.zeros(len(below), np.int64)
+    if label is None:
+        _no_wrapper(files, place, below, _by_name(split))
+        _no_numbered_parts(place, list(holding), below, _by_name(split))
+        _no_splits_below(place, below, _by_name(split))
+    for name in tops:
+        if not holding[name]:
+            lost = said(files.left_over(f"{prefix}{name}/"))
+            raise ConfigError(
+                f"SRC {place}: class folder {name} has no images{f' (it holds {lost})' if lost else ''}; "
+                "add some or remove the folder"
+            )
+    number = {name: i for i, name in enumerate(tops)}
+    labels = np.array([number[path.partition("/")[0]] for path in below], np.int64)
+    form = plural(len(tops), "class folder") + (f" ({tops[0]}): one class" if len(tops) == 1 else "")
+    if nested := Counter(path.rpartition("/")[0] for path in below if path.count("/") > 1):
+        form += (
+            f"; {plural(sum(nested.values()), 'image')} in {plural(len(nested), 'folder')} below a class folder "
+            f"(such as {min(nested)}), taken as part of the class"
+        )
+    return form, tuple(tops), labels
+
+
+def _no_wrapper(files: Files, place: str, below: list[str], by_name: str) -> None:
+    """Raise ConfigError where all images are in one folder that holds several folders, or that holds labels."""
+    wrapper, rest = "", below
+    while len(tops := {path.partition("/")[0] for path in rest}) == 1 and all("/" in path for path in rest):
+        (top,) = tops
+        wrapper, rest = f"{wrapper}{top}/", [path.partition("/")[2] for path in rest]
+    inside = sorted({path.partition("/")[0] for path in rest if "/" in path})
+    labelled = wrapper and f"{wrapper}{LABELS}" in files.others
+    if not wrapper or not (labelled or (len(inside) > 1 and len(inside) > len([path for path in rest if "/" not in path]))):
+        return
+    what = LABELS if labelled else f"{plural(len(inside), 'folder')} ({_some(inside)})"
+    way = (
+        f"unpack it and name the folder {wrapper}"
+        if files.is_zip
+        else command("shard", f"{place}/{wrapper}".rstrip("/"), "DST")
+    )
+    raise ConfigError(
+        f"SRC {place}: all images are in the folder {wrapper} with {what} inside: for classes there, {way}; "
+        f"for one class {wrapper.partition('/')[0]}, add {by_name}"
+    )
+
+
+def _no_numbered_parts(place: str, tops: list[str], below: list[str], by_name: str) -> None:
+    """Raise ConfigError where folders 00000, 00001, ... only cut one numbered sequence into parts."""
+    if not all(re.fullmatch(r"\d{5}", top) for top in tops):
+        return
+    spans: dict[str, tuple[int, int]] = {}
+    for path in below:
+        digits = re.search(r"(\d+)\.\w+$", path)
+        if not digits:
+            return
+        number, (least, greatest) = int(digits[1]), spans.get(path[:5], (1 << 62, -1))
+        spans[path[:5]] = min(least, number), max(greatest, number)
+    ends = [end for _, span in sorted(spans.items()) for end in span]
+    if len(spans) > 1 and all(a < b for a, b in zip(ends[1::2], ends[2::2], strict=False)):
+        raise ConfigError(
+            f"SRC {place}: the folders {_some(sorted(spans))} hold one numbered sequence of images, or are classes: "
+            f"add --label none for one class, or {by_name} for classes"
+        )
+
+
+def _no_splits_below(place: str, below: list[str], by_name: str) -> None:
+    """Raise ConfigError where class folders hold folders called train, test, ..."""
+    for path in below:
+        top, *middle = path.split("/")[:-1]
+        if found := next((part for part in middle if split_name(part)), None):
+            raise ConfigError(
+                f"SRC {place}: class folder {top} holds a folder {found}: if it is a split, make it {found}/{top}; "
+                f"if it is a part of the class, add {by_name}"
+            )
+
+
+def _once(files: Files, chosen: Ints, labels: Ints, classes: tuple[str, ...]) -> tuple[Ints, list[tuple[str, str]]]:
+    """Which of the `chosen` images to pack, so that links show none twice; and what was left out for that.
+
+    Raises ConfigError for an image that links put into two classes.
+    """
+    keep = np.ones(len(chosen), bool)
+    again: list[tuple[str, str]] = []
+    if not files.linked[chosen].any():
+        return keep.nonzero()[0], again
+    first: dict[tuple[int, int], int] = {}
+    linked, identities = files.linked[chosen], files.identities[chosen]
+    for at in np.argsort(linked, kind="stable").tolist():  # real ones first
+        key = (int(identities[at, 0]), int(identities[at, 1]))
+        earlier = first.setdefault(key, at)
+        if earlier == at or not linked[at]:
+            continue
+        one, other = (files.paths[chosen[place]] for place in (earlier, at))
+        if labels[earlier] != labels[at]:
+            raise ConfigError(
+                f"SRC {files.place}: {one} and {other} are one image by a link, in the classes {classes[labels[earlier]]} and "
+                f"{classes[labels[at]]}: remove one link, or add --label none"
+            )
+        keep[at] = False
+        again.append((other, "link to an image of the same class"))
+    return keep.nonzero()[0], again
+
+
+def _by_name(split: str) -> str:
+    """The flags that make classes of the folders."""
+    return f"--split {split} --label name" if split else "--label name"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

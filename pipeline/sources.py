@@ -1,26 +1,56 @@
 """What can be packed, by what lies at a place: folders, zips, IDX, CIFAR, ImageNet's tars, parquet, shards of ours.
 
 A source is one split: names, labels, and a function that reads image i. Images stay where they are until they are read.
+All of a folder is looked at before it is taken for anything, and what can be read in two ways is refused.
 """
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from pipeline import source_cifar, source_idx, source_imagenet, source_parquet, source_shards, source_trees, storage
 from pipeline.errors import ConfigError
+from pipeline.layout import distinct, kind_of, said, split_name
 from pipeline.source import Source
+from pipeline.source_files import Files, folder_files, zip_files
+from pipeline.wording import command, plural
 
 __all__ = ["Source", "open_source"]
 
 _IMAGENET = (source_imagenet.TRAIN, source_imagenet.VAL)
+_TARS = (".tar", ".tar.gz", ".tgz")
 
 
-def open_source(place: str, say: Callable[[str], None] = print) -> list[Source]:
-    """The splits at `place`: a path, a URI of shards, `fashion-mnist` or `fashion-mnist:PATH`.
+def open_source(
+    place: str, say: Callable[[str], None] = print, split: str | None = None, label: str | None = None
+) -> list[Source]:
+    """Return the splits at `place`: a path, a URI of shards, `fashion-mnist` or `fashion-mnist:PATH`.
 
-    Raises ConfigError where there is nothing to pack, DataError if what is there is damaged. `say` gets progress notes.
+    `split` names the only one that is wanted; the others are not compared with it. `label` is None (by what is there),
+    `none` (one class of all) or `name` (each folder is a class). `say` gets progress notes, what each was taken for, and
+    what was passed over. Raises ConfigError where there is nothing to pack, or more than one way to read it; DataError if
+    what is there is damaged.
     """
+    sources = _open(place, say, split, label)
+    if label == "name" and not all("class folder" in source.layout for source in sources):
+        raise ConfigError(f"--label name: {place} has no class folders; leave it out")
+    if split is not None:
+        sources = _chosen(place, sources, split)
+    for source in sources:
+        where = f"{place}, {source.split}" if source.split else place
+        if source.layout:
+            say(f"{where}: {plural(len(source.labels), 'image')}: {source.layout}")
+        if source.passed:
+            say(f"{where}: passed over {said(source.passed)}")
+    if label == "none":
+        return [replace(source, classes=source_trees.ALL, labels=np.zeros_like(source.labels)) for source in sources]
+    return [replace(source, classes=distinct(source.classes)) for source in sources]
+
+
+def _open(place: str, say: Callable[[str], None], split: str | None, label: str | None) -> list[Source]:
     name, _, where = place.partition(":")
     if name == "fashion-mnist":
         return source_idx.open_fashion_mnist(where, say)
@@ -35,37 +65,86 @@ def open_source(place: str, say: Callable[[str], None] = print) -> list[Source]:
         if "{" in place and ".tar" in place:
             raise source_shards.foreign(place)
         raise ConfigError(f"SRC {place} does not exist: name a folder of class folders, a zip, or `fashion-mnist`")
-    return _folder(path, say) if path.is_dir() else _file(path, say)
+    return _folder(path, say, split, label) if path.is_dir() else _file(path, say, split, label)
 
 
-def _folder(path: Path, say: Callable[[str], None]) -> list[Source]:
-    if idx := [file for file in sorted(path.iterdir()) if source_idx.NAME.fullmatch(file.name)]:
-        return source_idx.open_idx(idx)
-    for folder in (path, path / "cifar-10-batches-bin", path / "cifar-100-binary"):
-        if files := source_cifar.find(folder):
-            return source_cifar.open_files(str(folder), files)
-    if tars := [path / name for name in _IMAGENET if (path / name).exists()]:
-        return source_imagenet.open_imagenet(str(path), tars, say)
-    if files := source_parquet.find(path):
-        return source_parquet.open_parquet(str(path), files)
+def _chosen(place: str, sources: list[Source], split: str) -> list[Source]:
+    """The source of this split, by its name or by another word for it."""
+    known = [source.split for source in sources if source.split]
+    for wanted in (split, split_name(split)):
+        if found := [source for source in sources if source.split == wanted and wanted]:
+            return found
+    raise ConfigError(f"--split {split}: {place} has {', '.join(known) or 'no splits'}")
+
+
+def _folder(path: Path, say: Callable[[str], None], split: str | None, label: str | None) -> list[Source]:
     if shards := source_shards.open_shards(str(path)):
         return shards
-    if any(path.glob("*.tar")) and not any(file.is_dir() for file in path.iterdir()):
-        raise source_shards.foreign(str(path))
-    return source_trees.open_folder(path, say)
+    files = folder_files(path)
+    pictures = next((image for image in files.paths if "/" in image), None)
+    if known := _known(path, files, say):
+        what, sources, used = known
+        if pictures:
+            raise _two_readings(path, what, sorted(used)[0], pictures)
+        return [replace(source, passed=_unused(files, used)) for source in sources]
+    tables = source_parquet.find(path, files, beside_images=pictures is not None)
+    if tables:
+        tars = [name for name in files.others if name.endswith(_TARS)]
+        if pictures or tars:
+            raise _two_readings(path, "parquet files with images", tables[0], pictures or tars[0])
+        used = set(tables)
+        sources = source_parquet.open_parquet(str(path), [path / name for name in tables], split, label)
+        return [replace(source, passed=(*source.passed, *_unused(files, used))) for source in sources]
+    if not files.paths:
+        if tars := [name for name in files.others if name.endswith(_TARS)]:
+            raise source_shards.foreign(str((path / tars[0]).parent))
+        if parquet := [path / name for name in files.others if source_parquet.is_table(name)]:
+            return source_parquet.open_parquet(str(parquet[0]), parquet[:1], label=label)  # says what its columns lack
+    return source_trees.open_tree(files, split, label)
 
 
-def _file(path: Path, say: Callable[[str], None]) -> list[Source]:
+def _known(path: Path, files: Files, say: Callable[[str], None]) -> tuple[str, list[Source], set[str]] | None:
+    """Data sets that are recognised by the names of their files: (what, the splits, the files)."""
+    if idx := [path / name for name in files.others if source_idx.NAME.fullmatch(name)]:
+        labels = {source_idx.labels_of(file).name for file in idx}
+        return "IDX files", source_idx.open_idx(idx), {file.name for file in idx} | labels
+    for folder in (path, path / "cifar-10-batches-bin", path / "cifar-100-binary"):
+        if found := source_cifar.find(folder):
+            used = {file.relative_to(path).as_posix() for file in found}
+            return "CIFAR's files", source_cifar.open_files(str(folder), found), used
+    if tars := [path / name for name in _IMAGENET if name in files.others]:
+        sources = source_imagenet.open_imagenet(str(path), tars, say)
+        return "ImageNet's tars", sources, {tar.name for tar in tars} | {source_imagenet.DEVKIT}
+    return None
+
+
+def _unused(files: Files, used: set[str]) -> tuple[tuple[str, str], ...]:
+    rest = [(image, kind_of(image)) for image in files.paths] + files.left_over()
+    return tuple(one for one in rest if one[0] not in used)
+
+
+def _two_readings(path: Path, what: str, one: str, other: str) -> ConfigError:
+    """The refusal of a folder that holds two sources; each can be named by itself."""
+    first, second = (path / one).parent if "/" in one else path / one, (path / other).parent
+    second = path / other.partition("/")[0] if "/" in other else path / other
+    kind = "images in folders" if not other.endswith(_TARS) else "tars"
+    way = command("index", second, "--out", "DST") if kind == "tars" else command("shard", second, "DST")
+    return ConfigError(
+        f"SRC {path} holds {what} ({one}) and {kind} ({other}): name one of them, {command('shard', first, 'DST')} or {way}"
+    )
+
+
+def _file(path: Path, say: Callable[[str], None], split: str | None, label: str | None) -> list[Source]:
     if source_idx.NAME.fullmatch(path.name):
         return source_idx.open_idx([path])
     if path.name in _IMAGENET:
         return source_imagenet.open_imagenet(str(path), [path], say)
-    if path.suffix == ".parquet":
-        return source_parquet.open_parquet(str(path), [path])
-    if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+    if source_parquet.is_table(path.name):
+        return source_parquet.open_parquet(str(path), [path], split, label)
+    if path.name.endswith(_TARS):
         if cifar := source_cifar.open_tar(path):
             return cifar
         raise source_shards.foreign(str(path))
     if zipfile.is_zipfile(path):
-        return source_trees.open_zip(path, say)
+        return source_trees.open_tree(zip_files(path), split, label)
     raise ConfigError(f"SRC {path} is none of: zip, ...-images-idx3-ubyte(.gz), .parquet, CIFAR's or ImageNet's tar")

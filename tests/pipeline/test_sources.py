@@ -65,7 +65,11 @@ def test_folders_below_a_class_belong_to_it_and_other_files_are_mentioned(tree: 
     said: list[str] = []
     (source,) = open_source(str(tree), said.append)
     assert np.bincount(source.labels).tolist() == [3, 3, 3, 3]
-    assert said == ["skipped 1 files that are not images, such as blob/notes.txt"]
+    nested = "1 image in 1 folder below a class folder (such as blob/more), taken as part of the class"
+    assert said == [
+        f"{tree}: 12 images: 4 class folders; {nested}",
+        f"{tree}: passed over 1 .txt file (blob/notes.txt), 1 file of a desktop or NAS (.DS_Store)",
+    ]
 
 
 def test_splits_are_found(tmp_path: Path) -> None:
@@ -88,7 +92,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_tree(tmp_path / "tree", 1, grey=True)
     for name, other in zip(PATTERNS, ("train", "test", "val", "valid"), strict=True):
         (tmp_path / "tree" / name).rename(tmp_path / "tree" / other)
-    (source,) = open_source(str(tmp_path / "tree"))
+    (source,) = open_source(str(tmp_path / "tree"), label="name")
     assert source.classes == ("test", "train", "val", "valid")
 
 

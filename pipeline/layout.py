@@ -1,0 +1,106 @@
+"""The meaning of names in a source: splits, files of desktops and tools, image files, equal class names."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from PIL import features
+
+from pipeline.wording import plural
+
+SPLITS = ("train", "test", "val", "valid", "validation", "dev", "eval")
+_OTHER_WORDS = {"training": "train", "testing": "test"}
+_PART = re.compile(r"(.+?)[-_.]\d+[-_]of[-_]\d+")
+
+IMAGES = (
+    *(".bmp", ".dib", ".gif", ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tif", ".tiff", ".tga", ".qoi"),
+    *((".webp",) if features.check("webp") else ()),
+    *((".avif",) if features.check("avif") else ()),
+    *((".jp2", ".j2k", ".jpx") if features.check("jpg_2000") else ()),
+)
+"""Endings of the files that are packed."""
+_UNREAD = {".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raw", ".exr"}
+_UNREAD |= {".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ico", ".hdr", ".dcm"}
+
+_TOOLS = {"@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler", "__macosx"}
+_TOOLS |= {"system volume information", "lost+found", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+
+_NOUN = re.compile(r"\b(file|folder|link|image)\b")
+
+
+def split_name(name: str) -> str | None:
+    """Return the split that a folder or part of this name is: `Training` is train, `x-00000-of-00002` is x; else None."""
+    part = _PART.fullmatch(name.lower())
+    word = part[1] if part else name.lower()
+    word = _OTHER_WORDS.get(word, word)
+    return word if part or word in SPLITS else None
+
+
+def split_within(name: str) -> str | None:
+    """Return the split that a longer name speaks of (`seg_train`, `train2017`); None where it names none or several."""
+    if exact := split_name(name):
+        return exact
+    words = [_OTHER_WORDS.get(word, word) for word in re.findall(r"[a-z]+", name.lower())]
+    found = [word for word in words if word in SPLITS]
+    if found and words[0] in SPLITS:
+        return words[0]
+    return found[0] if len(set(found)) == 1 else None
+
+
+def split_order(split: str) -> tuple[int, str]:
+    """Return the place of a split among others, as a key to sort by."""
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS)), split
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` so that no two are equal or empty: the second `crane` is `crane (2)`, an empty name 3 is `class 3`."""
+    given = list(names)
+    taken, result = set(given), []
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(given):
+        text = name if name.strip() else f"class {number}"
+        seen[text] += 1
+        if seen[text] > 1 or (text != name and text in taken):
+            count = max(seen[text], 2)
+            while f"{text} ({count})" in taken:
+                count += 1
+            text = f"{text} ({count})"
+            taken.add(text)
+        result.append(text)
+    return tuple(result)
+
+
+def is_image(path: str) -> bool:
+    """Tell whether the name is that of an image file that can be read here."""
+    return path.lower().endswith(IMAGES)
+
+
+def clutter(name: str, is_folder: bool) -> str | None:
+    """Return the kind of a file or folder that no person put there (of a desktop, a NAS, a hidden one); None for others."""
+    what = "folder" if is_folder else "file"
+    if name.lower() in _TOOLS or name.startswith("._") or name == ".DS_Store":
+        return f"{what} of a desktop or NAS"
+    return f"hidden {what}" if name.startswith(".") else None
+
+
+def kind_of(path: str) -> str:
+    """Return the kind of a file that is passed over, as in `.txt file`."""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    ending = name[dot:].lower() if dot > 0 else ""
+    if ending in _UNREAD:
+        return f"{ending} image that cannot be read here"
+    return f"{ending} file" if ending else "file without an ending"
+
+
+def said(passed: Sequence[tuple[str, str]]) -> str:
+    """Return what was passed over as (path, kind), in words: `2 .txt files (such as a/x.txt), 1 hidden file (.x)`."""
+    counts = Counter(kind for _, kind in passed)
+    example = {kind: path for path, kind in reversed(passed)}
+
+    def worded(kind: str, count: int) -> str:
+        many = _NOUN.sub(lambda noun: f"{noun[0]}s", kind, count=1)
+        return f"{plural(count, kind, many)} ({'such as ' if count > 1 else ''}{example[kind]})"
+
+    return ", ".join(worded(kind, count) for kind, count in counts.items())

@@ -1,0 +1,97 @@
+"""The images of parquet row groups, of any size, in bounded memory.
+
+A row group is kept in memory while its images are packed. A large one is streamed to a temporary file, once, since parquet
+cannot be read from the middle of a row group.
+"""
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.source import BLOCK_BYTES
+
+_BATCH_BYTES = 16 << 20  # decoded at a time, of a large row group
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group of one file."""
+
+    path: Path
+    number: int
+    column: str
+    """Of the images."""
+    metadata: Any
+    """The file's footer."""
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes of all columns."""
+        return int(self.metadata.row_group(self.number).total_byte_size)
+
+    @property
+    def rows(self) -> int:
+        """Rows in the group."""
+        return int(self.metadata.row_group(self.number).num_rows)
+
+
+class InMemory:
+    """The images of one row group, as Arrow has them."""
+
+    def __init__(self, columns: list[Any]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, row: int) -> bytes | None:
+        for column in self._columns:
+            if row < len(column):
+                data = column[row].as_py()
+                return None if data is None else bytes(data)
+            row -= len(column)
+        raise IndexError(row)
+
+
+class OnDisk:
+    """The images of one row group in a temporary file, which has no name and goes with this object."""
+
+    def __init__(self, columns: Iterator[Any]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as this object
+        self._starts, self._lengths, at = array("q"), array("q"), 0
+        for column in columns:
+            for value in column:
+                data = value.as_py()
+                self._starts.append(at)
+                self._lengths.append(-1 if data is None else len(data))
+                at += self._file.write(data or b"")
+        self._file.flush()
+
+    def __getitem__(self, row: int) -> bytes | None:
+        length = self._lengths[row]
+        return None if length < 0 else os.pread(self._file.fileno(), length, self._starts[row])
+
+
+def load_group(group: Group) -> InMemory | OnDisk:
+    """Read one row group. Raises DataError where it is damaged, OSError if the folder for temporary files is full."""
+    if group.bytes <= BLOCK_BYTES:
+        return InMemory(list(_columns(group, group.rows)))
+    return OnDisk(_columns(group, max(1, group.rows * _BATCH_BYTES // group.bytes)))
+
+
+def _columns(group: Group, rows: int) -> Iterator[Any]:
+    """The images, `rows` at a time, as Arrow arrays of bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(group.path, metadata=group.metadata, buffer_size=1 << 20) as file:
+            batches = file.iter_batches(max(1, rows), [group.number], [group.column], use_threads=False)
+            while (batch := next(batches, None)) is not None:
+                images = batch.column(0)
+                yield images.field("bytes") if pa.types.is_struct(images.type) else images
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{group.path}, row group {group.number}, cannot be read ({reason}): get it again") from None
