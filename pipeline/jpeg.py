@@ -14,8 +14,7 @@ MAX_PIXELS = 100_000_000
 
 START = b"\xff\xd8"
 
-_END = b"\xff\xd9"
-_NO_END = "Premature end of JPEG file"
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _LOST = re.compile("premature end of data segment|bad (Huffman|arithmetic) code|instead of RST")
 """libjpeg's warnings that pixels are missing or wrong. Its others, as of bytes too many before a marker, leave them whole."""
 
@@ -25,7 +24,11 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd8])", re.DOTALL)
 
 
 class UndecodableError(ValueError):
-    """These bytes are no image that can be used; the message says why."""
+    """These bytes are no image that can be used; the message says why, and `advice` what helps if that is a setting."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Jpeg:
 def decode_jpeg(data: bytes, **scale: int) -> Jpeg:
     """Decode a JPEG strictly, with simplejpeg's options of scale. Raises UndecodableError where pixels are missing.
 
-    Without its end marker a file is whole if all of its scans are. Bytes too many are ignored, as all viewers do.
+    Without its end marker a file is whole if all of its scans are, and nothing follows them: a download that was cut ends
+    in zeros. Before an end marker bytes too many are ignored, as all viewers do.
     """
     ended = False
     while True:
@@ -59,10 +63,10 @@ def decode_jpeg(data: bytes, **scale: int) -> Jpeg:
             raise
         except Exception as error:  # KeyError, too, of a colour space that it does not know
             reason = first_line(error)
-            if reason == _NO_END and not ended:
+            if not ended and _END not in data[data.rfind(_SCAN) :]:
                 data, ended = data + _END, True
                 continue
-            if _LOST.search(reason):
+            if ended or _LOST.search(reason):
                 raise UndecodableError(reason) from None
         if ended and not _has_every_scan(data):
             raise UndecodableError("it ends before its last scan")

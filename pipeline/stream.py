@@ -107,7 +107,7 @@ class DataConfig:
 
     def quarantine(self, manifest: Manifest, path: Path | None = None) -> Quarantine:
         """A record of bad samples with this budget."""
-        return Quarantine(int(self.bad_fraction * manifest.samples), path)
+        return Quarantine(int(self.bad_fraction * manifest.samples), path, manifest.samples)
 
 
 @dataclass(frozen=True)
