@@ -119,7 +119,11 @@ def preset_names() -> list[str]:
 
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration of preset or YAML file `source`, with `key=value` (dotted keys) on top. Raises ConfigError."""
-    tree = _read(source)
+    tree, given = _read(source), dict[str, Any]()
+    overrides = list(overrides)
+    for argument in overrides:
+        _override(given, argument)
+    tree = _without_source(tree, given)
     for argument in overrides:
         _override(tree, argument)
     return build(tree)
@@ -185,7 +189,16 @@ def _read(source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source} must hold `key: value` lines")
     base = tree.pop("preset", None)
-    return _merge(_read(base), tree) if base else tree
+    return _merge(_without_source(_read(base), tree), tree) if base else tree
+
+
+def _without_source(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` without the data that `top` replaces: `data.mix` takes the place of `data.uri`, and the other way round."""
+    data, given = base.get("data"), top.get("data")
+    if not isinstance(data, dict) or not isinstance(given, Mapping) or bool(given.get("uri")) == bool(given.get("mix")):
+        return base
+    other = "uri" if given.get("mix") else "mix"
+    return base | {"data": {key: value for key, value in data.items() if key != other}}
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
