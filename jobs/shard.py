@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at an image that cannot be packed: stop and name it (default), or skip it and list it in DST/report.json",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at DST; without it, the same command goes on after a kill"
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier pack at DST, and only its files; without it, the same command continues after a kill",
     )
 
 
@@ -88,7 +90,8 @@ def run(args: argparse.Namespace) -> int | None:
     for source in sources:
         config = _config(args, source)
         uri = storage.join(args.dst, source.split) if source.split else args.dst
-        done = None if args.overwrite else packed(source, uri, config)  # for all splits before any is written
+        _check_apart(storage.join(args.src, source.split) if source.split else args.src, uri)
+        done = packed(source, uri, config, args.overwrite)  # for all splits before any is written
         plans.append((source, uri, config, done))
     for source, uri, config, done in plans:
         if done:
@@ -98,6 +101,17 @@ def run(args: argparse.Namespace) -> int | None:
             manifest = pack(source, uri, config, progress, resume=not args.overwrite)
         _say(uri, manifest)
     return None
+
+
+def _check_apart(src: str, uri: str) -> None:
+    """Raise ConfigError if shards are packed again to where they are: they would be removed before they are read."""
+    from pipeline import storage
+
+    places = [
+        str(storage.local_path(place).resolve()) if storage.local_path(place) else place.rstrip("/") for place in (src, uri)
+    ]
+    if places[0] == places[1] and "manifest.json" in storage.names(uri):
+        raise ConfigError(f"SRC and DST are the same folder, {src}: name another DST")
 
 
 def _say(uri: str, manifest: "Manifest") -> None:

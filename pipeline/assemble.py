@@ -18,6 +18,7 @@ from pipeline.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.reader import Encoded, Reader
 from pipeline.stop import ignore_signals
 from pipeline.transform import find_transform, transformed
+from pipeline.wording import command
 
 _THREAD_BYTES = 8 << 10  # where a sample is smaller, threads lose more to the interpreter lock than they gain
 
@@ -64,6 +65,8 @@ class Assembler:
         self._reader, self._shape, self._quarantine = reader, shape, quarantine
         self._crop, self._transform, self._seed = crop, transform or "", seed
         manifest = reader.manifest
+        indexed = manifest.source.startswith("biggan index")
+        self._again = command(*(("index", "URI", "--out", "NEW") if indexed else ("shard", "SRC", "NEW")), "--on-error", "skip")
         small = sum(shard.bytes for shard in manifest.shards) < _THREAD_BYTES * manifest.samples
         self._parts = 1 if small and not transform else threads
         self._pool = ThreadPoolExecutor(threads, "decode")
@@ -124,8 +127,9 @@ class Assembler:
             pixels = done.result()
             out[...] = pixels[:, ::-1] if mirror else pixels
         except UndecodableError as error:
+            advice = error.advice or f"make the shards again without it: {self._again}"
             raise BadSampleError(
-                encoded.shard, encoded.sample, self._reader.key(encoded.sample), f"no image: {error}"
+                encoded.shard, encoded.sample, self._reader.key(encoded.sample), f"no image: {error}", advice
             ) from None
 
     def _memory(self, shape: tuple[int, int, int, int]) -> Tensor:

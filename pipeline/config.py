@@ -101,7 +101,9 @@ class RunConfig:
 
 def load_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration of preset or YAML file `source`, with `key=value` (dotted keys) on top. Raises ConfigError."""
-    tree = config_tree.read(source, RunConfig)
+    tree, given, overrides = config_tree.read(source, RunConfig), config_tree.Tree(), list(overrides)
+    config_tree.override(given, overrides, RunConfig)
+    tree = config_tree.without_source(tree, given)
     config_tree.override(tree, overrides, RunConfig)
     return located(build(tree))
 

@@ -60,7 +60,7 @@ def read(source: str, root: type, above: tuple[str, ...] = ()) -> Tree:
         return tree
     if base in (way := (*above, source)):
         raise ConfigError(f"{source}: preset: {base} leads back to it ({' -> '.join((*way, base))}): name another preset")
-    return merge(read(base, root, way), tree)
+    return merge(without_source(read(base, root, way), tree), tree)
 
 
 def parse(text: bytes | str, root: type, source: str) -> Tree:
@@ -111,6 +111,15 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def without_source(base: Tree, top: Mapping[str, Any]) -> Tree:
+    """Return `base` without the data that `top` replaces: `data.mix` takes the place of `data.uri`, and the other way round."""
+    data, given = base.get("data"), top.get("data")
+    if not isinstance(data, dict) or not isinstance(given, Mapping) or bool(given.get("uri")) == bool(given.get("mix")):
+        return base
+    other = "uri" if given.get("mix") else "mix"
+    return base | {"data": {key: value for key, value in data.items() if key != other}}
 
 
 def section_in(hint: Any) -> Any:

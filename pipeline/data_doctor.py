@@ -13,9 +13,11 @@ import google_crc32c
 import numpy as np
 
 from pipeline import storage
-from pipeline.decode import decode_into
+from pipeline.decode import Pixels, UndecodableError, decode_into
+from pipeline.errors import DataError
 from pipeline.index import Manifest
 from pipeline.order import Order
+from pipeline.quarantine import BadSampleError
 from pipeline.reader import Reader
 from pipeline.stream import DataConfig, Stream
 
@@ -86,11 +88,14 @@ def examine(config: DataConfig, manifest: Manifest, seconds: float, wanted: floa
     reader = Reader(config.uri, manifest, order, capacity=1 << 20)
     try:
         runs = np.random.default_rng(0).permutation(len(order.starts) - 1)
-        request = statistics.median(_seconds(partial(reader.image, int(order.starts[run]))) for run in runs[:5])
+        request = statistics.median(_seconds(partial(_image, reader, int(order.starts[run]))) for run in runs[:5])
         images, store = _read(reader, order, runs[5:] if len(runs) > 5 else runs, part)
     finally:
         reader.close()
     out = np.empty((config.decode_threads, *config.shape(manifest)), np.uint8)
+    images = [image for image in images if _decodes(image, out[0], config.crop)]
+    if not images:
+        raise DataError(f"no image at {config.uri or 'data.mix'} can be used: make the shards again from their source")
 
     def decode(thread: int) -> float:
         return _rate(lambda i: decode_into(images[i % len(images)], out[thread], config.crop), part / 2)
@@ -121,11 +126,27 @@ def _read(
     for chunk in np.array_split(runs, max(1, len(runs) // 8)):
         reader.expect(order.starts[chunk])
         for run in chunk.tolist():
-            images.append(reader.image(int(order.starts[run])).data)
+            images += _image(reader, int(order.starts[run]))
             done += int(order.starts[run + 1] - order.starts[run])
         if (spent := time.perf_counter() - began) > seconds:
             break
     return images, done / spent
+
+
+def _image(reader: Reader, sample: int) -> list[bytes]:
+    """An encoded image; none if it is damaged, which reading the stream reports."""
+    try:
+        return [reader.image(sample).data]
+    except BadSampleError:
+        return []
+
+
+def _decodes(image: bytes, out: Pixels, crop: int | None) -> bool:
+    try:
+        decode_into(image, out, crop)
+    except UndecodableError:
+        return False
+    return True
 
 
 def _stream(config: DataConfig, manifest: Manifest, seconds: float) -> float:

@@ -1,34 +1,60 @@
 """From an encoded image to pixels of the size that training wants: upright, grey or RGB, cropped and resampled.
 
-JPEGs of the right size, nearly all of a packed set, are decoded by simplejpeg straight into the batch; everything else
-goes through Pillow. Both release the interpreter lock.
+Packing, indexing and training ask this module, and only this module, whether an image is good. Pixels decide: simplejpeg
+decodes a JPEG strictly, Pillow decodes what simplejpeg does not know and every other format. Metadata never make an image
+bad. JPEGs of the right size, nearly all of a packed set, are decoded straight into the batch. Both decoders release the
+interpreter lock.
 """
 
+import contextlib
 import io
+import logging
 import threading
 import warnings
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from pipeline.jpeg import MAX_PIXELS, START, Pixels, UndecodableError, check_size, decode_jpeg, first_line
+
+__all__ = [
+    "MAX_PIXELS",
+    "Filter",
+    "Pixels",
+    "Stored",
+    "UndecodableError",
+    "cropped",
+    "decode_into",
+    "fitted",
+    "looked_at",
+    "opened",
+]
+
 Filter = Literal["lanczos", "bicubic", "box"]
 
-MAX_PIXELS = 100_000_000
-"""A larger image is refused before it is decoded: a few kilobytes can claim gigabytes."""
-
 _ORIENTATION = 0x0112  # in EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What to do with an image of that orientation; those of another stand upright."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
-
-
-class UndecodableError(ValueError):
-    """These bytes are no image that can be used; the message says why."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+# `MAX_PIXELS` decides on bombs; all the others are on metadata, and name no file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class _Own(threading.local):
@@ -70,8 +96,8 @@ def decode_into(data: bytes, out: Pixels, crop: int | None = None, mirror: bool 
             else:
                 out[...] = centre
             return
-    except ValueError as error:
-        raise UndecodableError(_first_line(error)) from None
+    except Exception:  # simplejpeg's: `upright` says why, or finds that the picture is whole all the same
+        pass
     image = cropped(upright(data), crop)
     mode = "L" if channels == 1 else "RGB"
     image = fitted(image if image.mode == mode else image.convert(mode), side)
@@ -92,7 +118,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         return 0, 0
     place, turned = 2, False
     while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) != b"\xda":
-        turned = turned or (marker == b"\xe1" and data[place + 4 : place + 10] == b"Exif\0\0")
+        turned = turned or (marker == b"\xe1" and data[place + 4 : place + 8] in (b"Exif", b"http"))  # XMP may turn it, too
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     size = (height, width) if space in ("YCbCr", "Gray") and not turned else (0, 0)
@@ -122,24 +148,99 @@ def upright(data: bytes) -> Image.Image:
 def opened(data: bytes) -> tuple[Image.Image, Stored]:
     """The picture as a person sees it, in mode L or RGB: turned as its EXIF says, on white where it is transparent.
 
-    Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255). Raises UndecodableError, also for more than
-    `MAX_PIXELS`.
+    Of an animation it is the first frame. Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255).
+    Raises UndecodableError, also for more than `MAX_PIXELS`.
     """
+    jpeg = decode_jpeg(data) if data.startswith(START) else None
+    if jpeg and jpeg.pixels is not None:
+        image = Image.fromarray(jpeg.pixels.squeeze(2) if jpeg.grey else jpeg.pixels)
+        form, orientation = _header(data)
+    else:
+        image, form, orientation = _by_pillow(jpeg.data if jpeg else data)
+    stored = Stored(form, image.mode, image.size, orientation in _UPRIGHT)
+    try:
+        if stored.turned:
+            image = image.transpose(_UPRIGHT[orientation])
+        return _grey_or_rgb(image), stored
+    except UndecodableError:
+        raise
+    except Exception as error:  # of a palette or a transparency that do not fit the pixels
+        raise UndecodableError(first_line(error)) from None
+
+
+def looked_at(data: bytes) -> tuple[tuple[int, int], bool]:
+    """Judge an image as `opened` does; returns ((width, height), whether it is grey), (0, 0) where EXIF turns it.
+
+    The whole image is decoded: a header says nothing about pixels that are missing, and training would refuse what passed
+    here. Of a JPEG only the coefficients are read, which takes half the time. A core looks at 6,700 JPEGs of 256 pixels a
+    second (165 MB/s) or 2,200 of 500 x 375; at 580 PNGs or 650 WebPs of 256 pixels. ImageNet takes 15 minutes of one core.
+    Raises UndecodableError.
+    """
+    if data.startswith(START) and (jpeg := decode_jpeg(data, min_height=1, min_width=1)).pixels is not None:
+        return ((0, 0) if _header(data)[1] in _UPRIGHT else jpeg.size), jpeg.grey
+    image, stored = opened(data)
+    return ((0, 0) if stored.turned else stored.size), image.mode == "L"
+
+
+def _by_pillow(data: bytes) -> tuple[Image.Image, str, int]:
+    """(the picture as it is stored, Pillow's name of its format, its orientation). Raises UndecodableError."""
     try:
         with Image.open(io.BytesIO(data)) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"{file.width} x {file.height} pixels are more than {MAX_PIXELS:,}")
+            check_size(*file.size)
             file.load()
-            turned = file.getexif().get(_ORIENTATION, 1) != 1
-            stored = Stored(file.format or "", file.mode, file.size, turned)
-            image: Image.Image = file
-            if turned:
-                ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, and copies hold the interpreter lock
-    except UnidentifiedImageError:
-        raise UndecodableError("it is in no format that Pillow knows") from None
+            return file, file.format or "", _orientation(file)
+    except UndecodableError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
-        raise UndecodableError(_first_line(error)) from None
-    return _grey_or_rgb(image), stored
+        if (bare := _pixels_only(data)) != data:
+            with contextlib.suppress(UndecodableError):
+                return _by_pillow(bare)
+        known = not isinstance(error, UnidentifiedImageError)
+        raise UndecodableError(first_line(error) if known else "it is in no format that Pillow knows") from None
+
+
+def _header(data: bytes) -> tuple[str, int]:
+    """Pillow's name of a JPEG's format (there is MPO as well), and its orientation."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return file.format or "", _orientation(file)
+    except Exception:  # of metadata: its pixels have been decoded
+        return "JPEG", 1
+
+
+def _orientation(file: Image.Image) -> int:
+    """1 to 8; 1 where EXIF and XMP do not say it, or cannot be read."""
+    try:
+        orientation = file.getexif().get(_ORIENTATION)
+    except Exception:
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _pixels_only(data: bytes) -> bytes:
+    """A PNG or JPEG without its metadata, which Pillow refuses where they are damaged or large; other formats as they are."""
+    if data.startswith(_PNG):
+        return _PNG + b"".join(_png_pixels(data))
+    if not data.startswith(START):
+        return data
+    kept, place = [START], 2
+    while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) != b"\xda":
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        if marker == b"\xee" or not b"\xe0" <= marker <= b"\xfe":  # APP14 tells the colour space
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:]])
+
+
+def _png_pixels(data: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG that say something of its pixels, and its EXIF if that is whole."""
+    place = len(_PNG)
+    while kind := data[place + 4 : place + 8]:
+        end = place + 12 + int.from_bytes(data[place : place + 4])
+        whole = int.from_bytes(data[end - 4 : end]) == zlib.crc32(data[place + 4 : end - 4])
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and whole):
+            yield data[place:end]
+        place = end
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -161,7 +262,9 @@ def cropped(image: Image.Image, crop: int | None) -> Image.Image:
     if crop is None or image.size == (crop, crop):
         return image
     if crop > min(image.size):
-        raise UndecodableError(f"it has {image.width} x {image.height} pixels, and data.crop={crop} asks for more")
+        side = min(image.size)
+        reason = f"it has {image.width} x {image.height} pixels, and data.crop={crop} asks for more"
+        raise UndecodableError(reason, f"set data.crop={side}")
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
     return image.crop((left, top, left + crop, top + crop))
 
@@ -169,7 +272,3 @@ def cropped(image: Image.Image, crop: int | None) -> Image.Image:
 def fitted(image: Image.Image, side: int, resample: Filter = "lanczos") -> Image.Image:
     """The largest centred square, resampled to side x side."""
     return image if image.size == (side, side) else ImageOps.fit(image, (side, side), Image.Resampling[resample.upper()])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -98,6 +98,11 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def is_ours(document: bytes) -> bool:
+    """Return whether a `manifest.json` was written by this program, in any version of it, damaged or not."""
+    return b'"format": "biggan shards"' in document
+
+
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`."""
     document = {"format": "biggan shards", "version": VERSION, "fingerprint": manifest.fingerprint}

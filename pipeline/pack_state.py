@@ -41,6 +41,8 @@ class State:
     original_bytes: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     seconds: float = 0
+    leftovers: list[str] = field(default_factory=list)
+    """Files of an earlier pack that have to be removed before this one begins."""
 
     def add(self, item: Sample | Rejected) -> None:
         """Count one more image."""
@@ -62,6 +64,11 @@ class State:
         """Write `pack.json`, with the time that this pack has taken in all."""
         document = asdict(replace(self, seconds=seconds))
         storage.write_bytes(storage.join(uri, STATE), json.dumps(document).encode())
+
+
+def is_state(document: bytes) -> bool:
+    """Return whether a `pack.json` was written by this program, damaged or not."""
+    return document.startswith(b'{"recipe": ') and b'"position": ' in document
 
 
 def load_state(uri: str) -> State:

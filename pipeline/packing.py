@@ -3,6 +3,8 @@
 The samples are shuffled with a fixed seed (a folder comes sorted by class, and each shard would hold one class). Equal
 input gives equal bytes. The manifest is written last: without it the tars are nobody's. `pack.json` is written first and
 after each shard, and goes when the manifest is there: a killed pack goes on behind its last finished shard.
+
+Only files that one of the two lists are removed or replaced. Others are left alone, and refused where they are in the way.
 """
 
 import contextlib
@@ -10,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,56 +30,62 @@ from pipeline.index import (
     Shard,
     dump_index,
     dump_manifest,
-    index_name,
     load_manifest,
 )
+from pipeline.pack_files import files, inventory, remove, shard_files
 from pipeline.pack_state import REPORT, STATE, Rejected, State, load_state, report
 from pipeline.source import Ints, Source
+from pipeline.wording import plural
 
 __all__ = ["PackConfig", "Sample", "pack", "packed", "write_shards"]
 
-_OURS = re.compile(r"\d{6}\.tar(\.idx)?|\.(\d{6}\.tar|manifest|pack|report).*\.tmp|(manifest|pack|report)\.json")
 _CHUNK = 16  # images that a thread encodes at a time; two chunks per thread may wait for the shard
 
 
-def packed(source: Source, uri: str, config: PackConfig) -> Manifest | None:
+def packed(source: Source, uri: str, config: PackConfig, overwrite: bool = False) -> Manifest | None:
     """The manifest at `uri` if it is what packing `source` would write; None if packing has to be done, or to go on.
 
-    Raises ConfigError if `uri` holds anything else, or if a label of `source` has no class.
+    Raises ConfigError if a label of `source` has no class, or if `uri` holds anything else. With `overwrite` it may hold
+    another pack, and files that are not in the way.
     """
     _check_labels(source)
-    found = storage.names(uri)
-    if MANIFEST in found:
+    ours, others = inventory(uri)
+    if overwrite:
+        return None
+    if MANIFEST in ours:
         manifest = load_manifest(uri)
         if manifest.source != _recipe(source, config):
             raise ConfigError(f"{uri} holds other shards, or the source has changed: add --overwrite to replace them")
-        storage.remove(storage.join(uri, STATE))  # killed between the last two steps
+        if STATE in ours:
+            storage.remove(storage.join(uri, STATE))  # killed between the last two steps
         return manifest
-    if STATE in found:
+    if STATE in ours:
         if load_state(uri).recipe != _recipe(source, config):
             raise ConfigError(
                 f"{uri} holds the beginning of another pack, or the source has changed since: add --overwrite to replace it"
             )
         return None
-    if foreign := [name for name in found if not name.endswith(".tmp")]:
-        raise ConfigError(f"{uri} is not empty (it holds {foreign[0]}): name another DST, or add --overwrite")
+    if others:
+        raise ConfigError(f"{uri} is not empty (it holds {others[0]}): name another DST")
     return None
 
 
 def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int], None], resume: bool = True) -> Manifest:
-    """Write `source` to `uri` in place of shards that are there.
+    """Write `source` to `uri` in place of shards that an earlier pack wrote there.
 
     `progress` is told how many images an earlier pack has done (0 if none), then how many more are done.
     With `resume` it goes on behind the finished shards of an earlier pack of the same, to the same bytes.
     Raises DataError for an image that cannot be read, ConfigError for one that does not fit, StorageError if `uri`
-    fails; finished shards stay then, without a manifest, for the next try.
+    fails; finished shards stay then, without a manifest, for the next try. Raises ConfigError before anything is written
+    if files of somebody else are in the way.
     """
     import webdataset.writer  # noqa: F401  imports torch: seconds that are no part of packing
 
     _check_labels(source)
     recipe = _recipe(source, config)
     state = State(recipe, counts=[0] * len(source.classes))
-    if resume and STATE in (found := storage.names(uri)) and MANIFEST not in found:
+    ours, _ = inventory(uri)
+    if resume and STATE in ours and MANIFEST not in ours:
         earlier = load_state(uri)
         state = earlier if earlier.recipe == recipe else state
     began = time.monotonic() - state.seconds
@@ -88,10 +95,11 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
         done[:] = state.shards
         state.save(uri, time.monotonic() - began)
 
+    state.leftovers = sorted(ours - {MANIFEST, STATE, *files(done)})
+    save()  # before the manifest goes, which lists them as well
     try:
-        storage.remove(storage.join(uri, MANIFEST))  # first, so that the rest is never taken for whole
-        save()
-        _clear(uri, keep={STATE, *_files(done)})
+        remove(uri, (ours & {MANIFEST}).union(state.leftovers))
+        state.leftovers = []
         progress(state.position)
         _write(_encoded(source, config, state.position, progress), uri, state, config.shard_bytes, save)
         state.seconds = time.monotonic() - began
@@ -104,12 +112,12 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
 def write_shards(samples: Iterator[Sample], uri: str, classes: tuple[str, ...], config: PackConfig) -> Manifest:
     """Write `samples` to `uri` in their order, in place of shards that are there; if it fails, what was written is removed."""
     state = State("", counts=[0] * len(classes))
-    _clear(uri)
+    remove(uri, inventory(uri)[0])
     try:
         _write(samples, uri, state, config.shard_bytes, lambda: None)
         return _finish(uri, state, classes, config, "")
     except BaseException:
-        _clear(uri)
+        remove(uri, {MANIFEST, *files(state.shards), *shard_files(len(state.shards))})
         raise
 
 
@@ -183,10 +191,10 @@ class _Tar:
     def write(self, uri: str, number: int) -> Shard:
         """Write tar and index, whole."""
         self.close()
-        name, data = f"{number:06d}.tar", self._buffer.getvalue()
+        (name, index_file), data = shard_files(number), self._buffer.getvalue()
         index = dump_index(np.array(self.rows, ROW), len(data))
         storage.write_bytes(storage.join(uri, name), data)
-        storage.write_bytes(storage.join(uri, index_name(name)), index)
+        storage.write_bytes(storage.join(uri, index_file), index)
         return Shard(name, len(self.rows), len(data), google_crc32c.value(data), google_crc32c.value(index))
 
 
@@ -205,25 +213,15 @@ def _check_labels(source: Source) -> None:
         )
 
 
-def _files(shards: Iterable[Shard]) -> list[str]:
-    return [name for shard in shards for name in (shard.name, index_name(shard.name))]
-
-
-def _clear(uri: str, keep: Iterable[str] = ()) -> None:
-    """Remove what an earlier pack left; the manifest first, so that the rest is never taken for whole."""
-    ours = [name for name in storage.names(uri) if _OURS.fullmatch(name) and name not in keep]
-    for name in sorted(ours, key=lambda name: name != MANIFEST):
-        storage.remove(storage.join(uri, name))
-
-
 def _what_stays(uri: str, done: list[Shard]) -> str:
     """For the end of a failure's message, after what cannot be used again is removed."""
     with contextlib.suppress(UserError):  # the store may be what failed; the next try clears as well
-        _clear(uri, keep={STATE, *_files(done)} if done else ())
+        remove(uri, inventory(uri)[0] - ({STATE, *files(done)} if done else set()))
     if not done:
         return ""
     samples = sum(shard.samples for shard in done)
-    return f"; {len(done)} finished shards ({samples:,} images) stay, and the same command goes on behind them"
+    many = f"{plural(len(done), 'finished shard')} ({plural(samples, 'image')})"
+    return f"; {many} stay, and the same command continues after them"
 
 
 def _encoded(source: Source, config: PackConfig, start: int, progress: Callable[[int], None]) -> Iterator[Sample | Rejected]:

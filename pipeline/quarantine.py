@@ -13,16 +13,17 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.mixture import Mixture
 from pipeline.order import Order
+from pipeline.wording import plural
 
 _SUBSTITUTES = 64  # tried in a run, and then elsewhere, before the set is given up
 
 
 class BadSampleError(Exception):
-    """One sample cannot be used: its bytes are damaged or missing, or are no image."""
+    """One sample cannot be used: its bytes are damaged or missing, or are no image. `advice` says how to get rid of that."""
 
-    def __init__(self, shard: str, sample: int, key: str, reason: str) -> None:
+    def __init__(self, shard: str, sample: int, key: str, reason: str, advice: str = "restore the shard from a copy") -> None:
         super().__init__(f"{shard}, sample {sample} ({key}): {reason}")
-        self.shard, self.sample, self.key, self.reason = shard, sample, key, reason
+        self.shard, self.sample, self.key, self.reason, self.advice = shard, sample, key, reason, advice
 
 
 class Quarantine:
@@ -31,10 +32,11 @@ class Quarantine:
     Args:
         budget: how many samples may be bad.
         path: one JSON line each: sample, shard, key, reason. Without it the record is this process's own.
+        samples: how many there are, for the message.
     """
 
-    def __init__(self, budget: int, path: Path | None = None) -> None:
-        self.budget, self.path = budget, path
+    def __init__(self, budget: int, path: Path | None = None, samples: int = 0) -> None:
+        self.budget, self.path, self.samples = budget, path, samples
         self._lock = threading.Lock()
         self._known: set[int] = set()
         self._read()
@@ -61,12 +63,16 @@ class Quarantine:
                     os.close(descriptor)
             self._known.add(bad.sample)
             if len(self._known) > self.budget:
+                bad_ones = plural(len(self._known), "sample")
                 where = f"; {self.path} lists them" if self.path else ""
                 raise DataError(
-                    f"{len(self._known)} samples cannot be used and data.bad_fraction allows {self.budget}, the last: {bad}"
-                    f"{where}; restore the files (`biggan index URI --verify` names them), pack again with "
-                    "`biggan shard SRC DST --overwrite`, or raise data.bad_fraction"
+                    f"{bad_ones} cannot be used and data.bad_fraction allows {self.budget}, the last: {bad}{where}; "
+                    f"{bad.advice}, or set data.bad_fraction={self._enough()} to train without"
                 )
+
+    def _enough(self) -> str:
+        """Return a `data.bad_fraction` that allows ten times as many as are known: the next one does not stop the run again."""
+        return f"{min(10 * len(self._known) / self.samples, 0.99):.2g}" if self.samples else "FRACTION"
 
     def _read(self) -> bool:
         """Learn what the file holds; returns whether its last line is torn: a machine died while it wrote."""

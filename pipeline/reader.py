@@ -26,6 +26,7 @@ from pipeline.mixture import Mixture
 from pipeline.order import Ints, Order
 from pipeline.page_cache import PageCache
 from pipeline.quarantine import BadSampleError
+from pipeline.wording import command
 
 PATIENCE = 180.0
 """Seconds for which a failing store is asked again. Each request has retries of its own as well (`object_stores`)."""
@@ -36,7 +37,7 @@ _INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
 _HEDGE_AFTER = 4.0  # times the median, and not below `_HEDGE_LEAST` seconds
 _HEDGE_LEAST = 0.5
 _HEDGE_SHARE = 0.05  # of all requests, at most
-_MEND = "restore the file, or pack again with `biggan shard SRC DST --overwrite`"
+_RESTORE = "restore it from a copy, or make the shards again from their source"
 
 
 class Encoded(NamedTuple):
@@ -160,7 +161,9 @@ class Reader:
             run = self._run(number, instead_of=run).result()
             data, reason, label = self._checked(run, sample)
         if reason:
-            raise BadSampleError(run.shard.name, sample, self.key(sample), reason)
+            verify = command("index", run.shard.part.uri, "--verify")
+            advice = f"restore the shard from a copy ({verify} names all that are damaged)"
+            raise BadSampleError(run.shard.name, sample, self.key(sample), reason, advice)
         return run.shard.encoded(label, data, sample)
 
     def _in_memory(self, sample: int) -> Encoded | None:
@@ -193,8 +196,8 @@ class Reader:
         data = run.data[begin : begin + length]
         if len(data) < length:
             expected = self.manifest.shards[self._number(run.shard.first)].bytes
-            return data, f"the shard has {run.shard.size:,} bytes instead of {expected:,}; {_MEND}", label
-        return data, "" if google_crc32c.value(data) == crc else f"it does not have its checksum; {_MEND}", label
+            return data, f"the shard has {run.shard.size:,} bytes instead of {expected:,}", label
+        return data, "" if google_crc32c.value(data) == crc else "it does not have its checksum", label
 
     def _number(self, sample: int) -> int:
         return bisect_right(self._first, sample) - 1
@@ -234,7 +237,7 @@ class Reader:
             return _Run(start, data, shard)
         data = self._read(shard, start, stop)
         if len(data) != stop - start:
-            raise DataError(f"{shard.place} became shorter while it was read; {_MEND}")
+            raise DataError(f"{shard.place} became shorter while it was read; {_RESTORE}")
         with self._lock:
             self.bytes_read += len(data)
         if self._cache:
@@ -249,9 +252,9 @@ class Reader:
         try:
             return self._patiently(ask if local else lambda: self._hedged(ask))
         except storage.NotFoundError:
-            raise DataError(f"{shard.place} is missing; {_MEND}") from None
+            raise DataError(f"{shard.place} is missing; {_RESTORE}") from None
         except storage.ChangedError:
-            raise DataError(f"{shard.place} is another file than when this process first read it; {_MEND}") from None
+            raise DataError(f"{shard.place} is another file than when this process first read it; {_RESTORE}") from None
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, or `PATIENCE` is spent."""
@@ -320,7 +323,7 @@ class Reader:
         try:
             size, version = self._patiently(lambda: storage.head(place))
         except storage.NotFoundError:
-            raise DataError(f"{place} is missing; {_MEND}") from None
+            raise DataError(f"{place} is missing; {_RESTORE}") from None
         try:
             rows = self._patiently(lambda: load_index(part.uri, expected))
         except DataError:  # once more: it may have been damaged on its way

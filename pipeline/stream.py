@@ -54,7 +54,7 @@ class DataConfig:
     uri: str = ""
     """Folder of one split: `manifest.json`, tars and their indexes. A path or any URI."""
     mix: dict[str, PartConfig] = field(default_factory=dict)
-    """Instead of `uri`: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
+    """Instead of `uri`, of a preset as well: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
     lanes: int = LANES
     """Places in the data that a batch draws from. With more ranks than lanes, several ranks read the same bytes."""
     crop: int | None = None
@@ -81,7 +81,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if bool(self.uri) == bool(self.mix):
             raise ValueError(
-                "uri and data.mix are both given: leave one out"
+                "uri and data.mix are both given: leave out data.uri, or every key of data.mix"
                 if self.uri
                 else "uri is missing: add it to the file or type data.uri=VALUE"
             )
@@ -98,7 +98,7 @@ class DataConfig:
         """(H, W, C) of the images that a stream gives. Raises ConfigError where nothing says it."""
         side = self.resolution or self.crop or manifest.resolution
         if side is None:
-            raise ConfigError(f"the images at {self.uri} have different sizes: type data.resolution=N")
+            raise ConfigError(f"the images at {self.uri or 'data.mix'} have different sizes: set data.resolution=N")
         return side, side, manifest.channels
 
     def make_cache(self) -> Cache | None:
@@ -107,7 +107,7 @@ class DataConfig:
 
     def quarantine(self, manifest: Manifest, path: Path | None = None) -> Quarantine:
         """A record of bad samples with this budget."""
-        return Quarantine(int(self.bad_fraction * manifest.samples), path)
+        return Quarantine(int(self.bad_fraction * manifest.samples), path, manifest.samples)
 
 
 @dataclass(frozen=True)

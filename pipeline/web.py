@@ -46,7 +46,7 @@ class Samples(IterableDataset[dict[str, Any]]):
         manifest = load_manifest(self.uri)
         order = Order(manifest.shards, self.seed)
         share = Share(self.global_batch, self.micro_batch, self.rank, self.world_size)
-        quarantine = Quarantine(int(self.bad_fraction * manifest.samples))
+        quarantine = Quarantine(int(self.bad_fraction * manifest.samples), samples=manifest.samples)
         reader = Reader(self.uri, manifest, order, capacity=share.open_runs(order, _AHEAD))
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)

@@ -199,7 +199,7 @@ def test_a_shard_cut_in_half(whole: Path, tiny: str, shards: Path, tmp_path: Pat
     shard.write_bytes(data[: len(data) // 2])
     command = (tiny, tmp_path / "run", f"data.uri={copy}", "tracking.mode=off")
     done = train(*command)
-    assert_one_line(done.stderr, done.returncode, 65, shard.name, f"{len(data):,}", "--overwrite")
+    assert_one_line(done.stderr, done.returncode, 65, shard.name, f"{len(data):,}", f"`biggan index {copy} --verify` names all")
     status = read_status(tmp_path / "run" / "status.json")
     assert status and (status.state, status.exit_code) == ("failed", 65) and status.message in done.stderr
     shard.write_bytes(data)

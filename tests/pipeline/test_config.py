@@ -178,10 +178,37 @@ def test_sets_are_mixed_by_name() -> None:
     mixed = build(tree() | {"data": {"mix": {"cats": {"uri": "a"}, "dogs": {"uri": "b", "weight": 3}}}})
     assert mixed.data.mix["dogs"].weight == 3 and mixed.data.mix["cats"].weight == 1
     assert flatten(mixed)["data.mix.dogs.weight"] == 3
-    assert "data.uri and data.mix are both given" in message("fashion-mnist", "data.mix.cats.uri=a")
     assert "data.mix.cats.weight=0" in message("fashion-mnist", "data.mix.cats.uri=a", "data.mix.cats.weight=0")
     for key, near in (
         ("data.mix.cats.wieght=3", "data.mix.NAME.weight"),
         ("data.mix.cats.weight=0", "data.mix.cats.uri is missing"),
     ):
         assert near in message("fashion-mnist", key)
+
+
+def test_the_later_of_a_set_and_a_mixture_takes_the_place_of_the_earlier(tmp_path: Path) -> None:
+    """A preset, a file that starts from it, arguments: each may name its data as it likes."""
+    (tmp_path / "mixed.yaml").write_text("preset: fashion-mnist\ndata:\n  mix:\n    cats:\n      uri: a\n  flip: true\n")
+    (tmp_path / "saved.yaml").write_text(to_yaml(load_config(str(tmp_path / "mixed.yaml"))))
+    (tmp_path / "set.yaml").write_text(f"preset: {tmp_path / 'saved.yaml'}\ndata:\n  uri: b\n")
+    mixed, one = {"cats": "a"}, {}
+    for source, overrides, uri, mix in (
+        ("fashion-mnist", ["data.mix.cats.uri=a", "data.mix.dogs.uri=b"], "", {"cats": "a", "dogs": "b"}),
+        ("mixed.yaml", [], "", mixed),
+        ("saved.yaml", ["data.mix.dogs.uri=b"], "", {"cats": "a", "dogs": "b"}),
+        ("saved.yaml", ["data.uri=b"], "b", one),
+        ("set.yaml", [], "b", one),
+        ("set.yaml", ["data.mix.cats.uri=a"], "", mixed),
+        ("set.yaml", ["data.crop=20"], "b", one),
+    ):
+        data = load_config(source if "." not in source else str(tmp_path / source), overrides).data
+        assert (data.uri, {name: part.uri for name, part in data.mix.items()}) == (uri, mix)
+        assert data.lanes == 48
+    both = "config data.uri and data.mix are both given: leave out data.uri, or every key of data.mix"
+    assert message("fashion-mnist", "data.uri=b", "data.mix.cats.uri=a") == both
+    (tmp_path / "both.yaml").write_text((tmp_path / "mixed.yaml").read_text() + "  uri: b\n")
+    assert message(str(tmp_path / "both.yaml")) == both
+    assert (
+        load_config(str(tmp_path / "both.yaml"), ["data.uri=c"]).data
+        == load_config("fashion-mnist", ["data.uri=c", "data.flip=true"]).data
+    )

@@ -38,7 +38,7 @@ def test_the_record_outlives_the_process_and_a_torn_line(tmp_path: Path) -> None
 
 
 def test_without_a_budget_the_first_is_the_last() -> None:
-    with pytest.raises(DataError, match="1 samples cannot be used"):
+    with pytest.raises(DataError, match="1 sample cannot be used"):
         Quarantine(0).add(bad(0))
 
 

@@ -249,7 +249,7 @@ def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, 
     ):
         check_model(replace(config, batch=BatchConfig(512, 8)), manifest)
     mixed = replace(manifest, resolution=None)
-    with pytest.raises(ConfigError, match=r"have different sizes: type data.resolution=N"):
+    with pytest.raises(ConfigError, match=r"have different sizes: set data.resolution=N"):
         check_model(config, mixed)
     check_model(replace(config, data=replace(config.data, resolution=32)), mixed)
     with pytest.raises(ConfigError, match=r"shards at .* have 64: type model.resolution=64, data.resolution=32 \(to resample"):
