@@ -81,9 +81,16 @@ def head(uri: str) -> tuple[int, str | None]:
 def _session(_process: int) -> requests.Session:
     """One pool of connections per process, which threads share."""
     session = requests.Session()
+    session.verify = _authorities()
     for scheme in WEB:
         session.mount(scheme, HTTPAdapter(pool_connections=16, pool_maxsize=64))
     return session
+
+
+def _authorities() -> str | bool:
+    """Where the machine's trusted certificates are, as `SSL_CERT_FILE` or its system says; else those that requests brings."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or (paths.capath if paths.capath and os.listdir(paths.capath) else True)
 
 
 def _get(uri: str, wanted: tuple[int, int] | None) -> _Answer:
@@ -160,7 +167,7 @@ def _failure(error: Exception, uri: str) -> ConfigError | StorageError:
         chain.append(inner)
     for cause in chain:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return bad_certificate(uri, "read", cause.verify_message, "REQUESTS_CA_BUNDLE")
+            return bad_certificate(uri, "read", cause.verify_message)
         if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
             return no_tls(uri, "read")
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:

@@ -6,17 +6,23 @@ tools read (GOOGLE_APPLICATION_CREDENTIALS, application default, metadata), az:/
 
 import functools
 import json
+import logging
 import os
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import obstore
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from pipeline.errors import ConfigError
 
 Store = S3Store | GCSStore | AzureStore
+
+log = logging.getLogger(__name__)
 
 SCHEMES = ("s3", "gs", "az", "abfs")
 REQUEST_SECONDS = 30.0
@@ -53,6 +59,57 @@ def find(uri: str, *, patient: bool = False) -> tuple[Store, str] | None:
     return _connect(scheme, bucket, environment, REQUEST_SECONDS, RETRY_SECONDS if patient else 0.0), key
 
 
+def below(uri: str) -> list[str]:
+    """Names of objects and folders directly below `uri`, without the empty objects that only make a folder visible."""
+    found = find(uri)
+    assert found
+    store, key = found
+    folder = key.rstrip("/") + "/" if key else ""
+    try:
+        listed = obstore.list_with_delimiter(store, folder or None)
+    except obstore.exceptions.BaseError as error:
+        if "Encountered object with invalid path" not in str(error) or (keys := _by_boto3(uri, folder)) is None:
+            raise
+        return keys
+    keys = [*listed["common_prefixes"], *(entry["path"] for entry in listed["objects"] if not _is_marker(entry, folder))]
+    return [key.rstrip("/").rpartition("/")[2] for key in keys]
+
+
+def _is_marker(entry: Any, folder: str) -> bool:
+    """Whether an object makes a folder visible, as consoles (`folder/`) and Hadoop (`folder_$folder$`) write them."""
+    return entry["size"] == 0 and (entry["path"] == folder.rstrip("/") or entry["path"].endswith("_$folder$"))
+
+
+def _by_boto3(uri: str, folder: str) -> list[str] | None:
+    """The same by boto3, which takes keys with an empty part, as `folder//x`; None if boto3 cannot."""
+    if not uri.startswith("s3://"):
+        return None
+    try:
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return None
+    unsigned = Config(signature_version=UNSIGNED) if os.environ.get("AWS_SKIP_SIGNATURE") == "true" else None
+    try:
+        client = boto3.client("s3", region_name=_region(os.environ), config=unsigned)
+        pages = list(
+            client.get_paginator("list_objects_v2").paginate(Bucket=urlsplit(uri).netloc, Prefix=folder, Delimiter="/")
+        )
+    except (BotoCoreError, ClientError):
+        return None
+    keys = [one["Prefix"] for page in pages for one in page.get("CommonPrefixes", ())]
+    keys += [one["Key"] for page in pages for one in page.get("Contents", ())]
+    log.warning("%s: ignored the keys that begin with %s/, as they have an empty part", uri, folder)
+    return [name for key in keys if (name := key.removeprefix(folder).rstrip("/"))]
+
+
+def _region(variables: Mapping[str, str]) -> str:
+    # AWS's own tools read the second name of the region, obstore only the first.
+    return variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
 @functools.lru_cache(maxsize=16)
 def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...], seconds: float, patience: float) -> Store:
     """One connection pool per bucket and environment."""
@@ -75,9 +132,7 @@ def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...],
         },
     }
     if scheme == "s3":
-        # AWS's own tools read the second name of the region, obstore only the first.
-        region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
-        config: dict[str, Any] = {"region": region, **({"endpoint": endpoint} if endpoint else {})}
+        config: dict[str, Any] = {"region": _region(variables), **({"endpoint": endpoint} if endpoint else {})}
         return S3Store(bucket, config=config, **_profile(variables), **common)  # type: ignore[arg-type]
     if scheme == "gs":
         if not (emulator := variables.get("STORAGE_EMULATOR_HOST")):  # as Google's own libraries have it

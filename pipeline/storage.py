@@ -135,11 +135,8 @@ def names(uri: str) -> list[str]:
     """Sorted names of the objects and folders directly below `uri`; none where there is nothing."""
     if path := local_path(uri):
         return sorted(os.listdir(path)) if path.is_dir() else []
-    if found := object_stores.find(uri):
-        folder = found[1].rstrip("/")
-        listed = obstore.list_with_delimiter(found[0], folder + "/" if folder else None)
-        objects = [entry["path"] for entry in listed["objects"] if entry["size"] or not _is_marker(entry["path"], folder)]
-        below = [*listed["common_prefixes"], *objects]
+    if object_stores.find(uri):
+        below = object_stores.below(uri)
     elif is_web(uri):
         place = hide_secrets(uri.rstrip("/"))
         raise ConfigError(f"{place} cannot be listed, as HTTP has no listing; name the tars, as {place}/{{000..127}}.tar")
@@ -147,11 +144,6 @@ def names(uri: str) -> list[str]:
         filesystem, name = _fsspec(uri)
         below = filesystem.ls(name, detail=False) if filesystem.isdir(name) else []
     return sorted({entry.rstrip("/").rpartition("/")[2] for entry in below})
-
-
-def _is_marker(path: str, folder: str) -> bool:
-    """Whether an empty object only makes a folder visible, as consoles and Hadoop write them."""
-    return path == folder or path.endswith("_$folder$")
 
 
 @_store_call("write")

@@ -60,11 +60,11 @@ def unknown_host(uri: str, verb: str, host: str) -> FirstContactError:
     return FirstContactError(f"cannot {verb} {hide_secrets(uri)}: no host is named {host}; check the address for a typo")
 
 
-def bad_certificate(uri: str, verb: str, reason: str, variable: str) -> RefusedError:
-    """Return the error for a failed TLS handshake; `variable` is the one that the client reads authorities from."""
+def bad_certificate(uri: str, verb: str, reason: str) -> RefusedError:
+    """Return the error for a certificate that is not trusted."""
     return RefusedError(
         f"cannot {verb} {hide_secrets(uri)}: its TLS certificate is not trusted ({reason}); "
-        f"set {variable} to a file with the certificates of its authority"
+        "set SSL_CERT_FILE to a file with the certificates of its authority"
     )
 
 
@@ -101,7 +101,7 @@ def translate(error: obstore_errors.BaseError, uri: str, verb: str) -> ConfigErr
     if "InvalidContentType" in text:
         return no_tls(uri, verb)
     if found := re.search(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)", text):
-        return bad_certificate(uri, verb, found[1], "SSL_CERT_FILE")
+        return bad_certificate(uri, verb, found[1])
     if _NO_NAME in text:
         return unknown_host(uri, verb, urlsplit(_asked(text)).hostname or "that")
     if "Encountered object with invalid path" in text:
