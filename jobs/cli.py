@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol, cast
 
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
+from pipeline.wording import hide_secrets
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
             raise
-        print(f"biggan: error: {known}", file=sys.stderr)
+        print(f"biggan: error: {hide_secrets(str(known))}", file=sys.stderr)
         return known.exit_code
 
 

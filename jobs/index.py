@@ -39,8 +39,10 @@ def run(args: argparse.Namespace) -> None:
     if args.threads < 1:
         raise ConfigError(f"--threads {args.threads}: must be at least 1")
 
+    from pipeline.addresses import is_web
     from pipeline.indexing import Rules, find_shards, index_shards
     from pipeline.verify import verify
+    from pipeline.wording import hide_secrets
 
     began = time.perf_counter()
     if args.verify:
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
         return
     rules = Rules(args.label, args.image, _names(args.classes), args.skip_incomplete)
     folder, names = find_shards(args.uri)
+    if not args.out and is_web(folder):
+        raise ConfigError(f"{hide_secrets(folder)} is read only, as all of HTTP: add --out DIR for the index")
     with _progress() as progress:
         manifest, skipped = index_shards(folder, names, args.out or folder, rules, args.threads, progress)
     size = sum(shard.bytes for shard in manifest.shards) / 2**20

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import stop, topology
-from pipeline.errors import ConfigError, StorageError, UserError, as_user_error
+from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.launch import PARENT_VARIABLE, PATIENCE, Launch, die_with_parent, forget_stop, launch, outlived_launcher
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
             before = run.read_status(folder / "status.json")
             images = before.images if before else 0
             run.write_status(folder, run.Status("failed", images, known.exit_code, str(known)))
-        except (StorageError, OSError):
+        except (UserError, OSError):
             print(f"biggan: error: {known}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()

@@ -29,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.addresses import is_web
 from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
 from pipeline.slices import Slice, whole
+from pipeline.wording import hide_secrets
 
 log = logging.getLogger(__name__)
 COMMIT = "COMMIT.json"
@@ -61,6 +63,8 @@ class CheckpointConfig:
     """Any fsspec URI. Default: `checkpoints` in the run's folder."""
 
     def __post_init__(self) -> None:
+        if self.uri and is_web(self.uri):
+            raise ValueError(f"uri={hide_secrets(self.uri)}: HTTP is read only; name a folder or an object store")
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1 image")
         if self.keep < 2:

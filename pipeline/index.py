@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.addresses import is_web, split_query
 from pipeline.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
@@ -113,7 +114,8 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 def load_manifest(uri: str) -> Manifest:
     """Read and check the manifest of the shards at `uri`. Raises ConfigError where none is, DataError if damaged."""
-    if uri.startswith("pipe:") or "{" in uri or uri.endswith((".tar", ".tar.gz", ".tgz")):
+    address, _ = split_query(uri)
+    if uri.startswith("pipe:") or "{" in address or address.endswith((".tar", ".tar.gz", ".tgz")):
         raise ConfigError(f"{uri} names tars: type `biggan index '{uri}' --out FOLDER` once, and then the folder")
     try:
         return _load_manifest(uri)
@@ -128,7 +130,7 @@ def _load_manifest(uri: str) -> Manifest:
     except storage.NotFoundError:
         splits = (
             []
-            if uri.startswith("http")
+            if is_web(uri)
             else [name for name in storage.names(uri)[:20] if storage.exists(storage.join(uri, name, MANIFEST))]
         )
         hint = f"pack them with `biggan shard SRC {uri}`"

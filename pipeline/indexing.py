@@ -19,6 +19,7 @@ from braceexpand import braceexpand
 from PIL import Image
 
 from pipeline import storage
+from pipeline.addresses import file_name, split_query
 from pipeline.decode import MAX_PIXELS
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import (
@@ -306,12 +307,13 @@ def find_shards(uri: str) -> tuple[str, list[str]]:
     """
     if uri.startswith("pipe:"):
         raise ConfigError(f"{uri}: a command's output cannot be read from the middle; name the URI itself (s3://, gs://, ...)")
-    if uri.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz")):
+    address, query = split_query(uri)
+    if address.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz")):
         raise ConfigError(f"{uri} is compressed, and has no places to jump to: unpack it first (gunzip)")
-    if "{" in uri or uri.endswith(".tar"):
-        folder = uri.partition("{")[0].rpartition("/")[0]
-        names = [place[len(folder) :].lstrip("/") for place in braceexpand(uri)]
-        folder = folder or ("/" if uri.startswith("/") else ".")
+    if "{" in address or address.endswith(".tar"):
+        folder = address.partition("{")[0].rpartition("/")[0]
+        names = [file_name(place[len(folder) :].lstrip("/"), uri) for place in braceexpand(address)]
+        folder = folder + query or ("/" if uri.startswith("/") else ".")
         if missing := [name for name in names if not storage.exists(storage.join(folder, name))]:
             raise ConfigError(f"{uri}: {len(missing)} of {len(names)} shards are not there, such as {missing[0]}")
         return folder, names

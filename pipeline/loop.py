@@ -15,7 +15,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
 from pipeline.engines import Ranks
-from pipeline.errors import StorageError
+from pipeline.errors import UserError
 from pipeline.health import Failure, Fault, Health
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
@@ -106,7 +106,7 @@ def _attempt(job: _Job) -> Failure | str | None:
                 health.saved(progress)
                 kept = progress
                 if ranks.main:
-                    with suppress(StorageError):  # no reason to end: the saver knows when too much is at risk
+                    with suppress(UserError):  # no reason to end: the saver knows when too much is at risk
                         write_status(Path(config.run), Status("running", progress.images))
             failure = health.collapsed(progress)
 

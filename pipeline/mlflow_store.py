@@ -1,12 +1,15 @@
 """An MLflow as this project uses it: where a run's own one is, a client that does not wait for minutes, what it raises."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.wording import hide_secrets
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+hide_password = hide_secrets
 
 # With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs. Its
 # check of a model's requirements asks a package index for the versions that are installed here.
@@ -29,11 +32,6 @@ def first_line(error: Exception) -> str:
     """What `error` says, as one line without the password that a URI in it may carry."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return hide_password(line)
-
-
-def hide_password(uri: str) -> str:
-    """`//user:password@host` -> `//host`, wherever it stands."""
-    return re.sub(r"//[^/@\s]*@", "//", uri)
 
 
 def is_from_store(error: Exception) -> bool:

@@ -18,18 +18,19 @@ from typing import NamedTuple, TypeVar
 import google_crc32c
 import numpy as np
 
-from pipeline import storage
+from pipeline import patience, storage
+from pipeline.addresses import store_of
 from pipeline.cache import Cache
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import DataError, UserError
 from pipeline.index import Index, Manifest, Part, load_index
 from pipeline.mixture import Mixture
 from pipeline.order import Ints, Order
 from pipeline.page_cache import PageCache
 from pipeline.quarantine import BadSampleError
-from pipeline.wording import command
+from pipeline.wording import command, hide_secrets
 
 PATIENCE = 180.0
-"""Seconds for which a failing store is asked again. Each request has retries of its own as well (`object_stores`)."""
+"""Seconds for which a failing store is asked again."""
 
 T = TypeVar("T")
 
@@ -183,8 +184,10 @@ class Reader:
         shard = self._shard(self._number(sample))
         header = 512 * (int(shard.rows[sample - shard.first]["block"]) - 1)
         try:
-            name = storage.read_range(shard.place, header, header + 100).split(b"\0")[0].decode()
-        except (StorageError, UnicodeDecodeError):
+            with patience.once():
+                data = storage.read_range(shard.place, header, header + 100)
+            name = data.split(b"\0")[0].decode()
+        except (UserError, UnicodeDecodeError):
             name = ""
         folder, slash, file = name.rpartition("/")
         return folder + slash + file.partition(".")[0] if name else str(sample)
@@ -237,7 +240,7 @@ class Reader:
             return _Run(start, data, shard)
         data = self._read(shard, start, stop)
         if len(data) != stop - start:
-            raise DataError(f"{shard.place} became shorter while it was read; {_RESTORE}")
+            raise DataError(f"{hide_secrets(shard.place)} became shorter while it was read; {_RESTORE}")
         with self._lock:
             self.bytes_read += len(data)
         if self._cache:
@@ -246,33 +249,21 @@ class Reader:
 
     def _read(self, shard: _Shard, start: int, stop: int) -> bytes:
         def ask() -> bytes:
-            return storage.read_range(shard.place, start, stop, shard.version)
+            with patience.once():  # in whatever thread: `_patiently` is the loop
+                return storage.read_range(shard.place, start, stop, shard.version)
 
         local = storage.local_path(shard.place) is not None
+        place = hide_secrets(shard.place)
         try:
-            return self._patiently(ask if local else lambda: self._hedged(ask))
+            return self._patiently(shard.place, ask if local else lambda: self._hedged(ask))
         except storage.NotFoundError:
-            raise DataError(f"{shard.place} is missing; {_RESTORE}") from None
+            raise DataError(f"{place} is missing; {_RESTORE}") from None
         except storage.ChangedError:
-            raise DataError(f"{shard.place} is another file than when this process first read it; {_RESTORE}") from None
+            raise DataError(f"{place} is another file than when this process first read it; {_RESTORE}") from None
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
+    def _patiently(self, place: str, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, or `PATIENCE` is spent."""
-        began, pause, changes = time.monotonic(), 0.1, 0
-        while True:
-            try:
-                return ask()
-            except (storage.NotFoundError, storage.RefusedError):
-                raise
-            except StorageError as error:
-                changes += isinstance(error, storage.ChangedError)
-                spent = time.monotonic() - began
-                if changes > 3 or self._closed.is_set():
-                    raise
-                if spent > PATIENCE:
-                    raise StorageError(f"{error} (asked again for {spent:.0f} s)") from error
-            self._closed.wait(pause)
-            pause = min(2 * pause, 10.0)
+        return patience.patiently(ask, store_of(place), PATIENCE, stop=self._closed, changes=3)
 
     def _hedged(self, ask: Callable[[], bytes]) -> bytes:
         """Ask, and ask a second time if the answer is late."""
@@ -321,13 +312,13 @@ class Reader:
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
         place = storage.join(part.tars, expected.name)
         try:
-            size, version = self._patiently(lambda: storage.head(place))
+            size, version = self._patiently(place, lambda: storage.head(place))
         except storage.NotFoundError:
-            raise DataError(f"{place} is missing; {_RESTORE}") from None
+            raise DataError(f"{hide_secrets(place)} is missing; {_RESTORE}") from None
         try:
-            rows = self._patiently(lambda: load_index(part.uri, expected))
+            rows = self._patiently(part.uri, lambda: load_index(part.uri, expected))
         except DataError:  # once more: it may have been damaged on its way
-            rows = self._patiently(lambda: load_index(part.uri, expected))
+            rows = self._patiently(part.uri, lambda: load_index(part.uri, expected))
         return _Shard(
             place, expected.name, self._first[number], rows, size, version, part, str(storage.local_path(place) or "")
         )

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 
 from pipeline import storage
+from pipeline.addresses import is_web
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import Judged, Real
 from pipeline.extractors import Extractor
@@ -22,7 +23,6 @@ FOLDER = "evaluation"
 _VERSION = 1
 """Of what is kept, and of the order that says which images are the first."""
 
-_READ_ONLY = ("http", "https")
 
 Say = Callable[[str], None]
 
@@ -87,10 +87,10 @@ def _save(beside: str, cache: str, key: str, recipe: dict[str, Any], made: Judge
     tensors = {name: getattr(made, name).contiguous() for name in ("features", "labels", "predictions")}
     data = safetensors.torch.save(tensors)
     notes = {"recipe": recipe, "sha256": hashlib.sha256(data).hexdigest(), "inception_score": made.score}
-    folder = cache if beside.partition("://")[0] in _READ_ONLY else beside
+    folder = cache if is_web(beside) else beside
     try:
         storage.write_bytes(_place(folder, key), data)
-    except (ConfigError, storage.RefusedError) as error:
+    except ConfigError as error:
         if folder == cache:
             raise
         say(f"kept in {cache} instead: {error}")

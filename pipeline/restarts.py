@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import stop, storage
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 
 FINAL = (0, 65, 78, 79, 80)
 """Done, or nothing that another start could mend."""
@@ -99,7 +99,7 @@ def _newest(folder: Path, known: int) -> int:
         return 0
     try:
         newest = next(checkpoint.committed(run.checkpoint_uri(run.load_run_config(folder))), None)
-    except StorageError as error:
+    except (StorageError, ConfigError) as error:
         print(f"biggan: warning: {error}", file=sys.stderr)
         return known
     return newest.images if newest else 0

@@ -1,106 +1,113 @@
-"""Bytes behind a URI: a plain path, `file://`, an object store (`pipeline.object_stores`), or what else fsspec knows.
+"""Bytes behind a URI: a plain path, `file://`, an object store, a web server (to read), or what else fsspec knows.
 
-Local files and `memory://` need nothing. s3://, gs://, az:// and http:// go through obstore, with the clouds' own variables
-and credentials. Other schemes need their fsspec driver.
-A write is whole or absent: nobody ever finds half of it under its name. Failures are `NotFoundError` or `StorageError`;
-a local refusal (no permission, read-only) is `ConfigError`.
+Local files and `memory://` need nothing. s3://, gs:// and az:// go through `pipeline.object_stores`, with the clouds' own
+variables and credentials; http:// and https:// through `pipeline.http_files`. Other schemes need their fsspec driver.
+A write is whole or absent: nobody ever finds half of it under its name. Passing faults of a store are retried, and raise
+`StorageError` in the end. What will not pass is raised at once: `NotFoundError`, `RefusedError` or another `ConfigError`.
 """
 
 import contextlib
-import errno
+import difflib
+import functools
 import os
-import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import fsspec
 import obstore
 from obstore import exceptions as obstore_errors
 
-from pipeline import object_stores
-from pipeline.errors import ConfigError, StorageError
+from pipeline import http_files, object_stores, store_errors
+from pipeline.addresses import is_web, join, local_path, store_of
+from pipeline.errors import ConfigError, UserError
+from pipeline.patience import patiently
+from pipeline.store_errors import ChangedError, NotFoundError, RefusedError
+from pipeline.wording import hide_secrets
+
+__all__ = ["ChangedError", "NotFoundError", "RefusedError", "join", "local_path"]
 
 PART_BYTES = 16 << 20
 """Large objects go up in parts of this size."""
 
-# Instance metadata are the last resort for credentials.
-_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "Account must be specified")
-_BAD_CREDENTIALS = ("Invalid Access Key", "service account file", "reading pem file")  # said before anything is asked
-_WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region")
+P = ParamSpec("P")
+T = TypeVar("T")
+Act = Callable[Concatenate[str, P], T]
 
 
-class NotFoundError(StorageError):
-    """Nothing is stored under that name."""
+def _store_call(verb: str, *, retry: bool = True) -> Callable[[Act[P, T]], Act[P, T]]:
+    """Make a function of a URI say every backend's failure in one line, and retry what may pass."""
+
+    def decorate(function: Act[P, T]) -> Act[P, T]:
+        @functools.wraps(function)
+        def called(uri: str, /, *args: P.args, **options: P.kwargs) -> T:
+            if verb in ("write", "delete") and is_web(uri):
+                raise ConfigError(f"cannot {verb} {hide_secrets(uri)}: HTTP is read only; name a folder or an object store")
+
+            def ask() -> T:
+                with _errors(uri, verb):
+                    return function(uri, *args, **options)
+
+            if local_path(uri) or not retry:
+                return ask()
+            return patiently(ask, store_of(uri), object_stores.RETRY_SECONDS)
+
+        return called
+
+    return decorate
 
 
-class RefusedError(StorageError):
-    """The store does not let us in, and will not later."""
-
-
-class ChangedError(StorageError):
-    """What is stored under that name is no longer what it was."""
-
-
-def local_path(uri: str) -> Path | None:
-    """The path of a plain path or `file://` URI; None for every other scheme."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    return Path(unquote(rest)) if scheme == "file" else None
-
-
-def join(uri: str, *parts: str) -> str:
-    """`uri` with `parts` below it."""
-    return "/".join([uri.rstrip("/"), *parts])
-
-
+@_store_call("read")
 def read_bytes(uri: str) -> bytes:
     """Everything stored under `uri`."""
-    with _errors(uri, "read"):
-        if path := local_path(uri):
-            return path.read_bytes()
-        if found := object_stores.find(uri):
-            return bytes(obstore.get(*found).bytes())
-        filesystem, name = _fsspec(uri)
-        return bytes(filesystem.cat_file(name))
+    if path := local_path(uri):
+        return path.read_bytes()
+    if found := object_stores.find(uri):
+        return bytes(obstore.get(*found).bytes())
+    if is_web(uri):
+        return http_files.read(uri)
+    filesystem, name = _fsspec(uri)
+    return bytes(filesystem.cat_file(name))
 
 
+@_store_call("read")
 def read_range(uri: str, start: int, end: int, version: str | None = None) -> bytes:
     """Bytes [start, end) of what is stored under `uri`; fewer where it ends earlier.
 
     Raises ChangedError if a version (of `head`) is given and another one is there; fsspec's schemes are not asked.
     """
-    with _errors(uri, "read"):
-        if path := local_path(uri):
-            with open(path, "rb", buffering=0) as file:
-                if version is not None and _file_version(os.fstat(file.fileno())) != version:
-                    raise ChangedError(f"{uri} has changed")
-                return os.pread(file.fileno(), end - start, start)
-        if found := object_stores.find(uri):
-            # A whole get, not `get_range`: it goes on at the byte where a connection broke.
-            options: Any = {"range": (start, end)}
-            result = obstore.get(*found, options=options | ({"if_match": version} if version else {}))
-            if version and result.meta["e_tag"] != version:
+    if path := local_path(uri):
+        with open(path, "rb", buffering=0) as file:
+            if version is not None and _file_version(os.fstat(file.fileno())) != version:
                 raise ChangedError(f"{uri} has changed")
-            return bytes(result.bytes())
-        filesystem, name = _fsspec(uri)
-        return bytes(filesystem.cat_file(name, start=start, end=end))
+            return os.pread(file.fileno(), end - start, start)
+    if found := object_stores.find(uri):
+        # A whole get, not `get_range`: it goes on at the byte where a connection broke.
+        options: Any = {"range": (start, end)}
+        result = obstore.get(*found, options=options | ({"if_match": version} if version else {}))
+        if version and result.meta["e_tag"] != version:
+            raise ChangedError(f"{uri} has changed")
+        return bytes(result.bytes())
+    if is_web(uri):
+        return http_files.read_range(uri, start, end, version)
+    filesystem, name = _fsspec(uri)
+    return bytes(filesystem.cat_file(name, start=start, end=end))
 
 
+@_store_call("read")
 def head(uri: str) -> tuple[int, str | None]:
     """(bytes stored under `uri`, a name of this version of it if the store has one)."""
-    with _errors(uri, "read"):
-        if path := local_path(uri):
-            status = path.stat()
-            return status.st_size, _file_version(status)
-        if found := object_stores.find(uri):
-            meta = obstore.head(*found)
-            return int(meta["size"]), meta["e_tag"]
-        filesystem, name = _fsspec(uri)
-        return int(filesystem.size(name)), None
+    if path := local_path(uri):
+        status = path.stat()
+        return status.st_size, _file_version(status)
+    if found := object_stores.find(uri):
+        meta = obstore.head(*found)
+        return int(meta["size"]), meta["e_tag"]
+    if is_web(uri):
+        return http_files.head(uri)
+    filesystem, name = _fsspec(uri)
+    return int(filesystem.size(name)), None
 
 
 def size(uri: str) -> int:
@@ -123,82 +130,89 @@ def exists(uri: str) -> bool:
     return True
 
 
+@_store_call("list")
 def names(uri: str) -> list[str]:
     """Sorted names of the objects and folders directly below `uri`; none where there is nothing."""
-    with _errors(uri, "list"):
-        if path := local_path(uri):
-            return sorted(os.listdir(path)) if path.is_dir() else []
-        if found := object_stores.find(uri):
-            listed = obstore.list_with_delimiter(found[0], found[1].rstrip("/") + "/" if found[1] else None)
-            below = [*listed["common_prefixes"], *(entry["path"] for entry in listed["objects"])]
-        else:
-            filesystem, name = _fsspec(uri)
-            below = filesystem.ls(name, detail=False) if filesystem.isdir(name) else []
-        return sorted({entry.rstrip("/").rpartition("/")[2] for entry in below})
+    if path := local_path(uri):
+        return sorted(os.listdir(path)) if path.is_dir() else []
+    if object_stores.find(uri):
+        below = object_stores.below(uri)
+    elif is_web(uri):
+        place = hide_secrets(uri.rstrip("/"))
+        raise ConfigError(f"{place} cannot be listed, as HTTP has no listing; name the tars, as {place}/{{000..127}}.tar")
+    else:
+        filesystem, name = _fsspec(uri)
+        below = filesystem.ls(name, detail=False) if filesystem.isdir(name) else []
+    return sorted({entry.rstrip("/").rpartition("/")[2] for entry in below})
 
 
+@_store_call("write")
 def write_bytes(uri: str, data: bytes) -> None:
     """Store `data` under `uri`, in place of what was there; a reader sees the old or the new, whole."""
-    with _errors(uri, "write"):
-        if path := local_path(uri):
-            _write_file(path, [data])
-        elif found := object_stores.find(uri):
-            obstore.put(*found, data)  # an object appears when its upload is complete
-        else:
-            filesystem, name = _fsspec(uri)
-            filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
-            filesystem.pipe_file(name, data)
+    if path := local_path(uri):
+        _write_file(path, [data])
+    elif found := object_stores.find(uri):
+        obstore.put(*found, data)  # an object appears when its upload is complete
+    else:
+        filesystem, name = _fsspec(uri)
+        filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(name, data)
 
 
+@_store_call("write", retry=False)  # chunks come once; obstore retries each part
 def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
     """The same for what is too large to be copied: object stores take it in parts, several at once."""
-    with _errors(uri, "write"):
-        if path := local_path(uri):
-            _write_file(path, chunks)
-        elif found := object_stores.find(uri):
-            obstore.put(*found, iter(chunks), chunk_size=PART_BYTES)
-        else:
-            write_bytes(uri, b"".join(chunks))
+    if path := local_path(uri):
+        _write_file(path, chunks)
+    elif found := object_stores.find(uri, patient=True):
+        obstore.put(*found, iter(chunks), chunk_size=PART_BYTES)
+    else:
+        write_bytes(uri, b"".join(chunks))
 
 
+@_store_call("write")
 def create_bytes(uri: str, data: bytes) -> bool:
     """Store `data` under `uri` if nothing is there; whether it was us. Of several who try, one succeeds.
 
     That holds on local disks and object stores; of fsspec's schemes some only look before they write.
     """
-    with _errors(uri, "write"):
-        try:
-            if path := local_path(uri):
-                _write_file(path, [data], new=True)
-            elif found := object_stores.find(uri):
-                obstore.put(*found, data, mode="create")
-            else:
-                filesystem, name = _fsspec(uri)
-                filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
-                filesystem.pipe_file(name, data, mode="create")
-        except (FileExistsError, obstore_errors.AlreadyExistsError):
-            return False
+    try:
+        if path := local_path(uri):
+            _write_file(path, [data], new=True)
+        elif found := object_stores.find(uri):
+            obstore.put(*found, data, mode="create")
+        else:
+            filesystem, name = _fsspec(uri)
+            filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
+            filesystem.pipe_file(name, data, mode="create")
+    except (FileExistsError, obstore_errors.AlreadyExistsError):
+        return False
     return True
 
 
 def remove(uri: str) -> None:
     """Delete what is stored under `uri`, if anything is."""
-    with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
-        if path := local_path(uri):
-            path.unlink()
-        elif found := object_stores.find(uri):
-            obstore.delete(*found)
-        else:
-            filesystem, name = _fsspec(uri)
-            filesystem.rm_file(name)
+    with contextlib.suppress(NotFoundError):
+        _remove(uri)
+
+
+@_store_call("delete")
+def _remove(uri: str) -> None:
+    if path := local_path(uri):
+        path.unlink()
+    elif found := object_stores.find(uri):
+        obstore.delete(*found)
+    else:
+        filesystem, name = _fsspec(uri)
+        filesystem.rm_file(name)
 
 
 def remove_folder(uri: str) -> None:
     """Delete what is stored directly below `uri`, and the folder where a store has folders."""
     for name in names(uri):
         remove(join(uri, name))
-    with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
-        if path := local_path(uri):
+    if path := local_path(uri):
+        with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
             path.rmdir()
 
 
@@ -226,10 +240,18 @@ def _write_file(path: Path, chunks: Iterable[bytes | memoryview], *, new: bool =
 
 
 def _fsspec(uri: str) -> tuple[Any, str]:
+    scheme = uri.partition("://")[0]
+    known = {"file", *object_stores.SCHEMES, "http", "https", *fsspec.available_protocols()}
+    near = difflib.get_close_matches(scheme, object_stores.SCHEMES) or difflib.get_close_matches(scheme, known)
+    hint = f"; did you mean {near[0]}://?" if near and near[0] != scheme else ""
+    if scheme not in known:
+        raise ConfigError(f"{uri}: no storage is known by {scheme}://{hint or '; use a path, s3://, gs://, az:// or http://'}")
     try:
         filesystem, name = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{uri}: no driver for this scheme ({error}); install one or use a path or s3://") from None
+    except ImportError as error:
+        raise ConfigError(f"{uri}: {scheme}:// needs a package that is not installed ({_first_line(error)}){hint}") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{uri}: this is not a valid address ({_first_line(error)}){hint}") from None
     return filesystem, name
 
 
@@ -238,50 +260,18 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
     """Say every backend's failure in one line."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket") from error
+    except UserError:
+        raise
     except obstore_errors.BaseError as error:
-        raise _store_error(error, uri, verb) from error
+        raise store_errors.translate(error, uri, verb) from error
     except OSError as error:
-        if local_path(uri) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ConfigError(f"cannot {verb} {uri}: {error.strerror}; name another place or mend its permissions") from error
-        raise StorageError(f"cannot {verb} {uri}: {_reason(error)}") from error
-
-
-def _store_error(error: obstore_errors.BaseError, uri: str, verb: str) -> StorageError | ConfigError:
-    """What a store's answer means. A listing that fails has no class of its own, only the status in its text."""
-    text = str(error)
-    match = re.search(r"status code: (\d{3})", text)
-    status = match[1] if match else ""
-    if isinstance(error, obstore_errors.PreconditionError):
-        return ChangedError(f"{uri} has changed")
-    if any(sign in text for sign in _WRONG_REGION):
-        return ConfigError(f"cannot {verb} {uri}: its bucket is in another region; set AWS_REGION to that")
-    if any(sign in text for sign in _NO_CREDENTIALS):
-        return RefusedError(f"cannot {verb} {uri}: no credentials; set {_credentials(uri)}")
-    refused = isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError)
-    if refused or status in ("401", "403") or any(sign in text for sign in _BAD_CREDENTIALS):
-        return RefusedError(
-            f"cannot {verb} {uri}: the store refused the credentials; check {_credentials(uri)} and the bucket's policy"
-        )
-    if isinstance(error, obstore_errors.NotFoundError) or status == "404":
-        return NotFoundError(f"cannot {verb} {uri}: there is no such file, object or bucket")
-    return StorageError(f"cannot {verb} {uri}: {_first_line(error)}")
-
-
-def _credentials(uri: str) -> str:
-    return {
-        "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-        "http": "the address",
-        "https": "the address",
-    }.get(uri.partition("://")[0], "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space, then run the same command again"
-    return error.strerror or _first_line(error)
+        raise store_errors.of_os(error, uri, verb, local_path(uri) is not None) from error
+    except Exception as error:
+        scheme = uri.partition("://")[0]
+        if local_path(uri) is not None or (scheme in object_stores.SCHEMES and not isinstance(error, ValueError)):
+            raise
+        # obstore's ValueErrors are about names; drivers of fsspec raise whatever their libraries do.
+        raise RefusedError(f"cannot {verb} {hide_secrets(uri)}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -124,7 +124,7 @@ def test_no_credentials(
     for command in (["index", uri], ["train", tiny, f"run={run}", f"data.uri={uri}"], ["shard", str(shards), uri]):
         code = main([*command, "--keep"] if command[0] == "shard" else command)
         assert_one_line(
-            capsys.readouterr().err, code, 74, f"cannot {'list' if command[0] != 'train' else 'read'} {uri}", variable
+            capsys.readouterr().err, code, 78, f"cannot {'list' if command[0] != 'train' else 'read'} {uri}", variable
         )
     assert not run.exists()
 

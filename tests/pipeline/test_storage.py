@@ -103,5 +103,5 @@ def test_refused_credentials_are_named(refusing_store: str, monkeypatch: pytest.
     monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_store)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(storage.RefusedError, match=r"credentials \(403 Forbidden\); check AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://bucket/key")
