@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
 from pipeline.journal import journal_path
-from pipeline.mlflow_store import sqlite_file
+from pipeline.mlflow_store import calm_mlflow, sqlite_file
 from pipeline.wording import command, plural
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def _point_to(store: sqlite3.Connection, found: _Moved) -> int:
     """Change every place below the old folders, in one transaction; returns how many models have their files only there."""
+    calm_mlflow()
     from mlflow.tracking._tracking_service import utils
 
     new, left = found.new, set()

@@ -1,5 +1,7 @@
 """A version of one MLflow in another: the files, the tags that speak of them, and where they are from."""
 
+import contextlib
+import io
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +77,8 @@ def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: s
     run_id = run.info.run_id
     try:
         client.log_artifacts(run_id, str(model), "model")
-        version = mlflow.register_model(f"runs:/{run_id}/model", name, tags=tags)
+        with contextlib.redirect_stderr(io.StringIO()):  # it announces each step there
+            version = mlflow.register_model(f"runs:/{run_id}/model", name, tags=tags)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
