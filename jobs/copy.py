@@ -7,7 +7,7 @@ HELP = "copy a registered version to another MLflow's registry"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
-    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    parser.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION or NAME/latest, with or without models:/")
     parser.add_argument("--to", metavar="URI|RUN", required=True, help="the MLflow to copy to")
     parser.add_argument("--name", help="registered model there (default: the same)")
     parser.add_argument("--alias", default="challenger", help="alias to set there (default: %(default)s)")
@@ -17,13 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """See `pipeline.registry_copy`."""
     from pipeline import registry
-    from pipeline.mlflow_store import hide_password
+    from pipeline.mlflow_errors import hide_password
     from pipeline.registry_copy import copy_version
 
     registry.check_names(args.name or "biggan", args.alias)
-    store, to = registry.find_store(args.tracking_uri, args.model), registry.find_store(args.to, args.model)
-    done = copy_version(store, args.model, to, args.name, args.alias)
+    uri = registry.model_uri(args.model)
+    store, to = registry.find_store(args.tracking_uri, uri), registry.find_store(args.to, uri, new=True)
+    done = copy_version(store, uri, to, args.name, args.alias)
     print(
-        f"{'copied before' if done.known else 'copied'}: {args.model} is {done.name} version {done.version}, "
+        f"{'copied before' if done.known else 'copied'}: {uri} is {done.name} version {done.version}, "
         f"alias {args.alias}, in {hide_password(to)}"
     )

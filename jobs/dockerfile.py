@@ -1,9 +1,11 @@
 """`biggan dockerfile`: what `docker build` needs to serve a registered version."""
 
 import argparse
-import os
+import re
+import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StorageError
@@ -13,7 +15,7 @@ HELP = "write a Dockerfile, with the model beside it, that serves a registered v
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
-    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    parser.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION or NAME/latest, with or without models:/")
     parser.add_argument("dst", metavar="DST", type=Path, help="a new folder")
     parser.add_argument("--tracking-uri", metavar="URI|RUN", help="as in `biggan sample`")
 
@@ -26,14 +28,21 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.mlflow_store import calm_mlflow
 
     calm_mlflow()
-    store = registry.find_store(args.tracking_uri, args.model)
-    with registry.store_errors(store):
-        version = registry.resolve(registry.use(store), args.model)
+    uri = registry.model_uri(args.model)
+    store = registry.find_store(args.tracking_uri, uri)
+    with registry.store_errors(store), tempfile.TemporaryDirectory() as folder:
+        client = registry.use(store)
+        version = registry.resolve(client, uri)
+        model = registry.download(client, version, Path(folder))
+        _write(model, args.dst)
+    print(f"{args.dst}: {version.name} version {version.version}")
+    # The name of an image is lower-case letters and digits, with single . _ or - between.
+    image = re.sub(r"[^a-z0-9]+", "-", version.name.lower()).strip("-") or "generator"
+    print(f"next: {shlex.join(['docker', 'build', '-t', image, str(args.dst)])} && docker run -p 8080:8080 {image}")
+
+
+def _write(model: Path, dst: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--env-manager", "local"]
-    command += ["-m", f"models:/{version.name}/{version.version}", "-d", str(args.dst)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-m", str(model), "-d", str(dst)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")
-    print(f"{args.dst}: {version.name} version {version.version}")
-    print(f"next: docker build -t {version.name.lower()} {args.dst} && docker run -p 8080:8080 {version.name.lower()}")

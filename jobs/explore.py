@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, a checkpoint or a folder of them, the folder of an exported model, models:/NAME@ALIAS or "
-        "models:/NAME/VERSION, as for `biggan sample`",
+        help="a run's folder, a checkpoint or a folder of them, the folder of an exported model, models:/NAME@ALIAS, "
+        "models:/NAME/VERSION or models:/NAME/latest, as for `biggan sample`",
     )
     parser.add_argument(
         "--port", type=int, default=7860, metavar="N", help="where the page is; 0: any that is free (default: %(default)s)"

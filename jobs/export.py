@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a run's folder, a checkpoint or a folder of them (a path or URI), or the folder of an exported model; the EMA "
-        "generator is taken, with standing statistics of latents without truncation",
+        help="a run's folder, a checkpoint or a folder of them (a path or URI), the folder of an exported model, or "
+        "models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest; the EMA generator is taken, with standing "
+        "statistics of latents without truncation",
     )
     parser.add_argument("dst", metavar="DST", type=Path, help="a new folder; a new file NAME.onnx for ONNX")
     parser.add_argument(
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="take batch-norm statistics over N samples, even if some came with the weights",
     )
+    parser.add_argument("--tracking-uri", metavar="URI|RUN", help="as in `biggan sample`")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,10 +51,12 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.export import save_files, save_model
     from pipeline.export_onnx import save_onnx
     from pipeline.generators import TrainedGenerator, load_generator
+    from pipeline.registry import local
 
     writers: dict[str, Callable[[TrainedGenerator, Path], None]]
     writers = {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}
-    trained = load_generator(args.model, args.checkpoint, standing=args.standing)
+    with local(args.model, args.tracking_uri) as model:
+        trained = load_generator(model, args.checkpoint, standing=args.standing)
     args.dst.parent.mkdir(parents=True, exist_ok=True)
     half = args.dst.with_name(f"{args.dst.name}.{os.getpid()}.new")
     try:

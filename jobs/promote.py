@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import re
 
 from pipeline.errors import ConfigError
 
@@ -12,7 +11,9 @@ HELP = "make a registered version the champion, if it loads by itself and is bet
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `jobs.cli.Job`."""
     parser.add_argument(
-        "model", metavar="NAME", help="NAME@ALIAS or NAME/VERSION, with or without models:/; NAME alone is NAME@challenger"
+        "model",
+        metavar="NAME",
+        help="NAME@ALIAS, NAME/VERSION or NAME/latest, with or without models:/; NAME alone is NAME@challenger",
     )
     parser.add_argument("--to", metavar="ALIAS", default="champion", help="the alias to move (default: %(default)s)")
     parser.add_argument("--metric", metavar="NAME", help="what decides, as in 'FID[inception]' (default: the only FID)")
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", action="store_true", help="there is no champion yet: take this one without a comparison")
     parser.add_argument("--allow-equal", action="store_true", help="as good as the champion is good enough")
     parser.add_argument("--other-dataset", action="store_true", help="the champion may have been trained on other data")
+    parser.add_argument("--again", action="store_true", help="the version may be one that was rolled back")
     parser.add_argument("--tracking-uri", metavar="URI|RUN", help="as in `biggan sample`")
 
 
@@ -29,17 +31,19 @@ def run(args: argparse.Namespace) -> None:
     """See `pipeline.promotion`."""
     if args.limit is not None and not math.isfinite(args.limit):
         raise ConfigError(f"--limit {args.limit}: must be a number")
-    name = args.model.removeprefix("models:/")
-    uri = f"models:/{name}" if re.search("[@/]", name) else f"models:/{name}@challenger"
-
     from pipeline import registry
     from pipeline.promotion import Terms, promote
+    from pipeline.wording import command
 
     registry.check_alias("--to", args.to)
-    terms = Terms(args.to, args.metric, args.limit, args.first, args.allow_equal, args.other_dataset)
+    uri = registry.model_uri(args.model, "challenger")
+    terms = Terms(args.to, args.metric, args.limit, args.first, args.allow_equal, args.other_dataset, args.again)
     moved = promote(registry.find_store(args.tracking_uri, uri), uri, terms, lambda line: print(line, flush=True))
     if not moved.why:
         print(f"{moved.name} version {moved.version} is {args.to} already")
         return
     print(f"promoted: {moved.name} version {moved.version} is {args.to} (before: {moved.before or 'none'}): {moved.why}")
-    print(f"back: biggan rollback {moved.name}" + ("" if args.to == registry.CHAMPION else f" --alias {args.to}"))
+    if moved.before:
+        flags = [] if args.to == registry.CHAMPION else ["--alias", args.to]
+        flags += ["--tracking-uri", args.tracking_uri] if args.tracking_uri else []
+        print(f"back: {command('rollback', moved.name, *flags).strip('`')}")

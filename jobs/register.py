@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline import evaluations, registry
     from pipeline.generators import load_generator
     from pipeline.tracking import Delivery
+    from pipeline.wording import command
 
     registry.check_names(args.name, args.alias)
     delivery = Delivery(args.folder)
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if evaluation:
         print(f"evaluation: {', '.join(f'{name} {value:g}' for name, value in evaluation.metrics.items())}")
-    print(f"next: biggan sample models:/{done.name}@{args.alias} samples.png --tracking-uri {args.folder}")
+    next_one = command("sample", f"models:/{done.name}@{args.alias}", "samples.png", "--tracking-uri", args.folder)
+    print(f"next: {next_one.strip('`')}")
 
 
 def _evaluation(args: argparse.Namespace, trained: "TrainedGenerator", found: "list[Evaluation]") -> "Evaluation | None":

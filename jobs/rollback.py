@@ -2,6 +2,8 @@
 
 import argparse
 
+from pipeline.errors import ConfigError
+
 HELP = "give the champion's alias back to the version that had it before"
 
 
@@ -19,6 +21,8 @@ def run(args: argparse.Namespace) -> None:
 
     registry.check_alias("--alias", args.alias)
     name = args.name.removeprefix("models:/")
+    if set(name) & set("@/"):
+        raise ConfigError(f"NAME {args.name}: the version is the one that {args.alias} means; pass the name alone")
     store = registry.find_store(args.tracking_uri, name)
     moved = rollback(store, name, args.alias, lambda line: print(line, flush=True))
     print(f"rolled back: {moved.name} version {moved.version} is {args.alias} again (before: {moved.before})")

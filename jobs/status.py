@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.wording import command, plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -100,8 +101,21 @@ def _checkpoint(config: "RunConfig") -> str:
 
 
 def _mlflow(folder: Path, config: "RunConfig") -> str:
-    """The run's page, once it is there."""
-    from pipeline.mlflow_store import hide_password, store_uri
+    """The run's page, once it is there, and what it lacks."""
+    from pipeline.tracking import undelivered
+
+    lacks = undelivered(folder)
+    lines = [_page(folder, config)]
+    if why := lacks.get("why"):
+        lines.append(f"lacks records: {why}; {command('sync', folder)} delivers them")
+    if refused := lacks.get("refused"):
+        lines.append(f"refuses {plural(len(refused), 'record')}, which journal.jsonl keeps: {refused[0]}")
+    return "\n".join(lines)
+
+
+def _page(folder: Path, config: "RunConfig") -> str:
+    from pipeline.mlflow_errors import hide_password
+    from pipeline.mlflow_store import store_uri
 
     if config.tracking.mode == "off":
         return "off"

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to try if MLflow does not answer (default 30)"
     )
     parser.add_argument(
+        "--moved",
+        action="store_true",
+        help="the run's folder was moved or copied: its MLflow store uses the artifacts beside it, not those of the original",
+    )
+    parser.add_argument(
         "--killed", action="store_true", help="these runs are dead, even if their processes' machines cannot be asked from here"
     )
 
@@ -44,12 +49,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
-    from pipeline.mlflow_store import hide_password
+    from pipeline.mlflow_errors import hide_password
+    from pipeline.moved_store import settle
     from pipeline.reaper import reap
     from pipeline.run import is_training
     from pipeline.tracking import Delivery
 
     delivery = Delivery(folder, args.tracking)
+    if args.moved:
+        settle(delivery.uri, moved=True)
     if found := reap(folder, args.killed):
         print(f"{folder}: {found}", flush=True)
     if delivery.mode == "off" and not args.tracking:
@@ -71,7 +79,7 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
 
 def _deliver(delivery: "Delivery", wait: float, away: set[str]) -> str:
     """Deliver, trying for `wait` seconds; a server that was `away` a moment ago is not waited for again."""
-    from pipeline.mlflow_store import first_line, hide_password, is_from_store
+    from pipeline.mlflow_errors import first_line, hide_password, is_from_store
 
     deadline = time.monotonic() + (0 if delivery.uri in away else wait)
     told = False

@@ -22,7 +22,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from pipeline.cluster_verdict import Finding, Gathered, judge
 from pipeline.errors import ConfigError, NodeError
 from pipeline.links import PAIR_SECONDS, all_reduce_rate, tournament
-from pipeline.mlflow_store import first_line
+from pipeline.mlflow_errors import first_line
 from pipeline.node_probe import Fault, Places, Report, probe
 from pipeline.topology import Topology
 

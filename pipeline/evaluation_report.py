@@ -15,7 +15,7 @@ from pipeline.evaluation import Judged, Real, Samples, measure, too_few
 from pipeline.extractors import Extractor
 from pipeline.generators import TrainedGenerator
 from pipeline.journal import append_line, figures_path, journal_path, read_file
-from pipeline.mlflow_store import first_line
+from pipeline.mlflow_errors import first_line
 from pipeline.run import is_training
 from pipeline.tracking import Delivery
 

@@ -20,6 +20,7 @@ from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import load_run_config, locate
+from pipeline.wording import command
 
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
@@ -137,6 +138,11 @@ def load_generator(
     if none of it is there, DataError if it is damaged.
     """
     source = str(source)
+    if source.startswith(("models:/", "runs:/")):
+        raise ConfigError(
+            f"{source} is in a registry, and this takes a run's folder, a checkpoint or an exported model's folder: "
+            f"{command('export', 'models:/NAME@ALIAS', 'DIR', '--tracking-uri', 'URI')} makes one of those"
+        )
     exported = find_exported(source)
     if exported and images is not None:
         raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")

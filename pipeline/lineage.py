@@ -12,7 +12,7 @@ from pipeline.batch import BatchPlan
 from pipeline.config import RunConfig, to_yaml
 from pipeline.engines import Ranks
 from pipeline.index import Manifest
-from pipeline.mlflow_store import hide_password
+from pipeline.mlflow_errors import hide_password
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME", "SLURM_ARRAY_TASK_ID")
 

@@ -1,16 +1,25 @@
-"""An MLflow as this project uses it: where a run's own one is, a client that does not wait for minutes, what it raises."""
+"""Stores of MLflow: where a run's own one is, and clients that do not wait for minutes."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.wording import hide_secrets
+from pipeline.errors import ConfigError
+from pipeline.mlflow_errors import Refused, hide_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-hide_password = hide_secrets
+OLDEST_SERVER = 3
+"""Major version of the oldest server that runs can be delivered to."""
 
+_SQLITE = "sqlite:///"
+_DRIVERS = {
+    "postgresql": ("psycopg2-binary", "postgresql+psycopg2"),
+    "mysql": ("pymysql", "mysql+pymysql"),
+    "mssql": ("pymssql", "mssql+pymssql"),
+}
+"""By database: the package with its driver, and the scheme that takes that."""
 # With MLflow's own 7 retries one call to a dead server blocks for minutes, and a repeated create makes two runs. Its
 # check of a model's requirements asks a package index for the versions that are installed here.
 _ENVIRONMENT = {
@@ -24,19 +33,19 @@ _ENVIRONMENT = {
 
 
 def store_uri(run_dir: Path, uri: str | None) -> str:
-    """`uri`, or the run's own sqlite store, by its absolute path: MLflow's default depends on the working directory."""
-    return uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
+    """Return `uri`, or that of the run's own sqlite store, with an absolute path: MLflow's depend on the working directory."""
+    return absolute(uri) or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
 
 
-def first_line(error: Exception) -> str:
-    """What `error` says, as one line without the password that a URI in it may carry."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    return hide_password(line)
+def absolute(uri: str | None) -> str | None:
+    """Return `uri`; the file of a `sqlite:///FILE` becomes absolute, against the working directory, and `~` is expanded."""
+    file = sqlite_file(uri or "")
+    return f"{_SQLITE}{file.absolute()}" if file else uri
 
 
-def is_from_store(error: Exception) -> bool:
-    """Whether MLflow, its database or the way there raised it: then it may be over later. Anything else is a fault of ours."""
-    return bool({kind.__module__.partition(".")[0] for kind in type(error).__mro__} & {"mlflow", "requests", "sqlalchemy"})
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a `sqlite:///FILE`; None for any other store."""
+    return Path(uri.removeprefix(_SQLITE)).expanduser() if uri.startswith(_SQLITE) else None
 
 
 def calm_mlflow() -> None:
@@ -46,14 +55,50 @@ def calm_mlflow() -> None:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the tracking store and registry at `uri`; a new sqlite file gets its tables. Takes seconds."""
+    """Return a client of the tracking store and registry at `uri`; a new sqlite file gets its tables. Takes seconds.
+
+    Raises ConfigError if the driver of a database is not installed.
+    """
     calm_mlflow()
     from mlflow import MlflowClient
 
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
+    if uri.startswith("http"):
+        return MlflowClient(uri, uri)
+    from mlflow.store.db import utils
+    from sqlalchemy.exc import NoSuchModuleError
+
+    utils.MAX_RETRY_COUNT = 0  # MLflow tries a database for minutes, even with a wrong password; the caller decides here
+    path = sqlite_file(uri)
+    if path and not path.exists():
         _make_store(path)
-    return MlflowClient(uri, uri)
+    try:
+        return MlflowClient(uri, uri)
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        kind = uri.partition(":")[0].partition("+")[0]
+        package, scheme = _DRIVERS.get(kind, ("DRIVER", f"{kind}+DRIVER"))
+        raise ConfigError(
+            f"MLflow at {hide_password(uri)}: no driver for this database ({error}): `pip install {package}`, and write the "
+            f"address as {scheme}://USER:PASSWORD@HOST/NAME"
+        ) from None
+
+
+def check_version(uri: str) -> None:
+    """Ask the server at `uri` for its version. Raises Refused below `OLDEST_SERVER`, which has no logged models.
+
+    A proxy may hide the version: then what follows shows whether the server is new enough.
+    """
+    if not uri.startswith("http"):
+        return
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), "/version", "GET")  # type: ignore[no-untyped-call]
+    version = re.fullmatch(r"(\d+)\.\d+[\w.+-]*", answer.text.strip()) if answer.status_code == 200 else None
+    if version and int(version[1]) < OLDEST_SERVER:
+        raise Refused(
+            f"MLflow at {hide_password(uri)} is version {version[0]}, and a run needs MLflow {OLDEST_SERVER}.0 or newer: "
+            "upgrade the server, or name another one"
+        )
 
 
 def _make_store(path: Path) -> None:
@@ -71,7 +116,6 @@ def _make_store(path: Path) -> None:
 
 
 def artifacts_beside(uri: str) -> str | None:
-    """`artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
+    """Return `artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
+    file = sqlite_file(uri)
+    return (file.resolve().parent / "artifacts").as_uri() if file else None

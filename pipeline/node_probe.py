@@ -29,7 +29,8 @@ from pipeline import storage
 from pipeline.efficiency import device_name, matrix_rate
 from pipeline.errors import UserError
 from pipeline.lineage import code_sha256
-from pipeline.mlflow_store import connect, first_line
+from pipeline.mlflow_errors import first_line
+from pipeline.mlflow_store import connect
 
 T = TypeVar("T")
 

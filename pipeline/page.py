@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.chart import COLOURS, Points, line_chart
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, read, read_file
-from pipeline.mlflow_store import hide_password
+from pipeline.mlflow_errors import hide_password
 from pipeline.run import Status, read_status
 from pipeline.tracking import NODE_JOURNALS
 

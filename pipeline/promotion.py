@@ -24,7 +24,7 @@ from pipeline import evaluations, loads_alone, registry
 from pipeline.claim import claim
 from pipeline.errors import ConfigError, GateError, StorageError
 from pipeline.evaluations import Evaluation, lower_is_better
-from pipeline.mlflow_store import first_line
+from pipeline.mlflow_errors import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,6 +53,8 @@ class Terms:
     allow_equal: bool = False
     other_dataset: bool = False
     """The champion may have been trained on other data."""
+    again: bool = False
+    """The version may be one that was rolled back."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,12 @@ class Moved:
 
 
 def promote(store: str, uri: str, terms: Terms, say: Say) -> Moved:
-    """Move `terms.alias` to the version `uri` if it passes the gate. Raises GateError, ConfigError or StorageError."""
+    """Move `terms.alias` to the version `uri` if it passes the gate.
+
+    Raises GateError, ConfigError, DataError if its files are gone, or StorageError.
+    """
     with registry.store_errors(store):
-        client = registry.use(store)
+        client = registry.use(store, write=True)
         candidate = registry.resolve(client, uri)
         with claim(client, candidate.name, say) as still_mine:
             champion = _holder(client, candidate.name, terms.alias)
@@ -78,8 +83,9 @@ def promote(store: str, uri: str, terms: Terms, say: Say) -> Moved:
             if before == str(candidate.version):
                 return Moved(candidate.name, before, before, "")
             _check_origin(client, candidate)
+            _check_not_rolled_back(candidate, terms)
             figures = _compare(candidate, champion, terms)
-            loaded = _check_loads(candidate, say)
+            loaded = _check_loads(client, candidate, say)
             still_mine()
             report = {"gate": "passed", "candidate": _identity(candidate), "champion": champion and _identity(champion)}
             report |= {"terms": vars(terms), "figures": figures, "loaded": loaded}
@@ -91,7 +97,7 @@ def promote(store: str, uri: str, terms: Terms, say: Say) -> Moved:
 def rollback(store: str, name: str, alias: str, say: Say) -> Moved:
     """Move `alias` back to the version that had it before. Raises GateError, ConfigError or StorageError."""
     with registry.store_errors(store):
-        client = registry.use(store)
+        client = registry.use(store, write=True)
         champion = registry.resolve(client, f"models:/{name}@{alias}")
         with claim(client, name, say) as still_mine:
             champion = registry.resolve(client, f"models:/{name}@{alias}")
@@ -127,6 +133,14 @@ def _check_origin(client: "MlflowClient", candidate: "ModelVersion") -> None:
             f"is {stage}: type `mlflow runs restore --run-id {candidate.run_id}`" if stage == "deleted" else "does not exist"
         )
         raise GateError(f"{_named(candidate)}: its run {candidate.run_id} {state}")
+
+
+def _check_not_rolled_back(candidate: "ModelVersion", terms: Terms) -> None:
+    """Raises GateError for a version that `rollback` has taken back: a nightly promotion must not undo that."""
+    if candidate.tags.get("validation_status") == "rolled_back" and not terms.again:
+        raise GateError(
+            f"{_named(candidate)} was rolled back: register a better version, or add --again to promote this one all the same"
+        )
 
 
 def _compare(candidate: "ModelVersion", champion: "ModelVersion | None", terms: Terms) -> dict[str, Any]:
@@ -211,18 +225,15 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -
     return found
 
 
-def _check_loads(candidate: "ModelVersion", say: Say) -> dict[str, Any]:
+def _check_loads(client: "MlflowClient", candidate: "ModelVersion", say: Say) -> dict[str, Any]:
     """Download it, compare its weights, and draw its golden samples in a process that has nothing of ours. Raises GateError."""
     expected = candidate.tags.get("weights_sha256")
     if not expected:
         raise GateError(f"{_named(candidate)} has no tag weights_sha256: only what `biggan register` has made is promoted")
     with tempfile.TemporaryDirectory() as folder:
         say(f"downloading {_named(candidate)}")
-        model = registry.download(candidate, Path(folder))
-        if (found := registry.weights_sha256(model)) != expected:
-            raise GateError(
-                f"{_named(candidate)}: its weights are not those that were registered: sha256 {found}, not {expected}"
-            )
+        model = registry.download(client, candidate, Path(folder))
+        registry.check_weights(model, expected, _named(candidate), GateError)
         say("loading it in a process of its own")
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "HOME": folder}

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pipeline.export
-from pipeline import evaluations
-from pipeline.errors import ConfigError, StorageError
+from pipeline import evaluations, moved_store
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluations import Evaluation
-from pipeline.mlflow_store import connect, first_line, hide_password, is_from_store
+from pipeline.mlflow_errors import as_line, hide_password, is_from_store
+from pipeline.mlflow_store import connect, sqlite_file, store_uri
 from pipeline.tracking import Delivery
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 """The alias that only `biggan promote` and `biggan rollback` move."""
 
-_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(@(?P<alias>[\w-]+)|/(?P<version>\d+|latest))?", re.IGNORECASE)
+_LOGGED = re.compile(r"runs:/.*|models:/m-[0-9a-f]{32}")
+"""What MLflow can load and no registry has: it has neither a version nor tags."""
+_REGISTRY = "MLFLOW_REGISTRY_URI"
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,11 @@ class Registered:
 
 
 def check_names(name: str, alias: str) -> None:
-    """Raises ConfigError for what the registry would refuse, before any work is done."""
-    if not name.strip(". ") or set(name) & set("/:@'"):
-        raise ConfigError(f"--name {name!r} cannot name a model: leave out / : @ and '")
+    """Raises ConfigError for what the registry would refuse, or could not find again, before any work is done."""
+    if not name.strip(".") or name != name.strip() or not name.isprintable() or set(name) & set("/:@'?"):
+        raise ConfigError(
+            f"--name {name!r} cannot name a model: leave out / : @ ' ? and what does not print, and spaces at its ends"
+        )
     check_alias("--alias", alias)
     if alias.lower() == CHAMPION:
         raise ConfigError(f"--alias {alias}: only `biggan promote` moves it, which compares first; leave --alias out")
@@ -58,15 +65,41 @@ def check_alias(flag: str, alias: str) -> None:
         )
 
 
-def find_store(uri: str | None, model: str) -> str:
-    """The MLflow that has `model`: `uri`, the one where the run in the folder `uri` is tracked, or $MLFLOW_TRACKING_URI."""
+def model_uri(text: str, alias: str = "") -> str:
+    """Return `text` as a `models:/` URI, which it may be already; a name alone gets the `alias`, if there is one."""
+    if text.startswith("runs:/"):
+        return text
+    name = text.removeprefix("models:/")
+    return f"models:/{name}" if not alias or re.search("[@/]", name) else f"models:/{name}@{alias}"
+
+
+def find_store(uri: str | None, model: str, new: bool = False) -> str:
+    """Return the MLflow that has `model`: `uri`, that of the run in the folder `uri`, or $MLFLOW_TRACKING_URI.
+
+    Raises ConfigError if none is named, or a sqlite file is not there, unless a `new` one will do.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ConfigError(
             f"{model}: say which MLflow has it, with --tracking-uri (a URI, or the folder of a run that is "
             "tracked there) or MLFLOW_TRACKING_URI"
         )
-    return uri if "://" in uri else Delivery(Path(uri)).uri
+    store = store_uri(Path(), uri) if "://" in uri else Delivery(Path(uri)).uri
+    check_registry(store)
+    file = sqlite_file(store)
+    if file and not file.exists() and not new:
+        raise ConfigError(f"{model}: there is no MLflow store {file}: deliver a run to it first, or name another")
+    return store
+
+
+def check_registry(store: str) -> None:
+    """Raises ConfigError if MLFLOW_REGISTRY_URI names another registry than that of `store`: here both are one MLflow."""
+    other = os.environ.get(_REGISTRY)
+    if other and store_uri(Path(), other) != store:
+        raise ConfigError(
+            f"{_REGISTRY}={hide_password(other)} is another MLflow than {hide_password(store)}, and models are registered "
+            f"where their runs are tracked: unset {_REGISTRY}, or name its MLflow everywhere"
+        )
 
 
 def register(
@@ -78,8 +111,9 @@ def register(
     an older one.
     """
     with store_errors(delivery.uri):
+        check_registry(delivery.uri)
         run_id = delivery.deliver()
-        client = use(delivery.uri)
+        client = use(delivery.uri, write=True)
         version = find(client, name, trained.weights_sha256)
         known = version is not None
         if version is None:
@@ -92,55 +126,112 @@ def register(
 
 
 def load(uri: str, store: str) -> "PyFuncModel":
-    """The model at `uri`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in the MLflow at `store`.
+    """Return the model that `uri` means in the MLflow at `store`, as in `resolve`.
 
-    Raises ConfigError if there is no such model, StorageError if the store does not answer.
+    Raises ConfigError if there is no such model, DataError if its files are gone, StorageError if the store does not answer.
     """
     with store_errors(store):
         client = use(store)
-        resolve(client, uri)
+        model = download(client, resolve(client, uri))
         from mlflow import pyfunc
 
-        return pyfunc.load_model(uri)
+        return pyfunc.load_model(str(model))
+
+
+@contextmanager
+def local(model: str, tracking_uri: str | None) -> Iterator[str]:
+    """Yield `model`; of one in a registry, the folder that its files are in until the context ends. Raises as `load` does."""
+    if not is_registered(model):
+        yield model
+        return
+    store = find_store(tracking_uri, model)
+    with tempfile.TemporaryDirectory() as folder:
+        with store_errors(store):
+            client = use(store)
+            files = download(client, resolve(client, model), Path(folder))
+        yield str(files)
+
+
+def is_registered(model: str) -> bool:
+    """Return whether `model` is for MLflow to find."""
+    return model.startswith(("models:/", "runs:/"))
 
 
 def resolve(client: "MlflowClient", uri: str) -> "ModelVersion":
-    """The version that `uri` means, as in `load`. Raises ConfigError."""
+    """Return the version that `uri` means: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest.
+
+    Raises ConfigError for what is not there, and for a name alone, with the aliases and versions that it has.
+    """
     found = _MODEL_URI.fullmatch(uri)
-    if not found:
-        raise ConfigError(f"{uri} is not a model: type models:/NAME@ALIAS or models:/NAME/VERSION")
+    if not found or _LOGGED.fullmatch(uri):
+        what = "names files of a run" if _LOGGED.fullmatch(uri) else "is not a model"
+        raise ConfigError(
+            f"{uri} {what}: name a registered version, as models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest"
+        )
     from mlflow.exceptions import MlflowException
 
+    name, version = found["name"], found["version"] or ""
     try:
         if found["alias"]:
-            return client.get_model_version_by_alias(found["name"], found["alias"])
-        return client.get_model_version(found["name"], found["version"])
+            return client.get_model_version_by_alias(name, found["alias"])
+        if version.isdecimal():
+            return client.get_model_version(name, version)
+        if version and (newest := _newest(client, name)):
+            return newest
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ConfigError(f"{uri} is not in the registry: {_known(client, found['name'])}") from None
+    known = _known(client, name)
+    if not found[2] and known.startswith(f"{name} has"):
+        raise ConfigError(f"{uri} names no version: {known}; name one, as models:/{name}@ALIAS or models:/{name}/VERSION")
+    raise ConfigError(f"{uri} is not in the registry: {known}") from None
 
 
-def download(version: "ModelVersion", folder: Path) -> Path:
-    """The files of a version, below `folder`. The process must `use` its store."""
+def download(client: "MlflowClient", version: "ModelVersion", folder: Path | None = None) -> Path:
+    """Return the folder of a version's files: below `folder`, or where they are if that is on this machine.
+
+    The process must `use` its store. Raises DataError if its weights are not there.
+    """
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
-    return Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
+    # Not by the version's own URI: MLflow would write its name into the store's files at each look.
+    place = client.get_model_version_download_uri(version.name, version.version)
+    try:
+        files = Path(download_artifacts(place, dst_path=str(folder) if folder else None))
+    except (MlflowException, OSError) as error:
+        if isinstance(error, MlflowException) and "No such" not in str(error) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        files = None
+    if files is None or not (files / "artifacts" / pipeline.export.WEIGHTS).is_file():
+        raise DataError(f"{version.name} version {version.version}: no weights found at {place}: bring its files back there")
+    return files
 
 
-def weights_sha256(model: Path) -> str:
-    """Of the weights in a model's folder; empty if there are none."""
-    file = model / "artifacts" / pipeline.export.WEIGHTS
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+def check_weights(model: Path, expected: str, what: str, kind: type[UserError]) -> None:
+    """Raises an error of `kind` if the weights in a model's folder are not those of the hash `expected`."""
+    found = hashlib.sha256((model / "artifacts" / pipeline.export.WEIGHTS).read_bytes()).hexdigest()
+    if found != expected:
+        raise kind(f"{what}: its weights are not those that were registered: sha256 {found}, not {expected}")
 
 
-def use(store: str) -> "MlflowClient":
-    """A client of `store`. MLflow looks a model's files up in the process's own store, so that must be the same one."""
+def use(store: str, write: bool = False) -> "MlflowClient":
+    """Return a client of `store`. MLflow looks a model's files up in the process's own store, so that must be the same one.
+
+    `write`: not only to read, for which a store that was moved need not be changed (`pipeline.moved_store`).
+    """
+    if write:
+        moved_store.settle(store)
+    else:
+        store = moved_store.for_reading(store)
     client = connect(store)
     import mlflow
 
     mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
+    named = os.environ.get(_REGISTRY)
+    mlflow.set_registry_uri(store)  # and the variable, which is the user's
+    os.environ.pop(_REGISTRY, None)
+    os.environ |= {_REGISTRY: named} if named else {}
     return client
 
 
@@ -169,12 +260,16 @@ def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", na
         return mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
 
 
+def _newest(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
+    return versions[0] if versions else None
+
+
 def _known(client: "MlflowClient", name: str) -> str:
     """What the user may have meant: the model's aliases and newest version, or the names there are."""
-    versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], max_results=1)
-    if versions:
+    if newest := _newest(client, name):
         aliases = ", ".join(f"@{alias}" for alias in client.get_registered_model(name).aliases) or "no alias"
-        return f"{name} has {aliases} and versions up to {versions[0].version}"
+        return f"{name} has {aliases} and versions up to {newest.version}"
     names = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "nothing"
     return f"it has {names}"
 
@@ -187,4 +282,4 @@ def store_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if not is_from_store(error):
             raise
-        raise StorageError(f"MLflow at {hide_password(uri)}: {first_line(error)}") from error
+        raise as_line(error, uri) from error

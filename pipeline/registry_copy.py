@@ -1,13 +1,16 @@
 """A version of one MLflow in another: the files, the tags that speak of them, and where they are from."""
 
+import contextlib
+import io
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import evaluations
 from pipeline.errors import ConfigError, DataError
-from pipeline.mlflow_store import artifacts_beside, hide_password
-from pipeline.registry import Registered, download, find, resolve, store_errors, use, weights_sha256
+from pipeline.mlflow_errors import hide_password
+from pipeline.mlflow_store import artifacts_beside
+from pipeline.registry import Registered, check_names, check_weights, download, find, resolve, store_errors, use
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,18 +35,19 @@ def copy_version(store: str, uri: str, to: str, name: str | None, alias: str) ->
             if not expected:
                 raise ConfigError(f"{uri} has no tag weights_sha256: only what `biggan register` has made is copied")
             name = name or source.name
+            check_names(name, alias)
         with store_errors(to):
-            client = use(to)
+            client = use(to, write=True)
             found = find(client, name, expected)
         if found is None:
             with store_errors(store):
-                use(store)
-                model = download(source, Path(folder))
-                _check(model, expected, uri)
+                model = download(use(store), source, Path(folder))
+                check_weights(model, expected, uri, DataError)
             with store_errors(to):
-                client = use(to)
+                client = use(to, write=True)
                 found = _create(client, model, source, name, store)
-                _check(download(found, Path(folder, "back")), expected, f"the copy, {name} version {found.version}")
+                back = download(client, found, Path(folder, "back"))
+                check_weights(back, expected, f"the copy, {name} version {found.version}", DataError)
                 known = False
         else:
             known = True
@@ -52,11 +56,6 @@ def copy_version(store: str, uri: str, to: str, name: str | None, alias: str) ->
                 client.set_model_version_tag(name, found.version, evaluations.TAG, evaluation)
             client.set_registered_model_alias(name, alias, found.version)
     return Registered(name, str(found.version), known)
-
-
-def _check(model: Path, expected: str, what: str) -> None:
-    if (found := weights_sha256(model)) != expected:
-        raise DataError(f"{what}: its weights are not those that were registered: sha256 {found}, not {expected}")
 
 
 def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: str, store: str) -> "ModelVersion":
@@ -78,7 +77,8 @@ def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: s
     run_id = run.info.run_id
     try:
         client.log_artifacts(run_id, str(model), "model")
-        version = mlflow.register_model(f"runs:/{run_id}/model", name, tags=tags)
+        with contextlib.redirect_stderr(io.StringIO()):  # it announces each step there
+            version = mlflow.register_model(f"runs:/{run_id}/model", name, tags=tags)
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise

@@ -23,7 +23,7 @@ from pipeline.efficiency import efficiency
 from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
-from pipeline.mlflow_store import hide_password
+from pipeline.mlflow_errors import hide_password
 from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale

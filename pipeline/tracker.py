@@ -3,6 +3,7 @@
 What could not be delivered (`pipeline.tracking`) goes out with `biggan sync`, or when the run is next taken up.
 """
 
+import contextlib
 import logging
 import re
 import threading
@@ -16,9 +17,11 @@ import numpy.typing as npt
 
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path, read
-from pipeline.mlflow_store import first_line, hide_password
+from pipeline.mlflow_errors import first_line, hide_password
+from pipeline.mlflow_store import absolute
 from pipeline.process import this_process
 from pipeline.tracking import Delivery
+from pipeline.wording import command
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class Tracker:
             open={
                 "uid": run_uid,
                 "mode": config.mode,
-                "uri": config.uri,
+                "uri": absolute(config.uri),
                 "experiment": config.experiment,
                 "params": flat,
                 "tags": dict(tags),
@@ -95,6 +98,7 @@ class Tracker:
                 "process": self._process,
             }
         )
+        self._told: set[str] = set()
         self._closing = threading.Event()
         self._delivery = Delivery(self._run_dir)
         self._behind = True
@@ -153,8 +157,8 @@ class Tracker:
             return
         self._thread.join(CLOSE_SECONDS)
         if self._behind:
-            kept = "MLflow lacks the end of this run; %s keeps it for the next start, or for `biggan sync %s`"
-            log.warning(kept, journal_path(self._run_dir), self._run_dir)
+            kept = f"MLflow lacks the end of this run; {journal_path(self._run_dir)} keeps it for the next start, or for "
+            self._say("away", kept + command("sync", self._run_dir))
 
     def _append(self, **record: Any) -> None:
         try:
@@ -168,6 +172,14 @@ class Tracker:
         if self._lost.bit_count() == 1:  # at 1, 2, 4, 8 ...
             log.warning("%s: training goes on, without %d of its records so far", error, self._lost)
 
+    def _say(self, kind: str, what: str) -> None:
+        """Warn in the log, where a worker's stderr goes, and the first time of its `kind` on the terminal as well."""
+        log.warning("%s", what)
+        if kind not in self._told:
+            self._told.add(kind)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                print(f"biggan: warning: {what}", flush=True)
+
     def _run(self, every: float) -> None:
         """The thread: deliver, wait, until closed. Says once that MLflow is away, and once that it is back."""
         away, told = False, 0
@@ -177,15 +189,15 @@ class Tracker:
                 self._delivery.deliver()
             except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
                 if not away:
-                    what = "MLflow does not take this run's records, training goes on without it: %s"
-                    log.warning(what, first_line(error))
+                    what = f"MLflow does not take this run's records: {first_line(error)}; training goes on without it, and "
+                    self._say("away", what + command("sync", self._run_dir) + " delivers them later")
                 away = True
             else:
                 if away:
                     log.warning("MLflow is back and has all of this run's records")
                 away = False
             for row in self._delivery.refused[told:]:
-                log.warning("MLflow refuses a record, which stays in the journal only: %s", row)
+                self._say("refused", f"MLflow refuses a record, which stays in the journal only: {row}")
             told = len(self._delivery.refused)
             if closing:
                 self._behind = away

@@ -4,38 +4,30 @@
 one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` calls it beside a training, `biggan sync` after.
 """
 
+import contextlib
 import fcntl
-import io
 import json
-import logging
-import tempfile
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
+from pipeline import moved_store, tracking_records
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
-from pipeline.mlflow_store import artifacts_beside, connect, first_line, hide_password, store_uri
+from pipeline.mlflow_errors import Refused, first_line, hide_password, is_from_store, refusal
+from pipeline.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
-log = logging.getLogger(__name__)
-
 RUN_UID_TAG = "biggan.run_uid"
+_UNDELIVERED = "tracking.json"
 NODE_JOURNALS = "system/*.jsonl"
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # the API's, for one request
-_DIGEST_LENGTH = 36  # MLflow refuses longer digests of data
-
-
-class Refused(ConfigError):
-    """MLflow is there and says no, and will until somebody does what the message says."""
 
 
 class Delivery:
@@ -49,10 +41,13 @@ class Delivery:
     """
 
     def __init__(self, run_dir: Path, uri: str | None = None):
-        openings = [record["open"] for record, _ in read(run_dir) if "open" in record]
+        records = [record for record, _ in read(run_dir) if "open" in record]
+        openings = [record["open"] for record in records]
         if not openings:
             raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
         self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
+        self._began: int = records[0]["time"]
+        self._own = uri is None
         self.uri = store_uri(run_dir, uri or openings[-1]["uri"])
         self.mode: str = openings[-1].get("mode", "auto")
         self.client: MlflowClient | None = None
@@ -62,23 +57,49 @@ class Delivery:
         self.refused: list[str] = []
         """Records that MLflow does not take, and why. They were left out, for they would hold up all that come after."""
         self._state = run_dir / "journal.offset"
+        self._known = undelivered(run_dir).get("refused", []) if self._state.exists() else []
+        file = None if uri else sqlite_file(openings[-1]["uri"] or "")
+        if file and not file.is_absolute() and not file.exists() and self._state.exists():  # of an older version's start
+            raise ConfigError(
+                f"{run_dir} is tracked at {openings[-1]['uri']}, a path from the folder where its training was started, and "
+                "there is no such file here: change to that folder"
+            )
 
     def deliver(self) -> str:
-        """Send all that the journals hold and the store lacks; returns the MLflow run's id. Raises Refused, among others."""
-        with self._alone():
-            if self.client is None:
-                self.client = connect(self.uri)
-            from mlflow.exceptions import MlflowException
+        """Send all that the journals hold and the store lacks; returns the MLflow run's id. Raises Refused, among others.
 
-            try:
-                if self.run_id is None:
-                    self.run_id = self._get_or_create_run(self.client)
-                others = [*sorted(self.run_dir.glob(NODE_JOURNALS)), figures_path(self.run_dir)]
-                for path in [journal_path(self.run_dir), *others]:
-                    self._ship(self.client, self.run_id, path)
-            except MlflowException as error:
-                self._explain(error)
-            return self.run_id
+        What keeps it from that is in RUN/tracking.json until a later call succeeds.
+        """
+        try:
+            with self._alone():
+                run_id = self._deliver()
+        except Exception as error:
+            no = refusal(error, self.uri) if is_from_store(error) else None
+            self._note(first_line(no or error))
+            if no:
+                raise no from error
+            raise
+        self._note(None)
+        return run_id
+
+    def _deliver(self) -> str:
+        if self.client is None:
+            moved_store.settle(self.uri)
+            check_version(self.uri)
+            self.client = connect(self.uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.run_id is None:
+                self.run_id = self._get_or_create_run(self.client)
+            others = [*sorted(self.run_dir.glob(NODE_JOURNALS)), figures_path(self.run_dir)]
+            for path in [journal_path(self.run_dir), *others]:
+                self._ship(self.client, self.run_id, path)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                self.run_id = None  # purged, or the server has lost its data: the next call makes the run anew, with all rows
+            raise
+        return self.run_id
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -105,7 +126,9 @@ class Delivery:
             if run.info.lifecycle_stage == "deleted":
                 raise self._deleted(run.info.run_id)
             return str(run.info.run_id)
-        created = client.create_run(experiment_id, tags={RUN_UID_TAG: self.uid}, run_name=self.run_dir.resolve().name)
+        created = client.create_run(
+            experiment_id, self._began, tags={RUN_UID_TAG: self.uid}, run_name=self.run_dir.resolve().name
+        )
         return str(created.info.run_id)
 
     def _ship(self, client: "MlflowClient", run_id: str, path: Path) -> None:
@@ -113,7 +136,7 @@ class Delivery:
         start = end = self._offsets(run_id).get(path.name, 0)
         for record, end in read_file(path, start):
             if "metrics" in record:
-                batch += _rows(record)
+                batch += tracking_records.rows(record)
             if len(batch) >= _LIMITS["metrics"] or "metrics" not in record:
                 self._send(client, run_id, metrics=batch)
                 batch = []
@@ -136,7 +159,7 @@ class Delivery:
             except MlflowException as error:
                 self._about_the_record(client, run_id, error)
                 if len(part) == 1:
-                    self.refused.append(f"{kind[:-1]} {_describe(part[0])}: {first_line(error)}")
+                    self.refused.append(f"{kind[:-1]} {tracking_records.describe(part[0])}: {first_line(error)}")
                 else:
                     half = len(part) // 2
                     self._send(client, run_id, **{kind: part[:half]})
@@ -150,11 +173,11 @@ class Delivery:
                 client.update_run(run_id, status="RUNNING")
                 self._log_opening(client, run_id, record["open"])
             elif "image" in record:
-                _log_image(client, run_id, self.run_dir / record["file"], record)
+                tracking_records.log_image(client, run_id, self.run_dir / record["file"], record)
             elif "text" in record:
                 client.log_text(run_id, record["text"], record["path"])
             elif "artifact" in record:
-                _log_file(client, run_id, self.run_dir / record["artifact"])
+                tracking_records.log_file(client, run_id, self.run_dir / record["artifact"])
             elif "close" in record:
                 client.set_terminated(run_id, record["close"], end_time=record["time"])
         except MlflowException as error:
@@ -177,7 +200,7 @@ class Delivery:
         self._send(client, run_id, params=[Param(key, value) for key, value in params.items() if key not in data.params])
         self._send(client, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if datasets := opening.get("datasets"):
-            client.log_inputs(run_id, [_dataset(row) for row in datasets])
+            client.log_inputs(run_id, [tracking_records.dataset(row) for row in datasets])
 
     def _about_the_record(self, client: "MlflowClient", run_id: str, error: "MlflowException") -> None:
         """Return if MLflow refuses what it was sent; raise if something else is wrong."""
@@ -187,24 +210,6 @@ class Delivery:
         if client.get_run(run_id).info.lifecycle_stage == "deleted":
             raise self._deleted(run_id) from None
 
-    def _explain(self, error: "MlflowException") -> NoReturn:
-        """Raise `error`, or Refused with what to do about it."""
-        said = first_line(error)
-        if "DNS rebinding" in str(error):
-            host = urlsplit(self.uri).netloc.rpartition("@")[2]
-            raise Refused(
-                f"the MLflow server takes no requests for {host}: start it with "
-                f"`--allowed-hosts {host.partition(':')[0]},{host}`, or name it as it names itself"
-            ) from error
-        if error.error_code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
-            raise Refused(
-                f"MLflow at {hide_password(self.uri)} does not let you in ({said}): set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to an account that may edit the experiment"
-            ) from error
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            self.run_id = None  # purged, or the server has lost its data: the next call makes the run anew, with all rows
-        raise error
-
     def _deleted(self, run_id: str) -> Refused:
         return Refused(
             f"the MLflow run {run_id} has been deleted: `{self._shell} mlflow runs restore --run-id {run_id}` brings it back, "
@@ -213,7 +218,16 @@ class Delivery:
 
     @property
     def _shell(self) -> str:
-        return f"MLFLOW_TRACKING_URI={hide_password(self.uri)}"
+        return f"MLFLOW_TRACKING_URI={shlex.quote(hide_password(self.uri))}"
+
+    def _note(self, why: str | None) -> None:
+        """Keep for `biggan status` why MLflow lacks some of the run; None: it has all that it takes."""
+        told: dict[str, Any] = {"why": why} if why else {}
+        if refused := list(dict.fromkeys([*self._known, *self.refused])):
+            told["refused"] = refused
+        if self._own and told != undelivered(self.run_dir):
+            with contextlib.suppress(OSError):  # a full disk is reported by whoever has to write there
+                (self.run_dir / _UNDELIVERED).write_text(json.dumps(told))
 
     def _offsets(self, run_id: str) -> dict[str, int]:
         """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
@@ -234,53 +248,10 @@ class Delivery:
         new.replace(self._state)
 
 
-def _rows(record: Record) -> "list[Metric]":
-    from mlflow.entities import Metric
-
-    return [Metric(key, value, record["time"], record["step"]) for key, value in record["metrics"].items()]
-
-
-def _describe(row: Any) -> str:
-    return f"{row.key!r}" + (f" at {row.step} images" if hasattr(row, "step") else "")
-
-
-def _dataset(row: dict[str, str]) -> "DatasetInput":
-    """What MLflow shows as data that a run has used; `mlflow.data.get_source` leads to its URI."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    scheme = urlsplit(row["uri"]).scheme
-    kind, key = ("http", "url") if scheme in ("http", "https") else (scheme or "local", "uri")
-    source = json.dumps({key: row["uri"]})
-    dataset = Dataset(row["name"], row["fingerprint"][:_DIGEST_LENGTH], kind, source, profile=row["profile"])
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])
-
-
-def _log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) -> None:
-    # log_image makes a new name at each call, so a repeated delivery has to look whether the image is there. It writes a
-    # PNG, then a WebP thumbnail: where a death has left the first alone, both are written under that name.
-    name = f"{record['image'].replace('/', '~')}+step+{record['step']}+timestamp+{record['time']}+"
-    there = [Path(file.path) for file in client.list_artifacts(run_id, "images") if name in file.path]
-    if any(file.suffix == ".webp" for file in there):
-        return
+def undelivered(run_dir: Path) -> dict[str, Any]:
+    """Return what MLflow lacks of a run: `why` it does not take the records, and those that it has `refused`, if any."""
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()))
-        image.load()
-    except OSError as error:  # removed; or empty, after a power cut
-        log.warning("MLflow does not get the image %s: %s", path, error)
-        return
-    if not there:
-        key, step, timestamp = record["image"], record["step"], record["time"]
-        client.log_image(run_id, image, key=key, step=step, timestamp=timestamp, synchronous=True)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        image.save(Path(folder, there[0].name))
-        image.thumbnail((256, 256))
-        image.save(Path(folder, there[0].stem + "+compressed.webp"))
-        client.log_artifacts(run_id, folder, "images")
-
-
-def _log_file(client: "MlflowClient", run_id: str, path: Path) -> None:
-    if path.exists():
-        client.log_artifact(run_id, str(path))
-    else:
-        log.warning("%s has been removed before MLflow had it; the run goes on without it", path)
+        found: dict[str, Any] = json.loads((run_dir / _UNDELIVERED).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found

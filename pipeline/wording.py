@@ -16,5 +16,5 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 def hide_secrets(text: str) -> str:
     """Return `text` without passwords and signatures of addresses: `//user:password@host` and what follows `?` in http://."""
-    text = re.sub(r"(?<!abfs:)//[^/@\s]*@", "//", text)  # abfs://CONTAINER@ACCOUNT is no secret
+    text = re.sub(r"(?<!abfs:)//[^/?#\s]*@", "//", text)  # abfs://CONTAINER@ACCOUNT is no secret
     return re.sub(r"(https?://[^\s?#'\"`]*\?)(?!\.\.\.)[^\s'\"`<>,;)]*[^\s'\"`<>,;).:]", r"\1...", text)
