@@ -5,19 +5,13 @@ import difflib
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from pipeline.evaluation import Judged, Real
-    from pipeline.extractors import Extractor
+    from pipeline.evaluation_request import Request
     from pipeline.generators import TrainedGenerator
     from pipeline.peers import Peers
     from pipeline.splits import Split
@@ -25,8 +19,6 @@ if TYPE_CHECKING:
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
 
 _METHODS = ("truncated-normal", "scaled-normal", "scaled-truncated-normal")
-_FOLLOW_SECONDS = 10.0
-"""Between two looks for a new checkpoint."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", choices=("test", "train"), default="test", help="the split to compare with (default: %(default)s)")
     add("--crop", type=int, metavar="N", help="as data.crop (default: as the run did, or none)")
     add("--samples", type=int, default=10_000, metavar="N", help="classes in turn (default: %(default)s)")
-    add("--real", type=int, metavar="N", help="real images of each split, at most (default: as many as samples)")
+    add("--real", type=int, metavar="N", help="real images of the reference, at most (default: as many as samples)")
     add("--seed", type=int, default=0, help="which latents (default: %(default)s)")
     add(
         "--truncation",
@@ -77,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache", metavar="URI", help="folder that keeps the judge; share it between runs (default: RUN/evaluation)")
     add("--processes", type=int, metavar="N", help="that share the work (default: one per GPU, or one)")
     add("--batch", type=int, default=256, metavar="N", help="images at once (default: %(default)s)")
-    add("--json", metavar="OUT", help="also write the figures here (always: RUN/evaluation/IMAGES.json)")
+    add("--json", metavar="OUT", help="also write the figures here (always: RUN/evaluation/IMAGES*.json)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.peers import together
 
     if args.follow:
-        return _follow(args)
+        return _evaluate_and_follow(args)
     _leave_a_core()
     with together(args.processes or torch.cuda.device_count() or 1) as peers:
         if peers.rank:
@@ -152,61 +144,63 @@ def _leave_a_core() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
-def _follow(args: argparse.Namespace) -> None:
-    """Evaluate each checkpoint that has no document of this recipe's name yet, oldest first, until the run has ended."""
-    from pipeline.checkpoint import committed
-    from pipeline.run import checkpoint_uri, load_run_config, read_status
+def _request(args: argparse.Namespace) -> "Request":
+    from dataclasses import fields
 
-    uri, seen = checkpoint_uri(load_run_config(args.model)), set[int]()
-    while True:
-        status = read_status(Path(args.model, "status.json"))  # before the look: what it wrote last is then there
-        new = sorted({c.images for c in committed(uri)} - seen)
-        for images in new:
-            seen.add(images)
-            if all(Path(_own_place(args, images, truncation)).exists() for truncation in _truncations(args)):
-                continue
-            try:
-                run(argparse.Namespace(**vars(args) | {"checkpoint": str(images), "follow": False}))
-            except UserError:
-                if images in {c.images for c in committed(uri)}:
-                    raise
-                _say(
-                    f"the checkpoint at {images:,} images was removed before it could be evaluated: checkpoint.keep keeps more"
-                )
-        if not new and status and status.state != "running":
-            _say(f"{args.model}: {status.state} at {status.images:,} images")
-            return
-        time.sleep(0 if new else _FOLLOW_SECONDS)
+    from pipeline.evaluation_request import Request
+
+    return Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
+
+
+def _evaluate_and_follow(args: argparse.Namespace) -> None:
+    """Evaluate each checkpoint that has no document by this recipe yet, until the run has ended."""
+    from pipeline import evaluations
+    from pipeline.evaluation_follow import follow
+
+    request, splits, run_dir = _request(args), _splits(args), Path(args.model)
+
+    def is_done(images: int) -> bool:
+        known = [document for document in evaluations.of_run(run_dir, lambda line: None) if document.images == images]
+        return all(any(request.is_answered_by(one, cut, splits) for one in known) for cut in _truncations(args))
+
+    def evaluate(images: int) -> None:
+        run(argparse.Namespace(**vars(args) | {"checkpoint": str(images), "follow": False}))
+
+    follow(run_dir, is_done, evaluate, _say)
 
 
 def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Peers") -> None:
-    from pipeline import storage
+    from pipeline import evaluation_request as work
+    from pipeline import evaluations, storage
     from pipeline.evaluation_report import curve, table, track
     from pipeline.generators import find_exported
     from pipeline.run import load_run_config
     from pipeline.splits import check_same
 
-    splits = _splits(args)
+    request, splits = _request(args), _splits(args)
     trained = _load(args, truncations[0], args.checkpoint)
     check_same(trained, splits)
-    _names(args, _sampled(args, trained), trained.classes)  # before an hour's work
-    extractor, judge = _extractor(args, trained, splits)
-    real = {name: _real(args, extractor, trained, split, peers) for name, split in splits.items()}
+    work.figures_to_compute(request, work.sampled(request, trained), trained.classes)  # refuses before an hour's work
+    for truncation in truncations:
+        evaluations.read(request.place(trained.images, truncation))  # likewise
+    extractor, judge = work.find_extractor(request, trained, splits, _say)
+    real = {name: work.look_at_real(request, extractor, trained, name, split, peers, _say) for name, split in splits.items()}
     documents: list[dict[str, Any]] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if find_exported(args.model) else str(trained.images))
-        document = _document(args, truncation, trained, extractor, real, peers) | judge
+        document = work.make_document(request, truncation, trained, extractor, real, peers) | judge
         documents.append(document)
         print("\n".join(table(document)))
-        for place in _places(args, document):
-            _write(place, document)
+        _keep(request, document)
         if Path(args.model, "config.yaml").is_file():
             track(Path(args.model), document, load_run_config(args.model).tracking.mode == "auto", _say)
     if args.json:
-        _write(args.json, documents if len(documents) > 1 else documents[0])
+        text = json.dumps(documents if len(documents) > 1 else documents[0], indent=1, ensure_ascii=False)
+        storage.write_bytes(args.json, f"{text}\n".encode())
+        _say(f"figures: {args.json}")
     if len(documents) > 1:
-        place = _own_place(args, trained.images, None).removesuffix(".json") + "-truncations.png"
+        place = request.place(trained.images, None).removesuffix(".json") + "-truncations.png"
         storage.write_bytes(place, curve(documents))
         _say(f"curve: {place}")
 
@@ -231,117 +225,23 @@ def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | 
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _extractor(
-    args: argparse.Namespace, trained: "TrainedGenerator", splits: "dict[str, Split]"
-) -> "tuple[Extractor, dict[str, Any]]":
-    """The network that looks, and what the document says of a judge."""
-    from pipeline.classifier import obtain_judge
-    from pipeline.extractors import PRETRAINED, from_judge, pretrained
-    from pipeline.splits import read_alike
-
-    if args.extractor in PRETRAINED:
-        return pretrained(args.extractor, trained.config.channels, args.resizer, args.weights, args.weights_sha256), {}
-    train = splits["train"]
-    data = read_alike(args.model, train.uri, args.crop, trained.config.resolution)
-    expert = obtain_judge(data, train.manifest, _cache(args), _say)
-    extractor = from_judge(args.extractor or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier)
-    made = {"file": expert.place, "key": expert.key, "seconds": expert.seconds, "train": train.uri, "test": splits["test"].uri}
-    return extractor, {"judge": made}
-
-
-def _cache(args: argparse.Namespace) -> str:
-    from pipeline import storage
-
-    return args.cache or storage.join(args.model, "evaluation")
-
-
-def _real(
-    args: argparse.Namespace, extractor: "Extractor", trained: "TrainedGenerator", split: "Split", peers: "Peers"
-) -> "tuple[Real, Judged]":
-    from pipeline.evaluation import Real, judge
-    from pipeline.reference import obtain
-    from pipeline.splits import read_alike
-
-    data = read_alike(args.model, split.uri, args.crop, trained.config.resolution)
-    images = Real(data, split.manifest, min(args.real or args.samples, split.manifest.samples))
-    return images, obtain(extractor, images, _cache(args), lambda: judge(peers, extractor, images, args.batch), _say)
-
-
-def _document(
-    args: argparse.Namespace,
-    truncation: float | None,
-    trained: "TrainedGenerator",
-    extractor: "Extractor",
-    real: "dict[str, tuple[Real, Judged]]",
-    peers: "Peers",
-) -> dict[str, Any]:
-    """Draw, look, count: all figures, ready for JSON."""
-    from pipeline import evaluation_report
-    from pipeline.evaluation import Samples, judge
-
-    classes = len(trained.classes)
-    sets = _sampled(args, trained) | {f"the real {args.reference} images": real[args.reference][1].labels}
-    names, left_out = _names(args, sets, trained.classes)
-    samples = Samples(trained.generator, classes, args.samples, args.seed, truncation, args.truncation_method)
-    drawn = judge(peers, extractor, samples, args.batch)
-    figures = evaluation_report.figures(extractor, args.reference, real, drawn, names, trained.classes, peers.device)
-    recipe = evaluation_report.recipe(extractor, args.reference, real[args.reference][0], samples, trained, args.standing)
-    about = {"run": str(args.model), "images": trained.images, "weights_sha256": trained.weights_sha256}
-    about |= {"samples": args.samples, "seed": args.seed, "truncation": truncation}
-    return about | figures | {"left_out": left_out} | recipe
-
-
-def _sampled(args: argparse.Namespace, trained: "TrainedGenerator") -> "dict[str, Tensor]":
-    """The labels of the samples."""
-    import torch
-
-    return {"the samples": torch.arange(args.samples) % len(trained.classes)}
-
-
-def _names(args: argparse.Namespace, sets: "dict[str, Tensor]", classes: "Sequence[str]") -> tuple[list[str], dict[str, str]]:
-    """The figures to compute besides FID from `sets` of images with these labels, and why others are left out.
-
-    Raises ConfigError for one that was asked for.
-    """
-    from pipeline.evaluation import OPTIONAL, too_few
-
-    asked = args.metrics.split(",") if args.metrics else list(OPTIONAL)
-    left_out = {name: reason for name in asked if (reason := too_few(name, sets, classes))}
-    if args.metrics and left_out:
-        raise ConfigError(
-            f"--metrics {next(iter(left_out))}: {next(iter(left_out.values()))}: type a larger --samples, or leave it out"
-        )
-    return [name for name in asked if name not in left_out], left_out
-
-
-def _own_place(args: argparse.Namespace, images: int, truncation: float | None) -> str:
-    """Where a document always goes; those of different extractors do not replace each other, those of judges do."""
-    from pipeline import storage
-    from pipeline.extractors import PRETRAINED
-
-    name = f"-{args.extractor}" if args.extractor in PRETRAINED else ""
-    cut = "" if truncation is None else f"-truncation-{truncation:g}"
-    return storage.join(args.model, "evaluation", f"{images:010d}{name}{cut}.json")
-
-
-def _places(args: argparse.Namespace, document: dict[str, Any]) -> list[str]:
-    from pipeline import storage
+def _keep(request: "Request", document: dict[str, Any]) -> None:
+    """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
+    from pipeline import evaluations, storage
     from pipeline.checkpoint import EVALUATION, committed
     from pipeline.run import checkpoint_uri, load_run_config
 
-    places = [_own_place(args, document["images"], document["truncation"])]
-    if document["truncation"] is None and Path(args.model, "config.yaml").is_file():
-        # For `checkpoint.keep_best`; a training that goes on may have removed the checkpoint meanwhile.
-        beside = [c.uri for c in committed(checkpoint_uri(load_run_config(args.model))) if c.images == document["images"]]
-        places += [storage.join(uri, EVALUATION) for uri in beside[:1]]
-    return places
-
-
-def _write(place: str, document: Any) -> None:
-    from pipeline import storage
-
-    storage.write_bytes(place, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
-    _say(f"figures: {place}")
+    images, truncation = document["images"], document["truncation"]
+    _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")
+    if truncation is not None or not Path(request.model, "config.yaml").is_file():
+        return
+    # A training that continues may have removed the checkpoint meanwhile.
+    there = [one.uri for one in committed(checkpoint_uri(load_run_config(request.model))) if one.images == images]
+    for place in [storage.join(uri, EVALUATION) for uri in there[:1]]:
+        if evaluations.offer(place, document):
+            _say(f"figures: {place}")
+        else:
+            _say(f"unchanged: {place}, another evaluation of as many samples or more, which checkpoint.keep_best goes by")
 
 
 def _say(line: str) -> None:

@@ -27,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="what `biggan evaluate` wrote about them (default: from RUN/evaluation)",
+        help="evaluation of these weights that decides in `biggan promote` (default: the one of the most samples in "
+        "RUN/evaluation, unless the version has one of more)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, register and print what to type next. The same weights are registered once; their evaluation is replaced."""
+    """Export, register and print what to type next. The same weights are registered once, with all their evaluations."""
     from pipeline import evaluations, registry
     from pipeline.generators import load_generator
     from pipeline.tracking import Delivery
@@ -41,27 +42,30 @@ def run(args: argparse.Namespace) -> None:
     registry.check_names(args.name, args.alias)
     delivery = Delivery(args.folder)
     found = evaluations.of_run(args.folder, print)
-    wanted = evaluations.best(found, args.best) if args.best else None
+    wanted = evaluations.best(found, args.best, print) if args.best else None
     trained = load_generator(args.folder, wanted.images if wanted else args.checkpoint)
     if wanted and wanted.weights_sha256 != trained.weights_sha256:
         raise ConfigError(
             f"--best {args.best!r}: {wanted.place} is about other weights than the checkpoint has (its latents were truncated, "
             "or the run began anew): evaluate that again, or type --checkpoint"
         )
-    evaluation = _evaluation(args, trained, found)
-    done = registry.register(delivery, trained, args.name, args.alias, evaluation)
+    mine = _evaluations(args, trained, found)
+    done = registry.register(delivery, trained, args.name, args.alias, mine, named=args.evaluation is not None)
     print(
         f"{'already registered' if done.known else 'registered'}: {done.name} version {done.version}, "
         f"alias {args.alias}, {trained.images:,} images, weights sha256 {trained.weights_sha256[:12]}"
     )
-    if evaluation:
-        print(f"evaluation: {', '.join(f'{name} {value:g}' for name, value in evaluation.metrics.items())}")
+    for one in done.evaluations:
+        figures = ", ".join(f"{name} {value:g}" for name, value in one.metrics.items())
+        print(f"{'evaluation' if one is done.evaluations[0] else 'beside it'}: {figures} ({one.words()})")
+    if mine and done.evaluations and mine[0].recipe_id != done.evaluations[0].recipe_id:
+        print(f"the version keeps its evaluation of more samples, or as many: pass --evaluation FILE for {mine[0].place}")
     next_one = command("sample", f"models:/{done.name}@{args.alias}", "samples.png", "--tracking-uri", args.folder)
     print(f"next: {next_one.strip('`')}")
 
 
-def _evaluation(args: argparse.Namespace, trained: "TrainedGenerator", found: "list[Evaluation]") -> "Evaluation | None":
-    """What is known about these weights. Raises ConfigError for a --evaluation that is not about them."""
+def _evaluations(args: argparse.Namespace, trained: "TrainedGenerator", found: "list[Evaluation]") -> "list[Evaluation]":
+    """Return what is known about these weights. Raises ConfigError for a --evaluation that is not about them."""
     from pipeline import evaluations
 
     if args.evaluation is None:
@@ -76,4 +80,4 @@ def _evaluation(args: argparse.Namespace, trained: "TrainedGenerator", found: "l
             f"--evaluation {args.evaluation} is about other weights ({named.weights_sha256[:12]}, {named.images:,} images) "
             f"than these ({trained.weights_sha256[:12]}, {trained.images:,} images)"
         )
-    return named
+    return [named]

@@ -1,10 +1,6 @@
 """`biggan shard SRC DST`: images to WebDataset shards with an index."""
 
 import argparse
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
@@ -82,6 +78,7 @@ def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
     from pipeline import storage
     from pipeline.packing import pack, packed
+    from pipeline.progress import progress
     from pipeline.sources import open_source
 
     _check(args)
@@ -97,8 +94,8 @@ def run(args: argparse.Namespace) -> int | None:
         if done:
             print(f"{uri}: already packed, {done.samples:,} images ({done.fingerprint})")
             continue
-        with _progress(source.split or "images", len(source.labels)) as progress:
-            manifest = pack(source, uri, config, progress, resume=not args.overwrite)
+        with progress(f"packing {source.split or 'images'}", len(source.labels), resumes=True) as update:
+            manifest = pack(source, uri, config, update, resume=not args.overwrite)
         _say(uri, manifest)
     return None
 
@@ -166,30 +163,3 @@ def _resolution(args: argparse.Namespace, source: "Source") -> int:
     if chosen not in _RESOLUTIONS:
         raise ConfigError(f"--resolution {chosen}: choose one of {', '.join(map(str, _RESOLUTIONS))}")
     return chosen
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; in a log a line every 10 seconds."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=f"packing {what}", unit="image", unit_scale=True) as bar:
-            yield bar.update
-        return
-    done, resumed, began, said = 0, -1, time.monotonic(), 0.0
-
-    def update(more: int) -> None:
-        nonlocal done, resumed, said
-        done += more
-        if resumed < 0:  # what an earlier pack has done took none of this time
-            resumed = more
-            if more:
-                print(f"packing {what}: going on behind {more:,} images", flush=True)
-            return
-        seconds = time.monotonic() - began
-        if seconds - said >= 10 or done == total:
-            said = seconds
-            print(f"packing {what}: {done:,} of {total:,} images, {(done - resumed) / seconds:,.0f} images/s", flush=True)
-
-    yield update

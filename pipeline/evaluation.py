@@ -5,6 +5,7 @@ and a bad distance. Each figure carries its extractor's name, as in FID[efflite0
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,9 @@ from pipeline.classifier import real_batches
 from pipeline.extractors import Extractor
 from pipeline.index import Manifest
 from pipeline.peers import Peers
+from pipeline.progress import progress
 from pipeline.stream import DataConfig
+from pipeline.wording import plural
 
 BATCH = 256
 """Images per forward pass. Decides speed and memory; and the last digits, as every batch size does."""
@@ -114,14 +117,23 @@ def judge(peers: Peers, extractor: Extractor, images: Images, batch: int = BATCH
 def _extract(peers: Peers, extractor: Extractor, images: Images, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Features, logits and labels of this rank's share, None if it has none."""
     network, found = extractor.network.to(peers.device), []
-    for pixels, labels in images.batches(*peers.share(images.count, batch), batch, peers.device):
-        with full_precision(peers.device):
-            features, logits = network(pixels.to(peers.device))
-        found.append((features.float().cpu(), logits.float().cpu(), labels))
+    start, end = peers.share(images.count, batch)
+    with progress(_doing(images, peers), end - start) if peers.rank == 0 else nullcontext(lambda more: None) as update:
+        for pixels, labels in images.batches(start, end, batch, peers.device):
+            with full_precision(peers.device):
+                features, logits = network(pixels.to(peers.device))
+            found.append((features.float().cpu(), logits.float().cpu(), labels))
+            update(len(labels))
     if not found:
         return None
     features, logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
     return features, logits, labels
+
+
+def _doing(images: Images, peers: Peers) -> str:
+    """Word the progress of rank 0, which is that of all: their shares are equal."""
+    what = "drawing samples" if isinstance(images, Samples) else "looking at real images"
+    return what if peers.world_size == 1 else f"{what} (process 1 of {peers.world_size})"
 
 
 def too_few(name: str, sets: Mapping[str, Tensor], classes: Sequence[str]) -> str | None:
@@ -132,9 +144,9 @@ def too_few(name: str, sets: Mapping[str, Tensor], classes: Sequence[str]) -> st
             counts = torch.bincount(labels, minlength=len(classes))
             worst = int(counts.argmin())
             if counts[worst] < least:
-                return f"{name} needs {least:,} images of each class, {what} have {counts[worst]:,} of {classes[worst]}"
+                return f"{name} needs {plural(least, 'image')} of each class, {what} have {counts[worst]:,} of {classes[worst]}"
         elif len(labels) < least:
-            return f"{name} needs {least:,} images, {what} are {len(labels):,}"
+            return f"{name} needs {plural(least, 'image')}, {what} are {len(labels):,}"
     return None
 
 

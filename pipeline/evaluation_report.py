@@ -18,8 +18,12 @@ from pipeline.journal import append_line, figures_path, journal_path, read_file
 from pipeline.mlflow_errors import first_line
 from pipeline.run import is_training
 from pipeline.tracking import Delivery
+from pipeline.wording import plural
 
 Document = dict[str, Any]
+
+STANDARD_SAMPLES = 10_000
+"""The default of `--samples`. Figures by as many have names in MLflow that do not say so."""
 
 _VERSION = 1
 """Of how figures are computed (`pipeline.metrics`): another one makes another recipe."""
@@ -29,23 +33,28 @@ def figures(
     extractor: Extractor,
     reference: str,
     real: Mapping[str, tuple[Real, Judged]],
+    floor_of: Mapping[str, Judged],
     drawn: Judged,
     names: Sequence[str],
     classes: Sequence[str],
     device: torch.device,
 ) -> Document:
-    """What there is to say of samples `drawn` against the split `reference` of `real`, and of its other split as a floor."""
+    """Return what there is to say of samples `drawn` against the split `reference` of `real`.
+
+    `floor_of` has the real images that stand in for samples, as many of them: their figures are the floor.
+    """
     against = real[reference][1]
     found = measure(extractor.name, against, drawn, names, classes, device)
     fid, accuracy = f"FID[{extractor.name}]", f"accuracy[{extractor.name}]"
     test, floor = real["test"][1], {}
-    if other := [judged for split, (_, judged) in real.items() if split != reference]:
-        enough = [name for name in names if not too_few(name, {"they": other[0].labels}, classes)]
-        floor = measure(extractor.name, against, other[0], enough, classes, device).values
+    for other in floor_of.values():
+        enough = [name for name in names if not too_few(name, {"they": other.labels}, classes)]
+        floor = measure(extractor.name, against, other, enough, classes, device).values
     document: Document = {"metrics": found.values, "spread": found.spread, "floor": floor, "class_intra_fid": found.by_class}
     document |= {fid: found.values[fid], "real": {"test_images": len(test.labels)}}
     if "train" in real:
-        document["real"] |= {"training_images": len(real["train"][1].labels), f"{fid} of training images": floor[fid]}
+        document["real"] |= {"training_images": len(real["train"][1].labels)}
+        document["real"] |= {f"{fid} of training images": floor[fid]} if floor else {}
     if extractor.judge:
         by_class = drawn.class_accuracy(classes)
         document |= {
@@ -88,17 +97,17 @@ def truncation_words(document: Document) -> str:
 
 def table(document: Document) -> list[str]:
     """The figures for a person, as lines."""
-    reference = document["recipe"]["reference"]
+    reference, images = document["recipe"]["reference"], plural(document["images"], "image")
     lines = [
-        f"{document['run']} at {document['images']:,} images, EMA, seed {document['seed']}, {truncation_words(document)}",
-        f"against {reference['images']:,} real {reference['split']} images; recipe {document['recipe_id']}",
+        f"{document['run']} at {images}, EMA, seed {document['seed']}, {truncation_words(document)}",
+        f"against {plural(reference['images'], 'real ' + reference['split'] + ' image')}; recipe {document['recipe_id']}",
         "",
-        f"{'':28}  {document['samples']:>7,} samples        real images",
+        f"{'':28}  {plural(document['samples'], 'sample'):>15}        real images",
     ]
     for name, value in document["metrics"].items():
         floor, spread = document["floor"].get(name), document["spread"].get(name)
-        noise = "" if spread is None else f" +- {spread:.2g}"
-        row = f"{name:28}  {_figure(name, value):>7}{noise:14}  {'' if floor is None else _figure(name, floor)}"
+        noise = "" if spread is None else f" +- {_figure(name, spread)}"
+        row = f"{name:28}  {_figure(name, value):>7}{noise:14}  {'' if floor is None else _figure(name, floor):>11}"
         lines.append(row.rstrip())
     lines += [f"left out: {reason}" for reason in document["left_out"].values()]
     return lines + _class_table(document)
@@ -122,10 +131,11 @@ def _class_table(document: Document) -> list[str]:
 
 
 def _figure(name: str, value: float) -> str:
+    """Write shares as percentages and all others with two decimals, but small KIDs with three digits."""
     kind = name.partition("[")[0]
     if kind in ("accuracy", "precision", "recall", "coverage"):
         return f"{value:.1%}"
-    return f"{value:.5g}" if kind == "KID" else f"{value:.2f}"
+    return f"{value:.3g}" if kind == "KID" and abs(value) < 1 else f"{value:.2f}"
 
 
 def curve(documents: Sequence[Document]) -> bytes:
@@ -158,11 +168,24 @@ def curve(documents: Sequence[Document]) -> bytes:
     return file.getvalue()
 
 
-def tracked_names(document: Document) -> dict[str, float]:
-    """The metrics as MLflow may name them: `eval/FID/efflite0`, and `eval/FID/efflite0/truncation-0.5` at a truncation."""
-    cut = "" if document["truncation"] is None else f"/truncation-{document['truncation']:g}"
-    names = {name: f"eval/{name.replace('[', '/').removesuffix(']')}{cut}" for name in document["metrics"]}
-    return {names[name]: value for name, value in document["metrics"].items() if math.isfinite(value)}
+def tracked_names(document: Document, taken: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Return the metrics by their names in MLflow, such as `eval/FID/efflite0`.
+
+    What a recipe has beside the standard one is part of the name, so that two recipes do not mix under one: a truncation
+    (`/truncation-0.5`), other than 10,000 samples (`/samples-500`), another seed than 0 (`/seed-1`). `taken` are the names that
+    have rows already, with the recipe of these: under another recipe they end in its id (`/recipe-1a2b3c4d`).
+    """
+    parts = [] if document["truncation"] is None else [f"truncation-{document['truncation']:g}"]
+    parts += [f"samples-{document['samples']}"] if document["samples"] != STANDARD_SAMPLES else []
+    parts += [f"seed-{document['seed']}"] if document["seed"] else []
+    recipe: str = document["recipe_id"]
+    found: dict[str, float] = {}
+    for name, value in document["metrics"].items():
+        key = "/".join(["eval", name.replace("[", "/").removesuffix("]"), *parts])
+        if (taken or {}).get(key, recipe) != recipe:
+            key += f"/recipe-{recipe[:8]}"
+        found |= {key: value} if math.isfinite(value) else {}
+    return found
 
 
 def track(run: Path, document: Document, deliver: bool, say: Callable[[str], None]) -> None:
@@ -173,11 +196,28 @@ def track(run: Path, document: Document, deliver: bool, say: Callable[[str], Non
     if not journal_path(run).exists():
         return
     path, step = figures_path(run), document["images"]
-    known = {item for record, _ in read_file(path) if record["step"] == step for item in record["metrics"].items()}
-    if values := {key: value for key, value in tracked_names(document).items() if (key, value) not in known}:
-        append_line(path, metrics=values, step=step)
+    rows = [record for record, _ in read_file(path)]
+    known = {item for record in rows if record["step"] == step for item in record["metrics"].items()}
+    taken = _taken(rows, document)
+    if values := {key: value for key, value in tracked_names(document, taken).items() if (key, value) not in known}:
+        append_line(path, metrics=values, step=step, recipe=document["recipe_id"])
     if deliver and not is_training(run):
         try:
             Delivery(run).deliver()
         except Exception as error:  # whatever a store, a proxy or a driver may raise
             say(f"MLflow does not take the figures, {path} keeps them: {first_line(error)}")
+
+
+def _taken(rows: Sequence[Mapping[str, Any]], document: Document) -> dict[str, str]:
+    """Return the recipe that each name has rows of. Rows of an older version do not say theirs: at the document's step they
+    are of the same recipe if they have the same value."""
+    taken: dict[str, str] = {}
+    plain = tracked_names(document)
+    for record in rows:
+        for key, value in record["metrics"].items():
+            recipe = record.get("recipe")
+            if recipe is None and record["step"] == document["images"] and plain.get(key, value) != value:
+                recipe = "not known"
+            if recipe:
+                taken.setdefault(key, recipe)
+    return taken

@@ -1,6 +1,7 @@
 """Stores of MLflow: where a run's own one is, and clients that do not wait for minutes."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ class Registered:
     name: str
     version: str
     known: bool
+    evaluations: tuple[Evaluation, ...] = ()
+    """Of its tags, the one that decides first."""
 
 
 def check_names(name: str, alias: str) -> None:
@@ -103,12 +105,17 @@ def check_registry(store: str) -> None:
 
 
 def register(
-    delivery: Delivery, trained: "TrainedGenerator", name: str, alias: str, evaluation: Evaluation | None = None
+    delivery: Delivery,
+    trained: "TrainedGenerator",
+    name: str,
+    alias: str,
+    found: Sequence[Evaluation] = (),
+    named: bool = False,
 ) -> Registered:
     """Make `trained` a version of `name` under its training's run, and point `alias` at it. Raises StorageError.
 
-    The same weights are registered once: a second call finds the version by its tag. `evaluation` becomes its tag, in place of
-    an older one.
+    The same weights are registered once: a second call finds the version by its tag. The evaluations `found` become tags, the
+    first of them the one that decides if it was `named` (see `evaluations.new_tags`).
     """
     with store_errors(delivery.uri):
         check_registry(delivery.uri)
@@ -119,10 +126,12 @@ def register(
         if version is None:
             config = hashlib.sha256((delivery.run_dir / "config.yaml").read_bytes()).hexdigest()
             version = _create(client, run_id, trained, name, config)
-        if evaluation:
-            client.set_model_version_tag(name, version.version, evaluations.TAG, evaluation.as_tag())
+        tags = evaluations.new_tags(version.tags, found, named)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version.version, key, value)
         client.set_registered_model_alias(name, alias, version.version)
-    return Registered(name, str(version.version), known)
+    held = evaluations.of_tags(version.tags | tags, f"{name} version {version.version}")
+    return Registered(name, str(version.version), known, tuple(held))
 
 
 def load(uri: str, store: str) -> "PyFuncModel":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _EXPERIMENT = "biggan"
-_TAGS = ("weights_sha256", "images", "git_commit", "dataset_fingerprint", "config_sha256", evaluations.TAG)
+_TAGS = ("weights_sha256", "images", "git_commit", "dataset_fingerprint", "config_sha256")
 """What is true of the weights wherever they are. Promotions belong to a registry."""
 
 
@@ -52,8 +52,8 @@ def copy_version(store: str, uri: str, to: str, name: str | None, alias: str) ->
         else:
             known = True
         with store_errors(to):
-            if evaluation := source.tags.get(evaluations.TAG):
-                client.set_model_version_tag(name, found.version, evaluations.TAG, evaluation)
+            for key, value in evaluations.new_tags(found.tags, evaluations.of_tags(source.tags, uri)).items():
+                client.set_model_version_tag(name, found.version, key, value)
             client.set_registered_model_alias(name, alias, found.version)
     return Registered(name, str(found.version), known)
 

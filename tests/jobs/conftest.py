@@ -2,19 +2,23 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline import registry
+from jobs.cli import main
+from pipeline import classifier, registry
+from pipeline.classifier import Recipe
 from pipeline.generators import load_generator
 from pipeline.mlflow_store import connect
 from pipeline.run import Status, read_identity, read_status
 from pipeline.tracking import Delivery
+from tests.conftest import write_tree
 from tests.jobs import background
 from tests.jobs.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
-from tests.pipeline.saved_run import save_run, short_standing_statistics
+from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
 
 
 @pytest.fixture
@@ -46,6 +50,32 @@ def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, 
         short_standing_statistics(patch)
         registry.register(Delivery(folder), load_generator(folder), "tiny", "first")
     return folder
+
+
+@pytest.fixture
+def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two dozen steps are enough for these patterns, and few standing statistics for noise."""
+    short_standing_statistics(monkeypatch)
+    recipe = Recipe(epochs=1, min_steps=24, batch=32)
+    monkeypatch.setattr(classifier, "obtain_judge", partial(classifier.obtain_judge, recipe=recipe))
+
+
+@pytest.fixture(scope="session")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey shards, `train` and `test`, of 4 classes."""
+    folder = tmp_path_factory.mktemp("splits")
+    for split, images in (("train", 64), ("test", 16)):
+        tree = write_tree(folder / "trees" / split, images, grey=True)
+        assert main(["shard", str(tree), str(folder / split), "--resolution", "32"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, splits: Path) -> Path:
+    """A run of grey images with checkpoints at 4,096 and 8,192 images, which no training has touched."""
+    config = save_run(tmp_path / "run", splits / "train", mode="off")
+    save_checkpoint(config, 8192)
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")

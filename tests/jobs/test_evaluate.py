@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,12 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline import checkpoint, classifier, journal, mlflow_store, run
-from pipeline.classifier import Recipe
+from pipeline import checkpoint, journal, mlflow_store, run
 from pipeline.run import load_run_config
 from pipeline.splits import held_out
-from tests.conftest import write_tree
-from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
+from tests.pipeline.saved_run import save_checkpoint, save_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two dozen steps are enough for these patterns, and few standing statistics for noise."""
-    short_standing_statistics(monkeypatch)
-    recipe = Recipe(epochs=1, min_steps=24, batch=32)
-    monkeypatch.setattr(classifier, "obtain_judge", partial(classifier.obtain_judge, recipe=recipe))
-
-
-@pytest.fixture(scope="module")
-def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey shards, `train` and `test`, of 4 classes."""
-    folder = tmp_path_factory.mktemp("splits")
-    for split, images in (("train", 64), ("test", 16)):
-        tree = write_tree(folder / "trees" / split, images, grey=True)
-        assert main(["shard", str(tree), str(folder / split), "--resolution", "32"]) == 0
-    return folder
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path, splits: Path) -> Path:
-    config = save_run(tmp_path / "run", splits / "train", mode="off")
-    save_checkpoint(config, 8192)
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")
 
 
 def figures(run: Path, name: str) -> dict[str, Any]:
@@ -127,9 +99,10 @@ def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder
         assert main([*command, *words]) == 0
     records = [record for record, _ in journal.read_file(journal.figures_path(run_folder))]
     assert [record["step"] for record in records] == [8192, 4096, 8192]
-    keys = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
-    assert list(records[0]["metrics"]) == keys and list(records[2]["metrics"]) == [f"{key}/truncation-0.5" for key in keys]
-    assert records[0]["metrics"]["eval/FID/patterns"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
+    names = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
+    assert list(records[0]["metrics"]) == [f"{name}/samples-64" for name in names]
+    assert list(records[2]["metrics"]) == [f"{name}/truncation-0.5/samples-64" for name in names]
+    assert records[0]["metrics"]["eval/FID/patterns/samples-64"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
 
 
 def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits: Path, empty_store: Path) -> None:
@@ -141,7 +114,7 @@ def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits
     def delivered() -> list[tuple[int, float]]:
         (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert found.info.status == "FINISHED"
-        return [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "eval/FID/patterns")]
+        return [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "eval/FID/patterns/samples-64")]
 
     before, held = (folder / "journal.jsonl").read_bytes(), run.lock(folder)
     command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
@@ -230,7 +203,7 @@ def test_ranks_of_accelerate_launch_share_the_work(run_folder: Path) -> None:
         (["--truncation", "0"], "--truncation '0': must be a number above 0, or none"),
         (["--truncation", "0.5", "half"], "--truncation 'half': must be a number above 0, or none"),
         (["--metrics", "prdc,ppl"], "--metrics ppl: there are is, kid, prdc, intra-fid (FID always)"),
-        (["--samples", "64", "--metrics", "kid"], "--metrics kid: kid needs 1,000 images, the samples are 64: type a larger"),
+        (["--samples", "64", "--metrics", "kid"], "--metrics kid: kid needs 1,000 images, the samples are 64: pass a larger"),
         (["--samples", "64", "--metrics", "intra-fid"], "intra-fid needs 50 images of each class, the samples have 16 of bars"),
         (["--samples", "5", "--metrics", "prdc"], "prdc needs 6 images, the samples are 5"),
         (["--extractor", "eflite0"], "--extractor eflite0: did you mean efflite0?"),

@@ -9,7 +9,7 @@ import pytest
 from jobs.cli import main
 from pipeline.mlflow_store import connect, store_uri
 from pipeline.run import load_run_config
-from tests.jobs.registered_models import FID, evaluation, write_evaluation
+from tests.jobs.registered_models import FID, RECIPE, evaluation, write_evaluation
 from tests.pipeline.saved_run import COMMIT, save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -141,12 +141,35 @@ def test_an_evaluation_of_the_very_weights_goes_with_them(
     write_evaluation(run_dir, 8192, 9.0)
     assert main([*register, "--best", FID]) == 0
     said = capsys.readouterr().out
-    assert "already registered: tiny version 1" in said and "evaluation: FID[clf] 7, accuracy 0.9" in said
+    assert (
+        "already registered: tiny version 1" in said
+        and "evaluation: FID[clf] 7, accuracy 0.9 (10,000 samples, recipe 0123456789abcdef)" in said
+    )
     (version,) = versions(run_dir, "tiny")
     assert json.loads(version.tags["evaluation"]) == evaluation(7.0)
     write_evaluation(run_dir, 4096, 6.5)
     assert main([*register, "--checkpoint", "4096"]) == 0
     assert json.loads(versions(run_dir, "tiny")[0].tags["evaluation"])["metrics"][FID] == 6.5
+
+    # A quick look takes no place of theirs, in the folder's order of files or as a file of its own; all are said and kept.
+    quick = {"recipe": RECIPE | {"samples": 500}, "recipe_id": "5" * 16}
+    small = write_evaluation(run_dir, 4096, 29.0, **quick).rename(run_dir / "evaluation" / "0000004096-500-samples-ab.json")
+    capsys.readouterr()
+    assert main([*register, "--checkpoint", "4096"]) == 0
+    said = capsys.readouterr().out
+    assert "evaluation: FID[clf] 6.5, accuracy 0.9 (10,000 samples, recipe" in said
+    assert "beside it: FID[clf] 29, accuracy 0.9 (500 samples, recipe 5555555555555555)" in said
+    assert f"keeps its evaluation of more samples, or as many: pass --evaluation FILE for {small}" in said
+    tags = versions(run_dir, "tiny")[0].tags
+    assert (
+        json.loads(tags["evaluation"])["metrics"][FID] == 6.5
+        and json.loads(tags[f"evaluation.{'5' * 16}"])["metrics"][FID] == 29
+    )
+    assert main([*register, "--checkpoint", "4096", "--evaluation", str(small)]) == 0
+    assert json.loads(versions(run_dir, "tiny")[0].tags["evaluation"])["metrics"][FID] == 29
+    assert "beside it: FID[clf] 6.5, accuracy 0.9 (10,000 samples" in capsys.readouterr().out
+    small.unlink()
+    write_evaluation(run_dir, 4096, 6.5)
 
     # Figures of two recipes do not compare; a file about other weights is not theirs.
     other = write_evaluation(run_dir, 8192, 1.0, recipe_id="f" * 16)

@@ -130,7 +130,7 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards(tmp_path: Path, capsys
     assert not (dst / "manifest.json").exists()
     before = {name: (dst / name).stat().st_mtime_ns for name in ("000000.tar", "000001.tar")}
     assert main(command) == 0
-    assert "going on behind" in capsys.readouterr().out
+    assert "continuing after" in capsys.readouterr().out
     assert {name: (dst / name).stat().st_mtime_ns for name in before} == before
     assert main([*command[:2], str(tmp_path / "fresh"), *command[3:]]) == 0
     assert sorted(os.listdir(dst)) == sorted(os.listdir(fresh))
