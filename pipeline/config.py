@@ -20,11 +20,11 @@ import yaml
 
 from model.config import ModelConfig
 from pipeline.batch import BatchConfig
-from pipeline.checkpoint import CheckpointConfig
 from pipeline.engines import ZeroConfig
 from pipeline.errors import ConfigError
 from pipeline.health import HealthConfig
 from pipeline.objective import ObjectiveConfig
+from pipeline.retention import CheckpointConfig
 from pipeline.schedule import OptimConfig
 from pipeline.stop import StopConfig
 from pipeline.stream import DataConfig
