@@ -6,6 +6,7 @@ RUN/before-N/   what `--from-scratch` has put aside: journal, identity and statu
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +100,8 @@ def refuse_to_begin_anew(config: RunConfig, damaged: Mapping[str, str]) -> None:
         seen = f"it was saved at image {images:,}, but {uri} has {what}. Restore it from a copy"
         with contextlib.suppress(ConfigError, DataError):
             if (before := checkpoint_uri(load_run_config(config.run))) != uri:
-                seen = f"it was saved at image {images:,} at {before}, and {uri} has no checkpoint: set checkpoint.uri={before}"
+                key = shlex.quote(f"checkpoint.uri={before}")
+                seen = f"it was saved at image {images:,} at {before}, and {uri} has no checkpoint: set {key}"
     raise DataError(f"run={config.run} cannot resume: {seen}, pass --from-scratch to train from image 0, or set run=NEW_RUN")
 
 

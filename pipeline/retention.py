@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ class CheckpointConfig:
     max_loss: int | None = None
     """Images that a store that takes nothing may put at risk before the run stops. Default: 5 times `every`."""
     uri: str | None = None
-    """Any fsspec URI. Default: `checkpoints` in the run's folder."""
+    """Any fsspec URI; a relative path is made absolute. Default: `checkpoints` in the run's folder."""
 
     def __post_init__(self) -> None:
+        if self.uri and "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1 image")
         if self.keep < 2:
