@@ -23,10 +23,11 @@ from benchmarks.report import report
 from model.latents import Stream
 from pipeline import checkpoint, storage
 from pipeline.batch import plan_batch
-from pipeline.checkpoint import CheckpointConfig, Progress
+from pipeline.checkpoint import Progress
 from pipeline.config import load_config
 from pipeline.engines import Ranks, start_workers
 from pipeline.learner import Learner
+from pipeline.retention import CheckpointConfig
 from pipeline.saver import Saver, take_fence
 from pipeline.steps import d_step, fakes, g_step
 

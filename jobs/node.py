@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from jobs.train import add_from_scratch
 from pipeline import stop
 from pipeline.launch import PATIENCE
 from pipeline.topology import Flags, find
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=PATIENCE,
         help=f"to wait for the other machines (default {PATIENCE:g})",
     )
+    add_from_scratch(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
 
 

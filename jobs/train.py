@@ -31,7 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="record what IMAGES images (default: one update) do after three updates, in RUN/profile/",
     )
+    add_from_scratch(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def add_from_scratch(parser: argparse.ArgumentParser) -> None:
+    """Declare `--from-scratch`, of `biggan train` and `biggan node`."""
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="train from image 0 if the run was saved and none of its checkpoints is intact; they stay where they are",
+    )
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -57,7 +67,7 @@ def launch_here(args: argparse.Namespace, node: topology.Topology, patience: flo
         return 0
     profile = ["--profile", str(args.profile)] if args.profile else []
     worker = ["jobs.cli", "train", args.config, *args.overrides, *profile]
-    return launch(Launch(config, worker, began, patience), node)
+    return launch(Launch(config, worker, began, patience, args.from_scratch), node)
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
@@ -123,8 +133,10 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     config = settle(config, ranks)
     held = None
     if ranks.main:
-        run.prepare(config, load_data(config.data))
-        held = run.lock(folder)
+        manifest = load_data(config.data)
+        run.check(config, manifest)
+        held = run.lock(folder)  # before anything is written: another training's files are not touched
+        run.prepare(config, manifest)
     dist.barrier()
     reason = train(config, ranks, signals, profile)
     # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.

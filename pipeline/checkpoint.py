@@ -8,6 +8,7 @@
         state.json                                 counters, run, configuration, data
         COMMIT.json                                written last: size and sha256 of each file, which slices it has
         evaluation.json                            figures, once `biggan evaluate` has judged it
+        DAMAGED.json, SET_ASIDE.json               why this folder is not used, but stays
 
 Without its COMMIT a folder is no checkpoint. An attempt is one start of the training (`pipeline.fence`): what an earlier one
 writes late lands in a folder of its own. A slice is a stretch of a flattened tensor (`pipeline.slices`); where it is all of
@@ -20,63 +21,32 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.addresses import is_web
+from pipeline.checkpoint_files import Files, numel, write_part, write_state
 from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
+from pipeline.retention import CheckpointConfig, kept
 from pipeline.slices import Slice, whole
-from pipeline.wording import hide_secrets
 
 log = logging.getLogger(__name__)
 COMMIT = "COMMIT.json"
 EVALUATION = "evaluation.json"
+DAMAGED = "DAMAGED.json"
+"""In the folder of a checkpoint that a start could not use: which file is at fault. Nothing here deletes such a folder."""
+SET_ASIDE = "SET_ASIDE.json"
+"""In a folder that belongs to a training before `--from-scratch`: nothing reads or deletes it."""
 FORMAT = 2
 FOLDER = re.compile(r"(\d{10,})(?:-(\d{4,}))?")
 Tensors = dict[str, Tensor]
-Files = dict[str, dict[str, Any]]
 Shapes = dict[str, dict[str, list[int]]]
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When and where a run saves itself, and what of it stays."""
-
-    every: int = 200_000
-    """Images between two checkpoints; one is always written at the end."""
-    keep: int = 2
-    """Checkpoints to keep: the newest ones."""
-    keep_every: int | None = None
-    """Of each so many images, also keep the first checkpoint for good."""
-    keep_best: Literal["fid", "accuracy"] | None = None
-    """Also keep the one that `biggan evaluate` found the best by this figure (of several recipes, the best by each)."""
-    max_loss: int | None = None
-    """Images that a store that takes nothing may put at risk before the run stops. Default: 5 times `every`."""
-    uri: str | None = None
-    """Any fsspec URI. Default: `checkpoints` in the run's folder."""
-
-    def __post_init__(self) -> None:
-        if self.uri and is_web(self.uri):
-            raise ValueError(f"uri={hide_secrets(self.uri)}: HTTP is read only; name a folder or an object store")
-        if self.every < 1:
-            raise ValueError(f"every={self.every}: must be at least 1 image")
-        if self.keep < 2:
-            raise ValueError(f"keep={self.keep}: must be at least 2: the newest checkpoint may turn out to be damaged")
-        if self.keep_every is not None and self.keep_every < self.every:
-            raise ValueError(f"keep_every={self.keep_every}: must be at least every={self.every}")
-        if self.max_loss is not None and self.max_loss < self.every:
-            raise ValueError(f"max_loss={self.max_loss}: must be at least every={self.every}, which a crash costs anyway")
-
-    @property
-    def loss_limit(self) -> int:
-        return 5 * self.every if self.max_loss is None else self.max_loss
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,7 @@ class Checkpoint:
 
     @property
     def images(self) -> int:
-        return int(self.uri.rpartition("/")[2].partition("-")[0])
+        return _images(self.uri)
 
     @property
     def parts(self) -> set[str]:
@@ -114,8 +84,22 @@ class Checkpoint:
         """The bytes of one file. Raises DataError if they are not those that were committed."""
         data = storage.read_bytes(storage.join(self.uri, name))
         if len(data) != self.files[name]["bytes"] or hashlib.sha256(data).hexdigest() != self.files[name]["sha256"]:
-            raise DataError(f"{storage.join(self.uri, name)} is not what was committed: delete the folder {self.uri}")
+            raise DataError(
+                f"{storage.join(self.uri, name)} is damaged: its SHA-256 is not that in {COMMIT}. Restore it from a copy, or "
+                "use another checkpoint"
+            )
         return data
+
+    def fault(self) -> str:
+        """Read every file; return which one is damaged or missing, "" if all are intact. Raises StorageError."""
+        for name in self.files:
+            try:
+                self.read(name)
+            except storage.NotFoundError:
+                return f"{name} is missing"
+            except DataError:
+                return f"{name} is damaged"
+        return ""
 
     def tensors(self, part: str) -> Tensors:
         """Whole tensors by name. Raises DataError if a file is damaged."""
@@ -172,19 +156,26 @@ def folders(uri: str) -> list[str]:
     return [match[0] for match in sorted(found, key=lambda m: (int(m[1]), int(m[2] or 0)), reverse=True)]
 
 
-def committed(uri: str) -> Iterator[Checkpoint]:
-    """Checkpoints below `uri` that have been committed, newest first; not yet verified.
+def warn(folder: str, fault: str) -> None:
+    log.warning("passing over a damaged checkpoint: %s/%s", folder, fault)
 
-    Raises ConfigError at one of a newer format: to pass it over would be to throw away what it holds.
+
+def committed(uri: str, passed_over: Callable[[str, str], object] = warn) -> Iterator[Checkpoint]:
+    """Yield the committed checkpoints below `uri`, newest first, not yet verified.
+
+    Calls `passed_over(folder, fault)` for one whose COMMIT is damaged. Raises ConfigError at one of a newer format: skipping
+    it would throw away what it holds.
     """
     for name in folders(uri):
         folder = storage.join(uri, name)
+        if storage.exists(storage.join(folder, SET_ASIDE)):
+            continue
         try:
             yield load(folder)
         except storage.NotFoundError:
             continue
-        except DataError as error:
-            log.warning("%s and is passed over", error)
+        except DataError:
+            passed_over(folder, f"{COMMIT} is damaged")
 
 
 def load(folder: str) -> Checkpoint:
@@ -203,65 +194,26 @@ def load(folder: str) -> Checkpoint:
     return Checkpoint(folder, body["files"], body["shapes"], body["time"])
 
 
-def newest(uri: str, good: Callable[[Checkpoint], bool] = lambda _: True) -> Checkpoint | None:
-    """The newest checkpoint that is committed, intact and `good`; damaged ones are named in a warning and passed over."""
-    for checkpoint in committed(uri):
-        try:
-            checkpoint.verify()
-        except (DataError, storage.NotFoundError) as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
-        else:
-            if good(checkpoint):
-                return checkpoint
+def newest(
+    uri: str, good: Callable[[Checkpoint], bool] = lambda _: True, passed_over: Callable[[str, str], object] = warn
+) -> Checkpoint | None:
+    """Return the newest checkpoint that is committed, intact and `good`; `passed_over` as in `committed`, of damaged ones."""
+    for checkpoint in committed(uri, passed_over):
+        if fault := checkpoint.fault():
+            passed_over(checkpoint.uri, fault)
+        elif good(checkpoint):
+            return checkpoint
     return None
+
+
+def mark(folder: str, name: str, why: str) -> None:
+    """Put the marker `name`, DAMAGED or SET_ASIDE, into a checkpoint's folder. Raises StorageError or ConfigError."""
+    storage.write_bytes(storage.join(folder, name), json.dumps({"time": time.time(), "why": why}).encode())
 
 
 def folder_name(images: int, attempt: int) -> str:
     """Attempt 0, of `save`, stands for no training."""
     return f"{images:010d}-{attempt:04d}" if attempt else f"{images:010d}"
-
-
-def write_part(folder: str, part: str, rank: int, slices: list[Slice]) -> Files:
-    """Write what `rank` has of `part`, fp32 on the host, without copying it; what COMMIT says of the file."""
-    if not slices:
-        return {}
-    tables, end = {}, 0
-    for s in slices:
-        start, end = end, end + 4 * len(s.data)
-        shape = s.shape if len(s.data) == _count(s.shape) else [len(s.data)]
-        tables[s.name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    # https://huggingface.co/docs/safetensors: length of the header, header, data.
-    header = json.dumps(tables).encode()
-    header += b" " * (-len(header) % 8)
-    chunks: list[bytes | memoryview] = [len(header).to_bytes(8, "little") + header]
-    chunks += [s.data.numpy().data.cast("B") for s in slices]
-    row = _write(folder, name := f"{part}.rank{rank:05d}.safetensors", chunks)
-    return {name: row | {"slices": {s.name: [s.offset, len(s.data)] for s in slices}}}
-
-
-def write_state(folder: str, progress: Progress, state: Mapping[str, Any]) -> Files:
-    data = json.dumps({"progress": asdict(progress), **state}, indent=1).encode()
-    return {"state.json": _write(folder, "state.json", [data])}
-
-
-def _write(folder: str, name: str, chunks: list[bytes | memoryview]) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-
-    def hashed() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        for i, chunk in enumerate(chunks):
-            if i == len(chunks) // 2:
-                fail_point("upload")
-            for start in range(0, len(chunk), storage.PART_BYTES):
-                piece = chunk[start : start + storage.PART_BYTES]
-                digest.update(piece)
-                size += len(piece)
-                yield piece
-
-    fail_point("write")
-    storage.write_chunks(storage.join(folder, name), hashed())
-    fail_point("written")
-    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
@@ -271,7 +223,7 @@ def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
             rows = [row["slices"] for file, row in files.items() if file.partition(".")[0] == part]
             places = sorted(row[name] for row in rows if name in row)
             ends = [0, *(offset + count for offset, count in places)]
-            if [offset for offset, _ in places] != ends[:-1] or ends[-1] != _count(shape):
+            if [offset for offset, _ in places] != ends[:-1] or ends[-1] != numel(shape):
                 raise RuntimeError(f"{folder}: {part} {name} {shape} would be saved as {places}")
     now = time.time()
     body = {"format": FORMAT, "time": now, "files": files, "shapes": shapes}
@@ -283,21 +235,32 @@ def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
 
 
 def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> None:
-    """Remove what `config` does not keep, after `saved` was committed."""
-    # Newer ones were damaged, or training would have gone on from there: they must not push the good ones out.
-    older = [checkpoint for checkpoint in committed(uri) if checkpoint.images < saved.images]
-    kept = {saved.uri, *(checkpoint.uri for checkpoint in [saved, *older][: config.keep])}
-    if config.keep_every:
-        firsts = {c.images // config.keep_every: c.uri for c in [saved, *older]}  # the oldest of each comes last
-        kept |= {uri for number, uri in firsts.items() if number}
-    if config.keep_best:
-        sign = 1 if config.keep_best == "fid" else -1
-        judged = [(*figure, c.uri) for c in [saved, *older] if (figure := c.figure(config.keep_best))]
-        # Figures of different recipes cannot be compared: of each the best, which comes last and stays.
-        kept |= set({recipe: uri for recipe, _, uri in sorted(judged, key=lambda j: sign * j[1], reverse=True)}.values())
+    """Remove what `config` does not keep, after `saved` was committed. Only intact checkpoints count; damaged ones stay."""
+    older: list[Checkpoint] = []
+    others: list[Checkpoint] = []
+    unfinished: list[str] = []
     for name in folders(uri):
-        if (old := storage.join(uri, name)) not in kept:
-            remove(old)
+        folder = storage.join(uri, name)
+        if any(storage.exists(storage.join(folder, marker)) for marker in (DAMAGED, SET_ASIDE)):
+            continue
+        try:
+            found = load(folder)
+            (older if found.images < saved.images else others).append(found)
+        except storage.NotFoundError:
+            unfinished.append(folder)
+        except DataError:
+            continue
+    keep = kept(config, saved, older)
+    for found in (one for one in (*others, *older) if one.uri not in keep):
+        # Training has gone back to before the newer ones: that can have been because they are damaged.
+        if found in others and (fault := found.fault()):
+            mark(found.uri, DAMAGED, fault)
+        else:
+            remove(found.uri)
+    for folder in unfinished:
+        # What a kill left behind while it was saved. One from past `saved` may be all that is left there of a checkpoint.
+        if _images(folder) <= saved.images:
+            remove(folder)
 
 
 def remove(folder: str) -> None:
@@ -327,12 +290,9 @@ def network_tensors(network: nn.Module) -> Tensors:
     return {name: tensor.detach().float() for name, tensor in network.state_dict().items()}
 
 
+def _images(folder: str) -> int:
+    return int(folder.rpartition("/")[2].partition("-")[0])
+
+
 def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _count(shape: Iterable[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

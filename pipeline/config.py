@@ -19,12 +19,12 @@ import yaml
 from model.config import ModelConfig
 from pipeline import config_tree
 from pipeline.batch import BatchConfig
-from pipeline.checkpoint import CheckpointConfig
 from pipeline.config_tree import named_sections_in, preset_names, section_in
 from pipeline.engines import ZeroConfig
 from pipeline.errors import ConfigError
 from pipeline.health import HealthConfig
 from pipeline.objective import ObjectiveConfig
+from pipeline.retention import CheckpointConfig
 from pipeline.schedule import OptimConfig
 from pipeline.stop import StopConfig
 from pipeline.stream import DataConfig

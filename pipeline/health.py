@@ -37,7 +37,7 @@ from pipeline.collapse import Signs
 from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
 from pipeline.journal import Journal
-from pipeline.kept import keep
+from pipeline.kept import keep, read_json
 from pipeline.objective import ObjectiveConfig, State
 from pipeline.tracker import Tracker
 
@@ -329,7 +329,7 @@ _COLLAPSE_ADVICE = (
 
 def _read_history(run: Path) -> History:
     try:
-        return History(**json.loads((run / "health.json").read_text()))
+        return History(**read_json(run / "health.json"))
     except FileNotFoundError:
         return History()
 

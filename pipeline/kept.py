@@ -11,10 +11,23 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run's folder. Raises DataError if it is none, as after a full disk."""
+    text = path.read_text()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        what = "is damaged" if text.strip("\0 \n") else "is empty"
+        raise DataError(f"{path} {what}: restore it from a copy, or set run=NEW_RUN to begin another run")
+    return found
 
 
 def refuse_other(run: str, uri: str, uid: str) -> None:
@@ -37,6 +50,12 @@ def keep(folder: Path, name: str, data: bytes) -> None:
         storage.write_bytes(storage.join(uri, name), data)
 
 
+def forget(uri: str) -> None:
+    """Remove which run is kept at `uri`: the next start there is another's."""
+    for name in _FILES:
+        storage.remove(storage.join(uri, name))
+
+
 def recover(run: str, uri: str) -> None:
     """On a disk without the folder `run`, make it from what the run of that name has kept at `uri`, if it has begun."""
     if Path(run, "run.json").exists() or not (config := _read(uri, "config.yaml")):
@@ -47,13 +66,13 @@ def recover(run: str, uri: str) -> None:
                 storage.write_bytes(str(Path(run, name)), data)
 
 
-def adopt(run: str, identity: dict[str, Any]) -> None:
+def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
     """Make the folder of a node that does not share node 0's disk: the same run, by node 0's `identity`.
 
-    Raises ConfigError if another run's is there.
+    Raises ConfigError if another run's is there, unless node 0 may have begun `anew`.
     """
     path = Path(run, "run.json")
-    if not path.exists():
+    if anew or not path.exists():
         storage.write_bytes(str(path), json.dumps(identity).encode())
     elif (found := json.loads(path.read_text())["uid"]) != identity["uid"]:
         raise ConfigError(f"run={run} is another run on this node ({found}) than on node 0: name another run")

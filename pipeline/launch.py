@@ -56,6 +56,8 @@ class Launch:
     began: float
     """When this start began, in seconds since the epoch: `stop.max_time` counts from there."""
     patience: float = PATIENCE
+    from_scratch: bool = False
+    """Begin anew if none of the run's checkpoints is intact."""
 
 
 def launch(job: Launch, topology: Topology) -> int:
@@ -100,36 +102,41 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     plan_batch(config.batch, processes * topology.nodes)
     manifest = load_data(config.data)
     run.check_model(config, manifest)
-    forget_stop(Path(config.run))  # before the others may go on: what comes from now on is meant for this start
     finished = False
     if topology.rank == 0:
         if config.checkpoint.uri:
             kept.recover(config.run, config.checkpoint.uri)
-        finished = _prepare(config, manifest)
+        finished = _prepare(config, manifest, job.from_scratch)
+    if not finished:
+        forget_stop(Path(config.run))  # before the others may go on: what comes from now on is meant for this start
     if roll:
         identity = run.read_identity(Path(config.run)) if topology.rank == 0 else None
         answer = roll.meet(_card(config, processes), job.patience, {"run": identity, "finished": finished})
         if topology.rank == 0 and answer["warn"]:
             print(f"biggan: warning: {answer['warn']}", file=sys.stderr)
-        kept.adopt(config.run, answer["identity"]["run"])
+        kept.adopt(config.run, answer["identity"]["run"], job.from_scratch)
         finished = answer["identity"]["finished"]
     return finished
 
 
-def _prepare(config: "RunConfig", manifest: "Manifest") -> bool:
-    """Make or check the run's folder; whether the run has finished already."""
-    from pipeline import checkpoint, initial, run
+def _prepare(config: "RunConfig", manifest: "Manifest", from_scratch: bool) -> bool:
+    """Make or check the run's folder; whether the run has finished already. A start that is refused changes no file."""
+    from pipeline import initial, resume, run
 
-    last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
+    run.check(config, manifest)
+    run.check_free(Path(config.run))
+    for line in resume.begin_anew(config) if from_scratch else []:
+        print(line, flush=True)
+    last = resume.check_resumable(config)
     if last is None and (weights := initial.initial_checkpoint(config)):
         print(f"starting from {weights.uri}: {', '.join(sorted(weights.parts))}", flush=True)
-    for line in run.prepare(config, manifest):
-        print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))
     # Killed after its last checkpoint, a run still has to tell MLflow of its end: workers do, with nothing to train.
     if last and last.images >= config.total_images and ended and ended.state == "finished":
         print(f"{config.run} has finished: {last.images:,} images, {last.uri}")
         return True
+    for line in run.prepare(config, manifest):
+        print(f"changed since the last start: {line}", flush=True)
     return False
 
 

@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from model.ema import EMA
 from model.networks import build_discriminator, build_generator
-from pipeline import checkpoint as checkpoints
 from pipeline import slices
 from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Ranks, share_batch_norm
-from pipeline.errors import ConfigError, TrainingError
-from pipeline.health import History
 from pipeline.index import Manifest
-from pipeline.initial import check_networks
 from pipeline.objective import Objective, State
-from pipeline.run import checkpoint_uri, read_identity
+from pipeline.run import read_identity
 from pipeline.schedule import make_optimizer
 from pipeline.slices import Slice
 
@@ -82,32 +77,3 @@ class Learner:
         state = {"run": read_identity(Path(config.run))["uid"], "time": time.time(), "world_size": self.ranks.world_size}
         state |= {"zero_stage": config.zero.stage, "objective": asdict(self.objective.state)}
         return state | {"model": asdict(config.model), "classes": list(manifest.classes)}
-
-
-def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
-    """The newest intact checkpoint of this run from before its failures.
-
-    Raises ConfigError if what is there is another run's, or of other networks, TrainingError if there are only later ones.
-    """
-    history = history or History()
-    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
-    found = checkpoints.newest(uri, history.takes)
-    if not found and checkpoints.newest(uri):
-        raise TrainingError(
-            f"{uri} has no checkpoint from before image {history.good_until:,}, where the run went bad: name a new run, or "
-            f"delete {Path(config.run, 'health.json')} to go on from the newest all the same"
-        )
-    if found and found.state().get("run", uid) != uid:
-        raise ConfigError(
-            f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
-        )
-    if found:
-        check_networks(found, config, f"checkpoint.uri={uri}")
-    return found
-
-
-def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
-    """Rank 0 looks for the newest good checkpoint; all take the same."""
-    choice = [find_checkpoint(config, history) if ranks.main else None]
-    dist.broadcast_object_list(choice)
-    return choice[0]

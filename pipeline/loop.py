@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from pipeline.errors import UserError
 from pipeline.health import Failure, Fault, Health
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
-from pipeline.learner import Learner, agree_on_checkpoint
+from pipeline.learner import Learner
 from pipeline.micro_batch import plan_in_memory
 from pipeline.objective import Pair, State
 from pipeline.report import Recorder
+from pipeline.resume import agree_on_checkpoint, note_saved
 from pipeline.run import Status, check_model, checkpoint_uri, write_status
 from pipeline.saver import Saver, take_fence
 from pipeline.schedule import ema_decay, lr_scale
@@ -74,13 +76,14 @@ def _attempt(job: _Job) -> Failure | str | None:
     progress = health.begin(saved.progress() if saved else None)
     if ranks.main:
         write_status(Path(config.run), Status("running", progress.images))
+        note_saved(Path(config.run), progress.images)
     stream = _open_stream(config, manifest, plan, ranks, progress)
     kept, reason, failure = progress, None, None
     with (
         stream,
         Watchdog(config.hang, Path(config.run), ranks) as watchdog,
         Recorder(config, ranks, plan, manifest, stream, progress, watchdog, job.profile) as recorder,
-        Saver(config.checkpoint, fence, ranks, progress.images) as saver,
+        Saver(config.checkpoint, fence, ranks, progress.images, partial(note_saved, Path(config.run))) as saver,
     ):
         health.tracker = recorder.tracker
         while progress.images < config.total_images and not failure and not (reason := job.stop.agreed()):

@@ -4,14 +4,16 @@ RUN/config.yaml   resolved configuration         RUN/status.json  how far, how i
 RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
 """
 
+import errno
 import fcntl
 import json
 import os
+import re
 import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -19,9 +21,9 @@ from pipeline import checkpoint as checkpoints
 from pipeline import journal, kept, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
-from pipeline.process import job, superseded
+from pipeline.process import superseded, this_process, verdict
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
 """Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
@@ -43,16 +45,31 @@ class Status:
 def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
     """Make or check the run's folder; returns what a resume changes, as lines. Idempotent.
 
-    Raises ConfigError if the folder cannot be written, holds something else, or a change would make the result wrong.
+    Raises ConfigError if the folder cannot be written, holds something else, or a change would make the result wrong;
+    DataError if what it holds is damaged.
+    """
+    changes, identity = check(config, manifest)
+    config, folder = as_begun(config), Path(config.run)
+    if not Path(folder, "run.json").exists():
+        storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
+    storage.write_bytes(str(folder / "config.yaml"), to_yaml(config).encode())
+    if config.checkpoint.uri:
+        kept.begin(config.run, config.checkpoint.uri)
+    return changes
+
+
+def check(config: RunConfig, manifest: Manifest) -> tuple[list[str], dict[str, Any]]:
+    """Return what a resume changes, as lines, and the run's identity, a new one for a new run. Writes nothing.
+
+    Raises as `prepare`.
     """
     config = as_begun(config)
-    folder, saved = Path(config.run), Path(config.run, "config.yaml")
-    if not (saved.exists() or Path(folder, "run.json").exists()) and _foreign(folder):
+    folder = Path(config.run)
+    old = _saved_config(folder) if Path(folder, "config.yaml").exists() else None
+    if not (old or Path(folder, "run.json").exists()) and _foreign(folder):
         raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
-    changes = []
-    if saved.exists():
-        # A folder of an earlier version may hold paths as they were typed.
-        changes = _changes(flatten(located(build(yaml.safe_load(saved.read_text())))), flatten(located(config)))
+    # A folder of an earlier version may hold paths as they were typed.
+    changes = _changes(flatten(located(old)), flatten(located(config))) if old else []
     identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
     if Path(folder, "run.json").exists():
         identity = read_identity(folder)
@@ -62,12 +79,7 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
             )
     if config.checkpoint.uri:
         kept.refuse_other(config.run, config.checkpoint.uri, identity["uid"])
-    if not Path(folder, "run.json").exists():
-        storage.write_bytes(str(folder / "run.json"), json.dumps(identity).encode())
-    storage.write_bytes(str(saved), to_yaml(config).encode())
-    if config.checkpoint.uri:
-        kept.begin(config.run, config.checkpoint.uri)
-    return changes
+    return changes, identity
 
 
 def as_begun(config: RunConfig) -> RunConfig:
@@ -78,12 +90,17 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether something of somebody else's is there; a kill can have left a temporary file of ours."""
-    return folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".tmp") for path in folder.iterdir()))
+    """Whether something of somebody else's is there; a kill can have left our lock, or a temporary file."""
+    ours = re.compile(r"lock|.*\.tmp")
+    return folder.exists() and (not folder.is_dir() or any(not ours.fullmatch(path.name) for path in folder.iterdir()))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    return json.loads(Path(folder, "run.json").read_text())
+    """Return the run's id and that of its images. Raises DataError if RUN/run.json is damaged."""
+    found = kept.read_json(Path(folder, "run.json"))
+    if not {"uid", "dataset"} <= found.keys():
+        raise DataError(f"{folder / 'run.json'} has no uid or no dataset: restore it from a copy, or set run=NEW_RUN")
+    return found
 
 
 def load_run_config(run: str | Path) -> RunConfig:
@@ -91,7 +108,7 @@ def load_run_config(run: str | Path) -> RunConfig:
     path = Path(run, "config.yaml")
     if not path.is_file():
         raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
-    return _as_recorded(replace(build(yaml.safe_load(path.read_text())), run=str(run)))
+    return _as_recorded(replace(_saved_config(Path(run)), run=str(run)))
 
 
 def _as_recorded(config: RunConfig) -> RunConfig:
@@ -104,6 +121,21 @@ def _as_recorded(config: RunConfig) -> RunConfig:
     parts = {name: replace(part, uri=known.get(name, part.uri)) for name, part in data.mix.items()}
     name = data.uri.rstrip("/").rpartition("/")[2]
     return replace(config, data=replace(data, uri=known.get(name, data.uri), mix=parts))
+
+
+def _saved_config(folder: Path) -> RunConfig:
+    """Read RUN/config.yaml, as it was written. Raises DataError if it is empty or no YAML."""
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise DataError(
+            f"{path} is empty or damaged: restore it from a copy (MLflow has one among the run's artifacts), or delete it: "
+            "the next start writes it anew"
+        )
+    return build(tree)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -167,40 +199,66 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
 
 
 def lock(folder: Path, patience: float = 20.0) -> IO[str]:
-    """Hold the run for this process's life. Raises ConfigError if another training keeps it for `patience` seconds."""
-    path = Path(folder, "lock")
+    """Hold the run for this process's life. Raises ConfigError if another training keeps it for `patience` seconds.
+
+    Says so where the file system knows no locks: then only the fence beside the checkpoints keeps two hosts apart.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, locked = _acquire(Path(folder, "lock"), patience)
+    if not locked:
+        print(f"{folder} is on a file system without locks: do not train this run twice at a time", flush=True)
+    file.truncate(0)
+    file.write(json.dumps(this_process() | {"pid": os.getpid()}))
+    file.flush()
+    return file
+
+
+def check_free(folder: Path, patience: float = 20.0) -> None:
+    """Raise ConfigError if a training keeps the run for `patience` seconds. Writes nothing."""
+    if Path(folder, "lock").exists():
+        _acquire(Path(folder, "lock"), patience)[0].close()
+
+
+def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
+    """The open file of a lock, and whether it is locked: some file systems cannot."""
     deadline = time.monotonic() + patience  # a training that was just killed takes a moment to go
     while True:
         file = open(path, "a+")  # noqa: SIM115 - it is held for the process's life
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            holder = _holder(file)
-            file.close()
-            if superseded(holder):
-                path.unlink(missing_ok=True)  # it keeps a lock that nobody looks at any more
-            elif time.monotonic() > deadline:
-                raise ConfigError(f"run={folder} is being trained by process {holder.get('pid')}: stop that first") from None
-            else:
-                time.sleep(0.1)
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid()} | job()))
-    file.flush()
-    return file
+        state = _try_lock(file)
+        if state != "held":
+            return file, state == "locked"
+        holder = _holder(file)
+        file.close()
+        if superseded(holder):
+            path.unlink(missing_ok=True)  # it keeps a lock that nobody looks at any more
+        elif time.monotonic() > deadline:
+            raise ConfigError(f"run={path.parent} is being trained by process {holder.get('pid')}: stop that first") from None
+        else:
+            time.sleep(0.1)
+
+
+def _try_lock(file: IO[str]) -> Literal["locked", "held", "unknown"]:
+    """Lock a file. Where the file system has no locks, what its holder has written there tells whether it lives here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        holder = _holder(file)
+        alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
+        return "held" if alive else "unknown"
+    return "locked"
 
 
 def is_training(folder: Path) -> bool:
     """Whether some training holds the run."""
     try:
         with open(folder / "lock", "r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return not superseded(_holder(file))
+            return _try_lock(file) == "held" and not superseded(_holder(file))
     except FileNotFoundError:
-        pass
-    return False
+        return False
 
 
 def _holder(file: IO[str]) -> dict[str, Any]:
@@ -226,5 +284,5 @@ def tell_launcher(status: Status) -> None:
 def read_status(path: Path) -> Status | None:
     try:
         return Status(**json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None

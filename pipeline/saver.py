@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,12 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pipeline import checkpoint, storage
-from pipeline.checkpoint import CheckpointConfig, Progress, Shapes
+from pipeline import checkpoint, checkpoint_files, storage
+from pipeline.checkpoint import Progress, Shapes
 from pipeline.engines import Ranks
 from pipeline.errors import StorageError, UserError
 from pipeline.failpoints import fail_point
 from pipeline.fence import Fence, FencedError, take
+from pipeline.retention import CheckpointConfig
 from pipeline.slices import Slice
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,20 @@ class _Snapshot:
 
 
 class Saver:
-    """Saves a run that stands at `images`. All ranks make the same calls; every failure is raised on all of them."""
+    """Saves a run that stands at `images`. All ranks make the same calls; every failure is raised on all of them.
 
-    def __init__(self, config: CheckpointConfig, fence: Fence, ranks: Ranks, images: int):
-        self.config, self.fence, self.ranks = config, fence, ranks
+    Rank 0's thread calls `committed` with the images of each checkpoint as soon as it is one.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        fence: Fence,
+        ranks: Ranks,
+        images: int,
+        committed: Callable[[int], object] = lambda _: None,
+    ):
+        self.config, self.fence, self.ranks, self._committed = config, fence, ranks, committed
         self.saved = images
         """Images that a crash now would not lose."""
         self._failures = 0
@@ -176,7 +187,7 @@ class Saver:
                 snapshot.copied.synchronize()
             report: dict[str, Any] = {"files": {}, "shapes": {}}
             for part, slices in snapshot.parts.items():
-                report["files"] |= checkpoint.write_part(folder, part, self.ranks.rank, slices)
+                report["files"] |= checkpoint_files.write_part(folder, part, self.ranks.rank, slices)
                 report["shapes"][part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
             report = _failure(error)
@@ -193,7 +204,7 @@ class Saver:
             _clear_up(folder)
         self._mail.set(f"{serial}/outcome", json.dumps(self._outcome))
         if self._outcome["kind"] == "saved":
-            self._retain(folder)
+            self._settle(folder, snapshot.progress.images)
 
     def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: dict[str, Any]) -> dict[str, Any]:
         """Rank 0: wait for all, then commit."""
@@ -207,13 +218,16 @@ class Saver:
         for report in reports:
             for part, tensors in report["shapes"].items():
                 shapes.setdefault(part, {}).update(tensors)
-        files |= checkpoint.write_state(folder, snapshot.progress, snapshot.state)
+        files |= checkpoint_files.write_state(folder, snapshot.progress, snapshot.state)
         fail_point("fence")
         self.fence.check()
         checkpoint.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
         return {"kind": "saved", "message": ""}
 
-    def _retain(self, folder: str) -> None:
+    def _settle(self, folder: str, images: int) -> None:
+        """After a commit: note it, and make room."""
+        with contextlib.suppress(UserError, OSError):  # the checkpoint speaks for itself
+            self._committed(images)
         try:
             checkpoint.retain(self.fence.uri, checkpoint.load(folder), self.config)
         except (UserError, OSError) as error:

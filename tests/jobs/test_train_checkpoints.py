@@ -14,7 +14,7 @@ from jobs.cli import main
 from pipeline import checkpoint
 from pipeline.engines import Ranks
 from pipeline.health import History
-from pipeline.learner import agree_on_checkpoint
+from pipeline.resume import agree_on_checkpoint
 from pipeline.run import load_run_config, read_status
 from tests.jobs.background import Started, biggan, wait_for
 from tests.jobs.tiny_runs import disk, log, remount, train_forked

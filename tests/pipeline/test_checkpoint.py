@@ -20,10 +20,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import checkpoint, storage
-from pipeline.checkpoint import COMMIT, Checkpoint, CheckpointConfig, Progress, Tensors, committed, newest, save
+from pipeline import checkpoint, checkpoint_files, storage
+from pipeline.checkpoint import COMMIT, Checkpoint, Progress, Tensors, committed, newest, save
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError, DataError
+from pipeline.retention import CheckpointConfig
 from pipeline.slices import Slice, share, whole
 from tests.conftest import S3Server
 
@@ -228,10 +229,10 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrot
     """Tensors of any sizes, cut evenly over the ranks that write, read as slices cut over other ranks."""
     uri = f"memory://{uuid.uuid4().hex}/0000000001"
     tensors = {f"t{i}": torch.rand(n, 2) for i, n in enumerate(numbers) if n}
-    files: checkpoint.Files = {}
+    files: checkpoint_files.Files = {}
     for rank in range(wrote):
-        files |= checkpoint.write_part(uri, "ema", rank, share(whole(tensors), Ranks(rank, wrote, torch.device("cpu"))))
-    files |= checkpoint.write_state(uri, Progress(1), {})
+        files |= checkpoint_files.write_part(uri, "ema", rank, share(whole(tensors), Ranks(rank, wrote, torch.device("cpu"))))
+    files |= checkpoint_files.write_state(uri, Progress(1), {})
     checkpoint.commit(uri, files, {"ema": {name: list(t.shape) for name, t in tensors.items()}})
     found = checkpoint.load(uri)
     assert all(torch.equal(found.tensors("ema")[name], t) for name, t in tensors.items())
@@ -246,7 +247,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrot
 
 
 def test_a_tensor_that_is_not_all_there_is_not_committed(tmp_path: Path) -> None:
-    files = checkpoint.write_part(str(tmp_path), "ema", 0, [Slice("w", (4,), 0, torch.ones(3))])
+    files = checkpoint_files.write_part(str(tmp_path), "ema", 0, [Slice("w", (4,), 0, torch.ones(3))])
     with pytest.raises(RuntimeError, match=r"ema w \[4\] would be saved as \[\[0, 3\]\]"):
         checkpoint.commit(str(tmp_path), files, {"ema": {"w": [4]}})
     assert not storage.exists(str(tmp_path / COMMIT))
@@ -283,11 +284,11 @@ def test_figures_of_different_recipes_are_not_compared(
     assert [c.images for c in committed(uri)] == sorted([600, 500, *best], reverse=True)
 
 
-def test_reading_what_was_not_committed_says_what_to_delete(tmp_path: Path) -> None:
+def test_reading_a_damaged_file_names_it_and_deletes_nothing(tmp_path: Path) -> None:
     save_at(str(tmp_path), 100)
     damage(tmp_path / "0000000100" / "ema.rank00000.safetensors")
     found = next(committed(str(tmp_path)))
-    with pytest.raises(DataError, match=f"delete the folder {tmp_path}/0000000100") as caught:
+    with pytest.raises(DataError, match=f"^{found.uri}/ema.rank00000.safetensors is damaged: .* use another") as caught:
         found.tensors("ema")
     assert caught.value.exit_code == 65
 
@@ -298,7 +299,9 @@ def test_damaged_newer_ones_never_push_out_what_training_has_saved_since(tmp_pat
         damage(tmp_path / name / "ema.rank00000.safetensors")
     save_at(str(tmp_path), 150)
     assert_whole(newest(str(tmp_path)), 150)
-    assert storage.names(str(tmp_path)) == ["0000000100", "0000000150"]
+    save_at(str(tmp_path), 250, 350)
+    assert [c.images for c in committed(str(tmp_path)) if not c.fault()] == [350, 250], "two that are intact"
+    assert storage.names(str(tmp_path)) == [f"{images:010d}" for images in (200, 250, 300, 350)], "damaged ones stay"
 
 
 def test_other_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:

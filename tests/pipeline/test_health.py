@@ -23,8 +23,8 @@ from pipeline.engines import Engine, Ranks, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.health import _LASTING, _NORMS, Failure, Fault, Health, HealthConfig, History, Norms
 from pipeline.index import load_manifest
-from pipeline.learner import find_checkpoint
 from pipeline.objective import ObjectiveConfig, State
+from pipeline.resume import find_checkpoint
 from pipeline.run import checkpoint_uri, prepare, read_identity
 from pipeline.schedule import OptimConfig, make_optimizer
 from tests.pipeline.test_loop import config_of

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from pipeline import checkpoint
 from pipeline.batch import BatchConfig
-from pipeline.checkpoint import CheckpointConfig, Progress
+from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
-from pipeline.learner import find_checkpoint
 from pipeline.loop import _due, on_device
+from pipeline.resume import find_checkpoint
+from pipeline.retention import CheckpointConfig
 from pipeline.run import checkpoint_uri, prepare, read_identity
 from pipeline.stream import DataConfig, MicroBatch
 

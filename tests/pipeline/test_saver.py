@@ -8,9 +8,10 @@ import torch
 
 from benchmarks import workers
 from pipeline import checkpoint, fence, saver, storage
-from pipeline.checkpoint import CheckpointConfig, Progress
+from pipeline.checkpoint import Progress
 from pipeline.engines import Ranks, start_workers
 from pipeline.errors import StorageError, UserError
+from pipeline.retention import CheckpointConfig
 from pipeline.saver import Saver, take_fence
 from pipeline.slices import share, whole
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from benchmarks import workers
 from pipeline import checkpoint, slices
-from pipeline.checkpoint import CheckpointConfig, Progress
+from pipeline.checkpoint import Progress
 from pipeline.engines import Engine, Ranks, ZeroConfig, start_workers
+from pipeline.retention import CheckpointConfig
 from pipeline.saver import Saver, take_fence
 
 

@@ -1,0 +1,144 @@
+"""Where a run resumes: at its newest intact checkpoint. A run that was saved never begins anew unless it is told to.
+
+RUN/saved.json  images of the last checkpoint that was committed; 0: none yet
+RUN/before-N/   what `--from-scratch` has put aside: journal, identity and status of the training before
+"""
+
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pipeline import checkpoint as checkpoints
+from pipeline import kept, storage
+from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
+from pipeline.config import RunConfig
+from pipeline.engines import Ranks
+from pipeline.errors import ConfigError, DataError, StorageError, TrainingError
+from pipeline.health import History
+from pipeline.initial import check_networks
+from pipeline.run import checkpoint_uri, load_run_config, read_identity, read_status
+
+_OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "restarts.json", "journal.jsonl", "journal.offset")
+"""What of a run's folder another training there would continue."""
+
+
+def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
+    """Return the newest intact checkpoint of this run from before its failures; None if it has never been saved.
+
+    Says which damaged ones it passes over, and marks them. Raises DataError if the run was saved and none of its checkpoints
+    is intact, ConfigError if what is there is another run's, or of other networks, TrainingError if there are only later ones.
+    """
+    history = history or History()
+    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
+    damaged: dict[str, str] = {}
+    later: list[Checkpoint] = []
+
+    def good(one: Checkpoint) -> bool:
+        if not (takes := history.takes(one)):
+            later.append(one)
+        return takes
+
+    found = checkpoints.newest(uri, good, damaged.__setitem__)
+    if later and not found:
+        raise TrainingError(
+            f"{uri} has no checkpoint from before image {history.good_until:,}, where the run went bad: name a new run, or "
+            f"delete {Path(config.run, 'health.json')} to go on from the newest all the same"
+        )
+    if not found:
+        refuse_to_begin_anew(config, damaged)
+        return None
+    if found.state().get("run", uid) != uid:
+        raise ConfigError(
+            f"checkpoint.uri={uri} holds the checkpoints of another run than run={config.run}: name another place"
+        )
+    check_networks(found, config, f"checkpoint.uri={uri}")
+    for folder, fault in damaged.items():
+        print(f"passing over a damaged checkpoint, which stays: {folder}/{fault}", flush=True)
+        with contextlib.suppress(StorageError, ConfigError):  # who saves there next says what is wrong with the store
+            checkpoints.mark(folder, DAMAGED, fault)
+    with contextlib.suppress(StorageError, ConfigError):
+        storage.remove(storage.join(found.uri, DAMAGED))  # somebody has restored it
+    return found
+
+
+def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
+    """Rank 0 looks for the newest good checkpoint; all take the same."""
+    choice = [find_checkpoint(config, history) if ranks.main else None]
+    dist.broadcast_object_list(choice)
+    return choice[0]
+
+
+def check_resumable(config: RunConfig) -> Checkpoint | None:
+    """Return the newest committed checkpoint, not verified: so much can be seen before workers start, and is cheap.
+
+    Raises DataError as `find_checkpoint`.
+    """
+    damaged: dict[str, str] = {}
+    found = next(checkpoints.committed(checkpoint_uri(config), damaged.__setitem__), None)
+    if found is None:
+        refuse_to_begin_anew(config, damaged)
+    return found
+
+
+def refuse_to_begin_anew(config: RunConfig, damaged: Mapping[str, str]) -> None:
+    """Raise DataError if the run was saved: `damaged` are folders with what is wrong with them, all that is left of it."""
+    uri, images = checkpoint_uri(config), saved_images(Path(config.run))
+    if not damaged and not images:
+        return
+    if damaged:
+        faults = [f"{folder.rpartition('/')[2]}/{fault}" for folder, fault in damaged.items()]
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        seen = f"none of its checkpoints at {uri} is intact ({', '.join(faults[:4])}{more}). Restore them from a copy"
+    else:
+        left = checkpoints.folders(uri)
+        what = f"only {', '.join(left[:4])} without {checkpoints.COMMIT}" if left else "no checkpoint"
+        seen = f"it was saved at image {images:,}, but {uri} has {what}. Restore it from a copy"
+        with contextlib.suppress(ConfigError, DataError):
+            if (before := checkpoint_uri(load_run_config(config.run))) != uri:
+                key = shlex.quote(f"checkpoint.uri={before}")
+                seen = f"it was saved at image {images:,} at {before}, and {uri} has no checkpoint: set {key}"
+    raise DataError(f"run={config.run} cannot resume: {seen}, pass --from-scratch to train from image 0, or set run=NEW_RUN")
+
+
+def saved_images(folder: Path) -> int:
+    """Return the images of the last checkpoint that the run in `folder` has committed, 0 if it has none.
+
+    Runs from before RUN/saved.json have them in their status.
+    """
+    if (path := folder / "saved.json").exists():
+        return int(kept.read_json(path)["images"])
+    status = read_status(folder / "status.json")
+    return status.images if status else 0
+
+
+def note_saved(folder: Path, images: int) -> None:
+    """Note that a checkpoint of `images` has been committed."""
+    storage.write_bytes(str(folder / "saved.json"), json.dumps({"images": images, "time": time.time()}).encode())
+
+
+def begin_anew(config: RunConfig) -> list[str]:
+    """Let the next start of a run begin at image 0 if none of its checkpoints is intact; returns what was done, as lines.
+
+    The checkpoints stay, marked, and the records of the training before go to RUN/before-N. The run gets a new identity.
+    """
+    folder, uri = Path(config.run), checkpoint_uri(config)
+    damaged: dict[str, str] = {}
+    if found := checkpoints.newest(uri, passed_over=damaged.__setitem__):
+        return [f"--from-scratch is not needed: {found.uri} is intact, and training resumes there"]
+    if not damaged and not saved_images(folder):
+        return []
+    for name in checkpoints.folders(uri):
+        checkpoints.mark(storage.join(uri, name), SET_ASIDE, damaged.get(storage.join(uri, name), "not committed"))
+    aside = next(path for number in range(1, 1 << 31) if not (path := folder / f"before-{number}").exists())
+    aside.mkdir()
+    for name in _OF_A_TRAINING:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    if config.checkpoint.uri:
+        kept.forget(config.checkpoint.uri)
+    return [f"beginning anew: records of the training before are in {aside}, its damaged checkpoints stay at {uri}"]
