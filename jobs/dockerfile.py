@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     """MLflow writes it, of the version that an alias means now."""
     if args.dst.exists():
         raise ConfigError(f"DST {args.dst} is there already: name a new folder")
-    from pipeline import registry
+    from pipeline import imports, registry
     from pipeline.mlflow_store import calm_mlflow
 
     calm_mlflow()
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         version = registry.resolve(registry.use(store), args.model)
     command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--env-manager", "local"]
     command += ["-m", f"models:/{version.name}/{version.version}", "-d", str(args.dst)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
+    environment = os.environ | imports.environment() | {"MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")
