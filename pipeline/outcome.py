@@ -63,12 +63,16 @@ def outcome(
         run.write_status(folder, Status("failed", images, watchdog.EXIT_CODE, message))
         return Status("hung", images, watchdog.EXIT_CODE, message)
     line = first_cause(said).line
-    what = f"the workers failed: {line}" if line else f"the workers ended without a result (launcher's exit code {code})"
+    torn = bool(_TORN.search(line))
+    what = (
+        f"another worker ended first, without saying why, and these lost it: {line}" if torn else f"the workers failed: {line}"
+    )
+    if not line:
+        what = f"the workers ended without a result (launcher's exit code {code})"
     again = "the same command resumes from the last checkpoint"
     if _REPEATS.match(line):
         again = "the same command fails again until this is fixed, and then resumes from the last checkpoint"
-    state = "torn" if _TORN.search(line) else "crashed"
-    return Status(state, images, 1, f"{what}; see {log}; {again}")
+    return Status("torn" if torn else "crashed", images, 1, f"{what}; see {log}; {again}")
 
 
 def first_cause(said: str) -> Cause:

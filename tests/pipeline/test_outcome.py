@@ -78,6 +78,7 @@ def test_of_several_nodes_the_one_with_the_cause_has_the_word() -> None:
         outcome(Path("run"), LOG, JOINED, 1, PEER + LAUNCHER, []),
         outcome(Path("run"), LOG, None, -9, "", [], deserted=True),
     ]
+    assert torn[0].message.startswith("another worker ended first, without saying why, and these lost it: RuntimeError: ")
     interrupted = outcome(Path("run"), LOG, None, -15, "", [])
     ranked = sorted([*torn, interrupted, cause], key=lambda end: RANKING.index(end.state))
     assert ranked == [cause, interrupted, *torn]
