@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import imports
 from pipeline.errors import ConfigError, StorageError
 
 HELP = "the whole line on real images: shards, training, evaluation, registry, samples"
@@ -73,7 +74,8 @@ def show(folder: Path, commands: list[Step]) -> int:
             f"\n[{minutes}:{seconds:02}] {number}/{len(commands)} {step.title}\n$ biggan {shlex.join(step.words)}", flush=True
         )
         started = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", "jobs.cli", *step.words], check=False).returncode
+        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | imports.environment()
+        code = subprocess.run(command, env=environment, check=False).returncode
         spent[step.words[0]] = time.monotonic() - started
         if code:
             print(f"\ndemo: stopped at `biggan {step.words[0]}` (exit code {code}); the same command goes on from here")

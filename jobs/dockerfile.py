@@ -1,6 +1,7 @@
 """`biggan dockerfile`: what `docker build` needs to serve a registered version."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pipeline import imports
 from pipeline.errors import ConfigError, StorageError
 
 HELP = "write a Dockerfile, with the model beside it, that serves a registered version"
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _write(model: Path, dst: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--env-manager", "local"]
-    done = subprocess.run([*command, "-m", str(model), "-d", str(dst)], capture_output=True, text=True, check=False)
+    command += ["-m", str(model), "-d", str(dst)]
+    done = subprocess.run(command, env=os.environ | imports.environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")

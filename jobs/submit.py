@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     schedulers = parser.add_subparsers(title="schedulers", metavar="SCHEDULER", required=True)
     slurm = schedulers.add_parser("slurm", help="sbatch, from a login node", description="Submit slurm/train.sbatch.")
     _common(slurm)
-    slurm.add_argument("--time", metavar="T", help="limit of each start, as sbatch takes it: 24:00:00")
+    slurm.add_argument(
+        "--time", metavar="T", help="limit of each start, as sbatch takes it: 24:00:00; ten minutes at least, hours are better"
+    )
     slurm.add_argument(
         "--site",
         metavar="FILE",
@@ -100,7 +102,7 @@ def _slurm(args: argparse.Namespace) -> None:
     resources = [f"--gpus-per-node={args.gpus_per_node}"] if args.gpus_per_node else []
     options = [*_options(run, "train"), f"--nodes={args.nodes}", *resources, *([f"--time={args.time}"] if args.time else [])]
     _refuse_second(run)
-    starts = slurm.check([*options, str(_template("train")), config.run], env)
+    starts = slurm.check([*options, str(_template("train")), config.run], env, _template("train").read_text())
     place = submission.folder(run)
     request = [*options, str(place / "train.sbatch"), str(place / "config.yaml"), f"run={run}"]
     if args.dry_run:
@@ -211,7 +213,9 @@ def _template(name: str) -> Path:
 
 def _environment(site: Path | None) -> dict[str, str]:
     """Of sbatch, and so of the job: this one's, with this Python's commands, and what the site file makes of it."""
-    env = dict(os.environ) | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    from pipeline import slurm
+
+    env = slurm.outside(os.environ) | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     if site is None:
         return env
     if not site.is_file():

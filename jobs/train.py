@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from pipeline import stop, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
-from pipeline.launch import PARENT_VARIABLE, PATIENCE, Launch, die_with_parent, forget_stop, launch, outlived_launcher
+from pipeline.launch import (
+    PARENT_VARIABLE,
+    PATIENCE,
+    WORKING_DIRECTORY_VARIABLE,
+    Launch,
+    die_with_parent,
+    forget_stop,
+    launch,
+    outlived_launcher,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -46,9 +55,10 @@ def add_from_scratch(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
-    if "LOCAL_RANK" not in os.environ:
+    if not topology.is_worker(os.environ):
         with stop.at_once():
             return launch_here(args, topology.alone())
+    os.chdir(os.environ.get(WORKING_DIRECTORY_VARIABLE, "."))
     signals = stop.Signals()  # before the imports, which take seconds
     die_with_parent()
     return 1 if outlived_launcher() else _work(args, signals)
@@ -125,11 +135,14 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
+    from pipeline.outcome import JOINED
     from pipeline.precision import settle
     from pipeline.watchdog import record_collectives
 
     record_collectives(folder)
     ranks = start_workers()
+    if os.environ["LOCAL_RANK"] == "0":
+        run.tell_launcher(JOINED)
     config = settle(config, ranks)
     held = None
     if ranks.main:

@@ -67,7 +67,7 @@ class RunConfig:
     """torch.compile fuses what stands between the convolutions of a block: minutes at every start, a quicker step on a GPU. A
     graph that cannot be compiled is an error, as a run must not change its rounding by chance."""
     processes: int | None = None
-    """Workers on this machine. Default: one per GPU, or one where there is no GPU."""
+    """Workers on each machine. Default: one per GPU, or one where there is no GPU."""
     peak_tflops: float | None = None
     """Matrix rate of one device in TFLOP/s, which model FLOP utilisation is a share of. Default: measured at the start."""
     log_every: int = 10_000

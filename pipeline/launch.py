@@ -7,6 +7,7 @@ part    the launcher hides its workers' exit codes, so they leave a status; of s
 """
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline import kept, stop
+from pipeline import imports, kept, stop
 from pipeline.errors import UserError
 from pipeline.topology import Topology, without_launchers
 
@@ -42,8 +43,11 @@ pages to fill with zeros: to keep them makes a step 1.2 to 1.3 times as fast (do
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 """That the launcher passes on to the workers: its default, and those two, which would kill it and leave the workers behind."""
 
-_RANKING = ("failed", "finished", "stopped", "hung", "crashed", "interrupted")
-"""Of what nodes say of the end, the first counts. `crashed` is what a node says that was only torn along."""
+WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
+"""Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
+
+_NO_DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED", "mixed_precision": "no"}
+"""What `accelerate launch` reads in place of the user's `default_config.yaml`, which is about other programs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def launch(job: Launch, topology: Topology) -> int:
 
             finish_failed(folder, job.config.tracking)
         _keep_log(job.config, Path(errors.name), began, topology)
-    if end.state == "crashed":
+    if end.state in ("crashed", "torn"):
         print(trace, file=sys.stderr)
     return _tell(job.config, end)
 
@@ -111,7 +115,9 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
         forget_stop(Path(config.run))  # before the others may go on: what comes from now on is meant for this start
     if roll:
         identity = run.read_identity(Path(config.run)) if topology.rank == 0 else None
-        answer = roll.meet(_card(config, processes), job.patience, {"run": identity, "finished": finished})
+        answer = roll.meet(
+            _card(config, processes, roll.topology.address), job.patience, {"run": identity, "finished": finished}
+        )
         if topology.rank == 0 and answer["warn"]:
             print(f"biggan: warning: {answer['warn']}", file=sys.stderr)
         kept.adopt(config.run, answer["identity"]["run"], job.from_scratch)
@@ -140,11 +146,14 @@ def _prepare(config: "RunConfig", manifest: "Manifest", from_scratch: bool) -> b
     return False
 
 
-def _card(config: "RunConfig", processes: int) -> "Card":
-    from pipeline.lineage import code_sha256, config_sha256
-    from pipeline.roll_call import Card
+def _card(config: "RunConfig", processes: int, main: str) -> "Card":
+    import torch
 
-    return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time())
+    from pipeline.lineage import code_sha256, config_sha256
+    from pipeline.roll_call import Card, unreachable
+
+    apart = "" if torch.cuda.is_available() else unreachable(main)  # NCCL looks for interfaces itself
+    return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time(), unreachable=apart)
 
 
 def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None") -> "tuple[Status, str]":
@@ -152,72 +161,62 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     import torch
 
     from pipeline import run
+    from pipeline.outcome import first_cause, outcome
 
     folder = Path(job.config.run)
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
-    with tempfile.NamedTemporaryFile(prefix="biggan-status-") as status:
+    with tempfile.TemporaryDirectory(prefix="biggan-") as place:
+        status, defaults = Path(place, "status.json"), Path(place, "accelerate.json")
+        defaults.write_text(json.dumps(_NO_DEFAULTS))
         child = subprocess.Popen(
-            _accelerate_command(job.worker, topology, processes),
+            _accelerate_command(job.worker, topology, processes, defaults),
+            cwd=place,  # the launcher puts its working directory before everything else that can be imported
             env=_environment(processes, torch.cuda.is_available())
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}
-            | {run.STATUS_VARIABLE: status.name, PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)},
+            | {run.STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)}
+            | {WORKING_DIRECTORY_VARIABLE: os.getcwd()},
             stderr=errors,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
-        code = _wait(child, roll, job.config.stop.grace)
-        end = run.read_status(Path(status.name))
+        code, deserted = _wait(child, roll, job.config.stop.grace, status)
+        end = run.read_status(status)
     with open(errors.name, "rb") as file:
         file.seek(began)
         said = file.read().decode(errors="replace")
     dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
-    return _outcome(folder, end, code, said, dumps), _first_traceback(said)
+    return outcome(folder, Path(errors.name), end, code, said, dumps, deserted), first_cause(said).trace
 
 
-def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int) -> int:
-    """The launcher's exit code. Workers that wait for a node whose own have ended are ended, after `grace` seconds."""
+def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int, status: Path) -> tuple[int, bool]:
+    """The launcher's exit code, and whether its workers were ended because another node's have.
+
+    They have `grace` seconds to save; before they have joined, which `status` tells, there is nothing to save and they wait
+    for a node that does not come.
+    """
     if roll is None:
-        return child.wait()
+        return child.wait(), False
     alone_since = None
     while True:
         try:
-            return child.wait(timeout=2.0)
+            return child.wait(timeout=2.0), alone_since == float("inf")
         except subprocess.TimeoutExpired:
             if alone_since is None and roll.others_have_ended():
                 alone_since = time.monotonic()
-            if alone_since and time.monotonic() > alone_since + grace:
+            joined = status.exists()
+            if alone_since and time.monotonic() > alone_since + (grace if joined else 0):
                 print("biggan: the workers of another node have ended; these are ended too", file=sys.stderr)
-                child.terminate()
+                child.send_signal(signal.SIGTERM if joined else signal.SIGKILL)  # they die with it
                 alone_since = float("inf")
-
-
-def _outcome(folder: Path, end: "Status | None", code: int, said: str, dumps: list[Path]) -> "Status":
-    """How the workers of this node ended: by their status, what they `said` on stderr and the stacks they left."""
-    from pipeline import run, watchdog
-
-    if end and end.state in ("failed", "finished", "stopped"):
-        return end
-    images = end.images if end else 0
-    # The launcher died of a signal, or had to pass it on to workers that were not ready to note it.
-    if end is None and (-code in stop.SIGNALS or "death signal" in said):
-        return run.Status("interrupted", images, stop.EXIT_CODE)
-    if dumps:
-        message = f"{watchdog.explain(dumps)}; the stacks are in {folder}/logs/hang-rank*; the same command resumes"
-        run.write_status(folder, run.Status("failed", images, watchdog.EXIT_CODE, message))
-        return run.Status("hung", images, watchdog.EXIT_CODE, message)
-    message = (
-        f"the workers ended without a result (launcher's exit code {code}): see {folder}/logs/; "
-        "the same command resumes from the last checkpoint"
-    )
-    return run.Status("crashed", images, 1, message)
 
 
 def _most_telling(mine: "Status", roll: "RollCall", folder: Path) -> "Status":
     """Of all nodes' ends the one that counts; node 0 writes it down where its own workers could not."""
     from pipeline import run
+    from pipeline.outcome import RANKING
 
     ends = [run.Status(**end) for end in roll.end(asdict(mine))]
-    end = min(ends, key=lambda end: _RANKING.index(end.state))
+    end = min(ends, key=lambda end: RANKING.index(end.state))
     if end != mine and end.state == "failed" and roll.topology.rank == 0:
         run.write_status(folder, end)
     return end
@@ -259,22 +258,13 @@ def forget_stop(folder: Path) -> None:
         stop.forget(folder)
 
 
-def _first_traceback(said: str) -> str:
-    """What the first worker to fail said; the launcher's summary and the other workers' complaints bury it."""
-    lines = said.splitlines()
-    first = next((i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line), None)
-    if first is None:
-        return "\n".join(lines[-10:])
-    rank = lines[first].partition("Traceback")[0]
-    return "\n".join([line.removeprefix(rank) for line in lines[first:] if line.startswith(rank)][:40])
-
-
-def _accelerate_command(worker: Sequence[str], topology: Topology, processes: int) -> list[str]:
+def _accelerate_command(worker: Sequence[str], topology: Topology, processes: int, defaults: Path) -> list[str]:
     options: dict[str, object] = {"num_machines": topology.nodes, "num_processes": processes * topology.nodes}
     if topology.nodes > 1:
         options |= {"machine_rank": topology.rank, "main_process_ip": topology.address}
         options |= {"deepspeed_multinode_launcher": "standard"}  # by default it would log in to the other nodes with pdsh
     options |= {"main_process_port": topology.port, "mixed_precision": "no", "dynamo_backend": "no"}
+    options |= {"config_file": defaults}
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", *flags, "--module", *worker]
 
@@ -283,7 +273,7 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # FutureWarning: torch announces changes to functions that DeepSpeed calls, once per call.
     quiet = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning"}
-    return quiet | ({} if gpu else ON_A_CPU) | without_launchers(os.environ)
+    return quiet | ({} if gpu else ON_A_CPU) | without_launchers(os.environ) | imports.environment()
 
 
 def _keep_log(config: "RunConfig", file: Path, began: int, topology: Topology) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from pipeline import imports
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -102,7 +103,9 @@ def together(processes: int) -> Iterator[Peers]:
     others = [
         subprocess.Popen(
             [sys.executable, "-m", "pipeline.peers"],
-            env=os.environ | {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            env=os.environ
+            | imports.environment()
+            | {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
         )
         for rank in range(1, processes)
     ]

@@ -1,7 +1,7 @@
 """Whether a job that has ended shall start again: `python -m pipeline.restarts RUN CODE`, for batch scripts.
 
-Prints a verdict, an exit code and why: `again 75 stopped by SIGUSR1`. Being stopped (75) costs nothing, a crash takes one of
-a few starts that a run has without a new checkpoint; a new checkpoint gives them all back. RUN/restarts.json keeps count.
+Prints a verdict, an exit code and why: `again 75 stopped by SIGUSR1`. A run has a few starts without a new checkpoint: a crash
+takes one, and so does a stop (75) that saved nothing new. A new checkpoint gives them all back. RUN/restarts.json keeps count.
 """
 
 import argparse
@@ -24,15 +24,19 @@ PERSON = "RUN/STOP"
 
 @dataclass(frozen=True)
 class Crashes:
-    """How often a run has crashed since it last came further."""
+    """How often a run has ended since it last came further."""
 
     images: int = -1
-    """Of the newest checkpoint at the last crash."""
+    """Of the newest checkpoint at the last end."""
     count: int = 0
 
     def again(self, images: int) -> "Crashes":
-        """After one more, with the newest checkpoint at `images`."""
+        """Return the count after one more crash, with the newest checkpoint at `images`."""
         return Crashes(images, self.count + 1 if images <= self.images else 1)
+
+    def stopped(self, images: int) -> "Crashes":
+        """Return the count after a stop, which is no loss where it has saved something new."""
+        return Crashes(images, 0) if images > max(0, self.images) else Crashes(images, self.count + 1)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,17 @@ class Verdict:
 
 
 def decide(code: int, reason: str, crashes: Crashes, limit: int) -> Verdict:
-    """After a start that ended with `code`, for `reason` if it was stopped; `crashes` are with this one, if it was one."""
+    """After a start that ended with `code`, for `reason` if it was stopped; `crashes` are with this start."""
     if code in FINAL:
         return Verdict(False, code, "done" if code == 0 else f"exit code {code} is not mended by another start")
-    if code == stop.EXIT_CODE:
-        asked = reason == PERSON
-        return Verdict(not asked, code, "somebody asked for the stop" if asked else f"stopped by {reason or 'a signal'}")
     without = f"without a checkpoint past {max(0, crashes.images):,} images"
+    if code == stop.EXIT_CODE:
+        if reason == PERSON:
+            return Verdict(False, code, "somebody asked for the stop")
+        why = f"stopped by {reason or 'a signal'}"
+        if crashes.count > limit:
+            return Verdict(False, code, f"{why}: {crashes.count} starts {without}; give a start more time")
+        return Verdict(True, code, why + f", start {crashes.count} of at most {limit} {without}" * (crashes.count > 0))
     if crashes.count > limit:
         return Verdict(False, code, f"crashed {crashes.count} times {without}")
     return Verdict(True, code, f"crash {crashes.count} of at most {limit} {without}")
@@ -69,8 +77,9 @@ def after(folder: Path, code: int, before: str, limit: int, reason: str = "") ->
     if status.get("exit_code") is not None:
         code = status["exit_code"]
     crashes = _read(folder)
-    if code not in (*FINAL, stop.EXIT_CODE):
-        crashes = crashes.again(_newest(folder, crashes.images))
+    if code not in FINAL:
+        newest = _newest(folder, crashes.images)
+        crashes = crashes.stopped(newest) if code == stop.EXIT_CODE else crashes.again(newest)
         storage.write_bytes(str(folder / "restarts.json"), json.dumps(asdict(crashes)).encode())
     return decide(code, reason if reason == PERSON else status.get("message", reason), crashes, limit)
 

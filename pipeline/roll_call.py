@@ -6,7 +6,10 @@ run is seen on one node only, and a scheduler looks at the exit code of each.
 """
 
 import contextlib
+import ipaddress
 import json
+import os
+import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -41,6 +44,8 @@ class Card:
     time: float
     """Its clock when it came, in seconds since the epoch."""
     nonce: str = ""
+    unreachable: str = ""
+    """The address of its name and its interfaces, where Gloo would take an address that no other node reaches."""
 
 
 class RollCall:
@@ -67,7 +72,7 @@ class RollCall:
             cards, skews = self._cards(deadline)
             missing = [rank for rank in range(self.topology.nodes) if rank not in cards]
             return self._tell(
-                absent=self._absent(missing, patience) if missing else "",
+                absent=self._absent(missing, patience) if missing else self._taken(),
                 config="" if missing else mismatch(cards, skews),
                 warn="; ".join(f"clock of {cards[r].host} is {s:+.1f} s off" for r, s in skews.items() if abs(s) > SKEW_WARN),
                 identity=dict(identity or {}),
@@ -141,7 +146,20 @@ class RollCall:
         try:
             return TCPStore("0.0.0.0", self._port, is_master=True, wait_for_workers=False)
         except (DistNetworkError, RuntimeError) as error:
-            raise NodeError(f"port {self._port} of this node is taken: type another --main-port ({_line(error)})") from None
+            raise NodeError(
+                f"port {self._port} of this node is taken ({_line(error)}): add --main-port PORT on all nodes"
+            ) from None
+
+    def _taken(self) -> str:
+        """Why the workers could not listen at the main port; empty if they can. A connection that is closing is no reason."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", self.topology.port))
+                probe.listen()
+            except OSError as error:
+                return f"port {self.topology.port} of node 0 is taken ({error.strerror}): add --main-port PORT on all nodes"
+        return ""
 
     def _cards(self, deadline: float) -> tuple[dict[int, Card], dict[int, float]]:
         """Node 0: the cards by rank of node, and by how many seconds each clock is ahead of this one's."""
@@ -204,9 +222,44 @@ def mismatch(cards: Mapping[int, Card], skews: Mapping[int, float]) -> str:
             return (
                 f"{where} has another configuration than node 0 ({first.host}): start both with the same CONFIG and key=value"
             )
+        if card.unreachable:
+            return (
+                f"{where} has a name that means only itself: {card.unreachable}; set the variable GLOO_SOCKET_IFNAME "
+                "there to the interface that the other nodes reach"
+            )
         if abs(skews[rank]) > SKEW_REFUSE:
             return f"the clock of {where} is {skews[rank]:+.0f} s off that of node 0 ({first.host}): set it (chrony, ntp)"
     return ""
+
+
+def unreachable(main: str) -> str:
+    """Return the address and interfaces of this machine if Gloo would listen where no other node reaches it, else nothing.
+
+    Gloo takes the address of the host's own name, which many systems make 127.0.1.1. `main` is the main node's address: at a
+    loopback address all nodes are on this machine.
+    """
+    address = _gloo_address()
+    if os.environ.get("GLOO_SOCKET_IFNAME") or not _is_loopback(address) or _is_loopback(main):
+        return ""
+    names = ", ".join(name for _, name in socket.if_nameindex() if name != "lo")
+    return f"{socket.gethostname()} is {address} (its interfaces: {names})"
+
+
+def _gloo_address() -> str:
+    """The first address of this host's name that it has; without one Gloo takes the loopback."""
+    with contextlib.suppress(OSError):
+        for family, kind, _, _, address in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+                probe.bind((address[0], 0))
+                return str(address[0])
+    return "127.0.0.1"
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def _agreed(answer: dict[str, Any]) -> dict[str, Any]:

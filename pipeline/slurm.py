@@ -1,5 +1,6 @@
 """Slurm, by the commands that its users have: sbatch, scontrol, squeue, sinfo, scancel."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -68,18 +69,51 @@ def find(job_id: str) -> Job | None:
     return Job(job_id, said["JobState"], said["Reason"], said.get("NodeList", ""), restarts, said.get("Command", ""))
 
 
-def check(request: Sequence[str], env: Mapping[str, str]) -> str:
-    """What `sbatch --test-only` says of options and script: when and where it would start. Raises ConfigError."""
+def outside(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what Slurm has set for the job or step of this shell: the next job would inherit it."""
+    return {name: value for name, value in environ.items() if name in _ANYWHERE or not _INSIDE.match(name)}
+
+
+_INSIDE = re.compile(r"SLURM_|SLURMD_|SRUN_|PMI_|PMIX_")
+_ANYWHERE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
+
+
+def check(request: Sequence[str], env: Mapping[str, str], script: str) -> str:
+    """What `sbatch --test-only` says of options and script: when and where it would start; `script` is the script's text.
+
+    Raises ConfigError, also for a time limit that leaves a start no time.
+    """
     done = _run(["sbatch", "--test-only", *request], env)
     if done.returncode:
         raise _refused(done.stderr)
     said = _last_line(done.stderr)
     time = next((option.partition("=")[2] for option in request if option.startswith("--time=")), env.get("SBATCH_TIMELIMIT"))
     # By default Slurm takes a job that its partition would never let run so long, and lets it wait for ever.
-    limit = _run(["sinfo", "--noheader", "--format=%l", f"--partition={said.rpartition(' ')[2]}"]).stdout.strip()
+    limits = _run(["sinfo", "--noheader", "--format=%l %L", f"--partition={said.rpartition(' ')[2]}"]).stdout.split()
+    limit, default = limits[:2] if len(limits) > 1 else ("UNLIMITED", "n/a")
     if time and _minutes(time) > _minutes(limit):
         raise _refused(f"--time={time} is more than its partition allows")
+    refuse_short(time or (limit if default == "n/a" else default), env.get("SBATCH_SIGNAL") or script)
     return said
+
+
+def refuse_short(time: str, signal: str) -> None:
+    """Raises ConfigError if a time limit leaves a start less than `START` before Slurm sends the signal that ends it.
+
+    `signal` is `B:USR1@300`, or the text of a script with `--signal=B:USR1@300`.
+    """
+    found = re.search(r"(?:^|--signal=)(?:[RB]*:)?\w+@(\d+)", signal, re.MULTILINE)
+    lead = int(found[1]) if found else 60  # Slurm's default
+    least = math.ceil((lead + START) / 60)
+    if _minutes(time) < least:
+        raise ConfigError(
+            f"the time limit {time} leaves no time to train: each start is told to save {lead} s before it, and needs minutes "
+            f"to begin; pass --time {least} or more, or set the variable SBATCH_SIGNAL=B:USR1@SECONDS to fewer"
+        )
+
+
+START = 300
+"""Seconds that a start should have before it is told to save: the roll call, imports and the first update take minutes."""
 
 
 def _minutes(time: str) -> float:

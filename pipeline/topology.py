@@ -6,13 +6,14 @@ Rows of `schedulers.ROWS` that answer must agree; `--nodes` and its like end the
 import ipaddress
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
 from pipeline.schedulers import FLAGS, PORT, ROWS, Topology, anybody
 
-__all__ = ["PORT", "Flags", "Topology", "alone", "find", "without_launchers"]
+__all__ = ["PORT", "Flags", "Topology", "alone", "find", "is_worker", "without_launchers"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,27 @@ def alone() -> Topology:
     return Topology(1, 0, "127.0.0.1", _free_port(), "a single machine")
 
 
+def is_worker(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process as one of its workers; names on stderr what is only left over."""
+    missing = [name for name in _WORKER if not environ.get(name)]
+    if missing and environ.get("LOCAL_RANK"):
+        print(
+            f"biggan: warning: LOCAL_RANK is set without {missing[0]}: it is left over from something else and ignored",
+            file=sys.stderr,
+        )
+    return not missing
+
+
 def without_launchers(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what launchers of processes leave behind, which the next launcher takes for its defaults."""
     return {name: value for name, value in environ.items() if not _LAUNCHERS.fullmatch(name)}
 
 
+_WORKER = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 _LAUNCHERS = re.compile(
     r"(PET|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE|NODE|CROSS)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|ROLE_NAME|LOCAL_SIZE|"
-    r"CROSS_SIZE|MASTER_(ADDR|PORT)|GROUP_WORLD_SIZE|NNODES"
+    r"CROSS_SIZE|ACCELERATE_.*|FSDP_.*|MASTER_(ADDR|PORT)|GROUP_WORLD_SIZE|NNODES"
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline import imports
 from pipeline.decode import Pixels, cropped, fitted, upright
 from pipeline.errors import ConfigError
 
@@ -20,10 +21,15 @@ Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 def find_transform(name: str) -> Transform:
     """The function `package.module:function`. Raises ConfigError if there is none."""
     module, _, function = name.partition(":")
+    imports.from_here()
     try:
         found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"data.transform={name}: {error}; type package.module:function, importable from here") from None
+    except Exception as error:  # the user's own code may raise anything
+        what = (
+            str(error) if isinstance(error, ImportError | AttributeError | ValueError) else f"{type(error).__name__}: {error}"
+        )
+        where = "of an installed package, or of a file below this folder"
+        raise ConfigError(f"data.transform={name}: {what}; set data.transform=PACKAGE.MODULE:FUNCTION, {where}") from None
     return found
 
 

@@ -86,10 +86,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     return str(file)
 
 
+def other_programs(folder: Path) -> dict[str, str]:
+    """Files of a user's own program in `folder`, with our packages' names among them, and the variables that it has left."""
+    for name in ("model.py", "random.py", "jobs/__init__.py", "pipeline/__init__.py"):
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("raise SystemExit('a program of the user was imported')")
+    home = folder / "huggingface"
+    (home / "accelerate").mkdir(parents=True)
+    defaults = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nkey_of_another_version: 1\n"
+    (home / "accelerate" / "default_config.yaml").write_text(defaults)
+    return {"HF_HOME": str(home), "LOCAL_RANK": "0", "ACCELERATE_USE_FSDP": "true", "MASTER_ADDR": "192.0.2.1"}
+
+
 @pytest.fixture(scope="session")
 def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     run = tmp_path_factory.mktemp("resumed") / "run"
-    first = train(tiny, run, "total_images=128")
+    first = train(tiny, run, "total_images=128", **other_programs(run.parent))
     assert first.returncode == 0, first.stderr + log(run)
     assert read_status(run / "status.json") == Status("finished", 128, 0)
     assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]

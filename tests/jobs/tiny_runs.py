@@ -32,9 +32,11 @@ TINY: dict[str, Any] = {
 }
 
 
-def train(tiny: str, run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={run}", *overrides]
-    return subprocess.run(command, cwd=run.parent, capture_output=True, text=True, timeout=280, check=False)
+def train(tiny: str, run: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # -P: the installed command does not import from the working directory either.
+    command = [sys.executable, "-P", "-m", "jobs.cli", "train", tiny, f"run={run}", *overrides]
+    environ = os.environ | environment
+    return subprocess.run(command, cwd=run.parent, env=environ, capture_output=True, text=True, timeout=280, check=False)
 
 
 def train_forked(config: str, run: Path, *overrides: str, ranks: int = 2, **environment: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.restarts import Crashes, after, decide, main, stamp
+from pipeline.restarts import Crashes, Verdict, after, decide, main, stamp
 from pipeline.run import Status, write_status
 from tests.conftest import S3Server
 from tests.pipeline.saved_run import save_checkpoint, save_run
@@ -27,7 +27,8 @@ def test_what_another_start_does_not_mend(code: int) -> None:
 
 def test_a_stop_is_gone_on_from_unless_a_person_has_asked() -> None:
     for reason in ("SIGUSR1", "SIGTERM", "stop.max_time", "the cloud's notice", ""):
-        assert decide(75, reason, Crashes(100, 99), 3).again
+        assert decide(75, reason, Crashes(100, 3), 3).again
+        assert not decide(75, reason, Crashes(100, 4), 3).again
     assert not decide(75, "RUN/STOP", Crashes(), 3).again
 
 
@@ -36,6 +37,14 @@ def test_crashes_count_until_there_is_a_new_checkpoint() -> None:
     assert [first, first.again(0), first.again(0).again(64)] == [Crashes(0, 1), Crashes(0, 2), Crashes(64, 1)]
     assert decide(1, "", Crashes(0, 3), 3).again and not decide(1, "", Crashes(0, 4), 3).again
     assert not decide(137, "", Crashes(0, 1), 0).again
+
+
+def test_stops_count_where_they_gain_nothing() -> None:
+    idle = Crashes().stopped(0)
+    assert [idle, idle.stopped(0), idle.again(0)] == [Crashes(0, 1), Crashes(0, 2), Crashes(0, 2)]
+    assert [idle.stopped(64), Crashes().stopped(64), Crashes(64, 2).stopped(64)] == [
+        *(Crashes(64, 0), Crashes(64, 0), Crashes(64, 3))
+    ]
 
 
 def test_a_run_has_its_crashes_back_after_a_checkpoint(saved: Path, tmp_path: Path) -> None:
@@ -50,7 +59,13 @@ def test_a_run_has_its_crashes_back_after_a_checkpoint(saved: Path, tmp_path: Pa
     save_checkpoint(load_run_config(run), 8192)
     assert after(run, 1, nothing, 2).again
     assert json.loads((run / "restarts.json").read_text()) == {"images": 8192, "count": 1}
-    assert after(run, 75, nothing, 2).again and (run / "restarts.json").read_text().count("1}") == 1
+    assert after(run, 75, nothing, 2).why == "stopped by a signal, start 2 of at most 2 without a checkpoint past 8,192 images"
+    assert after(run, 75, nothing, 2) == Verdict(
+        False, 75, "stopped by a signal: 3 starts without a checkpoint past 8,192 images; give a start more time"
+    )
+    save_checkpoint(load_run_config(run), 16384)
+    assert after(run, 75, nothing, 2) == Verdict(True, 75, "stopped by a signal")
+    assert json.loads((run / "restarts.json").read_text()) == {"images": 16384, "count": 0}
 
 
 def test_checkpoints_may_be_in_a_bucket(shards_grey: Path, s3: S3Server, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 
 from pipeline import stop
 from pipeline.errors import ConfigError, NodeError
-from pipeline.roll_call import SKEW_REFUSE, Card, RollCall, mismatch
+from pipeline.launch import _wait
+from pipeline.roll_call import SKEW_REFUSE, Card, RollCall, mismatch, unreachable
 from pipeline.topology import Topology
 
 CARD = Card("n0", 2, "config", "code", time.time())
@@ -91,8 +94,55 @@ def test_a_port_that_is_taken_is_named(nodes: Callable[[int], list[RollCall]]) -
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", roll.topology.port + 1))
         taken.listen()
-        with pytest.raises(NodeError, match=rf"port {roll.topology.port + 1} of this node is taken: type another --main-port"):
+        with pytest.raises(
+            NodeError, match=rf"port {roll.topology.port + 1} of this node is taken \(.*\): add --main-port PORT"
+        ):
             roll.meet(CARD, 5)
+
+
+def test_a_main_port_that_is_taken_ends_all_nodes_at_once(nodes: Callable[[int], list[RollCall]]) -> None:
+    rolls = nodes(2)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", rolls[0].topology.port))
+        taken.listen()
+        began = time.monotonic()
+        answers = together([meet(rolls[0], CARD, 60), meet(rolls[1], replace(CARD, host="n1", time=time.time()), 60)])
+    for answer in answers:
+        with pytest.raises(NodeError, match=rf"port {rolls[0].topology.port} of node 0 is taken \(.*\): add --main-port PORT"):
+            answer.result()
+    assert time.monotonic() - began < 30
+
+
+def test_a_name_that_only_its_own_machine_knows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(socket, "gethostname", lambda: "127.0.1.1")  # as Debian's /etc/hosts has it
+    assert unreachable("127.0.0.1") == unreachable("localhost") == ""  # all nodes are this machine
+    told = unreachable("10.0.0.1")
+    assert told.startswith("127.0.1.1 is 127.0.1.1 (its interfaces: ")
+    cards = {0: replace(CARD, host="n0"), 1: replace(CARD, host="n1", unreachable=told)}
+    assert f"node 1 (n1) has a name that means only itself: {told}; set the variable GLOO_SOCKET_IFNAME" in mismatch(
+        cards, {0: 0.0, 1: 0.0}
+    )
+    monkeypatch.setattr(socket, "gethostname", lambda: "no.such.host.invalid")
+    assert "no.such.host.invalid is 127.0.0.1" in unreachable("n0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert unreachable("10.0.0.1") == ""
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_workers_that_are_deserted_are_ended(joined: bool, nodes: Callable[[int], list[RollCall]], tmp_path: Path) -> None:
+    """Before they have joined there is nothing to save; after that they have their time, and a signal that they note."""
+    rolls, status = nodes(2), tmp_path / "status.json"
+    together([meet(rolls[0], CARD), meet(rolls[1], replace(CARD, host="n1", time=time.time()))])
+    if joined:
+        status.write_text("{}")
+    thread = threading.Thread(target=rolls[1].end, args=({"state": "crashed"},))
+    thread.start()
+    with subprocess.Popen(["sleep", "100"]) as child:
+        grace = 0 if joined else 1000
+        assert _wait(child, rolls[0], grace, status) == (-signal.SIGTERM if joined else -signal.SIGKILL, True)
+    assert [end["state"] for end in rolls[0].end({"state": "torn"})] == ["torn", "crashed"]
+    thread.join()
 
 
 @pytest.mark.parametrize("leaver", [0, 1])

@@ -214,7 +214,7 @@ def test_mirroring_in_the_stream_is_what_the_consumer_would_do(shards: Path, tra
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nowhere:f", "No module named"), ("json:f", "has no attribute"), ("json", "package.module:function")],
+    [("nowhere:f", "No module named"), ("json:f", "has no attribute"), ("json", "PACKAGE.MODULE:FUNCTION")],
 )
 def test_a_transform_that_does_not_exist(shards: Path, name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=f"data.transform={name}.*{says}"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.topology import Flags, Topology, find, without_launchers
+from pipeline.topology import Flags, Topology, find, is_worker, without_launchers
 from tests.pipeline.test_schedulers import IPS, SCHEDULERS, variables
 
 
@@ -92,11 +92,21 @@ def test_a_process_of_torchrun_is_no_node() -> None:
         find(SCHEDULERS["Volcano"][0] | {"LOCAL_RANK": "1"})
 
 
+def test_a_worker_has_all_of_a_launchers_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    whole = dict.fromkeys(names, "0")
+    assert is_worker(whole) and not is_worker({}) and not capsys.readouterr().err
+    for name in names:
+        assert not is_worker({**whole, name: ""})
+        left = capsys.readouterr().err
+        assert not left if name == "LOCAL_RANK" else f"LOCAL_RANK is set without {name}: it is left over" in left
+
+
 def test_launchers_leave_nothing_to_the_next() -> None:
     stays = {"PATH": "/bin", "PETALS": "1", "MY_RANK": "1", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "2", "WORLD_SIZES": "1"}
     goes = {"PET_NNODES", "PET_SIGNALS_TO_HANDLE", "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"}
     goes |= {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NNODES"}
-    goes |= {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_MAX_RESTARTS"}
+    goes |= {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_MAX_RESTARTS", "ACCELERATE_USE_FSDP", "FSDP_VERSION"}
     assert without_launchers(stays | dict.fromkeys(goes, "1")) == stays
 
 

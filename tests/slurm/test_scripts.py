@@ -87,6 +87,13 @@ def test_crashes_are_tried_again_but_not_for_ever(site: Site) -> None:
     assert "crashed 2 times without a checkpoint past 0 images" in site.slurm.said(job)
 
 
+def test_a_time_limit_that_leaves_no_time_is_refused(site: Site) -> None:
+    job = site.train(["exit 0"], "--time=4")
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "78:0")
+    assert "the time limit 4:00 leaves no time to train" in site.slurm.said(job)
+    assert site.train(["exit 0"], "--time=10")["JobState"] == "COMPLETED"
+
+
 def test_a_job_without_run_says_so(site: Site) -> None:
     job = site.slurm.until(site.sbatch(["exit 0"], "tiny"), "FAILED")
     assert job["ExitCode"] == "78:0" and "run= is missing" in site.slurm.said(job)

@@ -45,6 +45,7 @@ def partition(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["--nodes", "2", "--gpus-per-node", "9"], ["Slurm refuses this request", "gpu:8"]),
         (["--time", "99-00:00:00"], ["--time=99-00:00:00 is more than its partition allows", "at most 1-00:00:00"]),
+        (["--time", "00:04:00"], ["the time limit 00:04:00 leaves no time to train", "300 s before", "pass --time 10 or more"]),
         (["--time", "soon"], ["Slurm refuses this request", "time"]),
         (["--site", "nowhere.sh"], ["--site nowhere.sh: there is no such file", "site.example.sh"]),
         (["--then", "evaluate,deploy"], ["--then deploy: there are evaluate, register"]),
@@ -52,7 +53,7 @@ def partition(monkeypatch: pytest.MonkeyPatch) -> None:
         (["batch.global_batch=40"], ["batch.norm_group=16", "batch.global_batch=32 or batch.global_batch=48"]),
         (["--nodes", "3"], ["batch.global_batch=32", "6 ranks"]),
         (["optim.g_lrr=1"], ["optim.g_lrr", "optim.g_lr?"]),
-        (["data.uri=nowhere"], ["no shards at nowhere"]),
+        (["data.uri=nowhere"], ["no shards at /", "/nowhere"]),
         (["init=nowhere"], ["nowhere"]),
     ],
 )
