@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.layout import IMAGES, said, split_name, split_order, split_within
+from pipeline.layout import said, split_name, split_order, split_within
 from pipeline.source import Ints, Source, same_classes
 from pipeline.source_files import LABELS, Files
 from pipeline.stylegan_labels import read_labels
@@ -30,9 +30,7 @@ def open_tree(files: Files, split: str | None = None, label: str | None = None) 
     place, holds = files.place, said(files.left_over())
     if not files.paths:
         raise ConfigError(
-            f"SRC {place} has no images ({', '.join(IMAGES)})"
-            + (f"; it holds {holds}" if holds else "")
-            + ": name a folder of class folders"
+            f"SRC {place} has no images" + (f"; it holds {holds}" if holds else "") + ": name a folder of class folders"
         )
     tops = sorted({path.partition("/")[0] for path in files.paths if "/" in path})
     flat = {path.partition("/")[0] for path in files.paths if path.count("/") == 1}
@@ -89,7 +87,7 @@ def _only_splits(files: Files, tops: list[str], splits: dict[str, str], label: s
         raise ConfigError(f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, or add {one}")
     if others := [top for top in tops if top not in splits.values()]:
         raise ConfigError(
-            f"SRC {place}: {names} {are} and {_some(others)} not, or all are classes: "
+            f"SRC {place}: {names} {are} and {_some(others)} {'are' if others[1:] else 'is'} not, or all are classes: "
             f"add {one} to pack that split, or --label name for classes"
         )
     if label is None and without and best is None:

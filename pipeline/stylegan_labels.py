@@ -41,7 +41,7 @@ def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> In
             raise ConfigError(f"{where} gives {name} the labels {labels[name]} and {label}: remove one")
     if missing := sorted(labels.keys() - set(paths)):
         raise ConfigError(
-            f"{where} has labels for {len(missing):,} files that are not there, such as {missing[0]}: restore them"
+            f"{where} has labels for {plural(len(missing), 'file')} not there, such as {missing[0]}: restore them"
         )
     if without := [path for path in paths if path not in labels]:
         raise ConfigError(
