@@ -1,7 +1,10 @@
 """How the layouts of trees that people have are read, or what their refusal says."""
 
+import argparse
 import json
 import os
+import re
+import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import shard
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Source, open_source
 
@@ -34,6 +38,19 @@ def classes(*names: str, below: str = "", ending: str = "jpg") -> list[str]:
 
 def counts(sources: list[Source]) -> dict[str, dict[str, int]]:
     return {source.split: dict(Counter(source.classes[label] for label in source.labels.tolist())) for source in sources}
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser()
+    shard.add_arguments(found)
+    return found
+
+
+def advised(message: str, place: Path) -> list[list[str]]:
+    """The arguments of `biggan shard` that a refusal of `place` says to type."""
+    flags = re.findall(r"add (--label \w+ to --split \w+|--(?:label|split) \w+)", message)
+    whole = [shlex.split(words) for words in re.findall(r"`biggan shard ([^`]+)`", message)]
+    return whole + [[str(place), "DST", *words.replace(" to ", " ").split()] for words in flags]
 
 
 def quiet(_: str) -> None:
@@ -92,15 +109,15 @@ def test_layouts_that_are_read(tmp_path: Path, case: str, form: str) -> None:
 REFUSED = {
     "a split without class folders": (
         [*TRAIN, "val/1.jpg"],
-        "the split val has no class folders, train has: add --split train to pack that split, or --label none",
+        "the split val has no class folders, train has: add --split train to pack that split, or add --label none",
     ),
     "splits without class folders": (
         ["train2017/1.jpg", "val2017/1.jpg", "annotations/x.json"],
-        "train2017, val2017 are splits without class folders, or classes: add --label none .* or --label name",
+        "train2017, val2017 are splits without class folders, or classes: add --label none .* or add --label name",
     ),
     "one folder more": (
         [*TRAIN, *VAL, "unlabeled/1.jpg"],
-        "TRAIN, Val are splits and unlabeled is not, or all are classes: add --split train .* or --label name",
+        "TRAIN, Val are splits and unlabeled is not, or all are classes: add --split train .* or add --label name",
     ),
     "a longer name more": (
         classes("a", "b", below="seg_train/") + classes("a", "b", below="seg_test/") + ["seg_pred/1.jpg"],
@@ -108,7 +125,7 @@ REFUSED = {
     ),
     "a class called train": (
         classes("apple", "train"),
-        "train is a split and apple is not, or all are classes: add --split train --label none .* or --label name",
+        "train is a split and apple is not, or all are classes: type `biggan .* --split train --label none` .* --label name",
     ),
     "an image beside splits": ([*TRAIN, "x.jpg"], "x.jpg is in no class folder, and beside the splits TRAIN"),
     "two folders of one split": ([*TRAIN, *classes("a", below="training/")], "TRAIN and training are both the split train"),
@@ -123,11 +140,11 @@ REFUSED = {
     ),
     "one level too deep in a split": (
         classes("a", "b", below="train/x/"),
-        r"all images are in the folder x/ .*`biggan shard \S*/train/x DST`.* add --split train --label name",
+        r"all images are in the folder x/ .*`biggan shard \S*/train/x DST`.* add --label name to --split train",
     ),
     "a sequence cut into folders": (
         ["00000/00000.png", "00000/00001.png", "01000/01000.png"],
-        "the folders 00000, 01000 hold one numbered sequence of images, or are classes: add --label none .* or --label name",
+        "the folders 00000, 01000 hold one numbered sequence of images, or are classes: add --label none .* --label name",
     ),
     "a class that cannot be read": ([*classes("a"), "b/1.heic"], r"class folder b has no images \(it holds 1 .heic image that"),
     "no images": (["a/1.heic", "a/x.txt"], "has no images; it holds 1 .heic image that cannot be read here .*, 1 .txt file"),
@@ -142,6 +159,9 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path: Path, case: str) -> N
     with pytest.raises(ConfigError, match=message) as caught:
         open_source(str(place), quiet)
     assert len(str(caught.value).splitlines()) == 1
+    for words in advised(str(caught.value), place):
+        args = parser().parse_args(words)
+        assert open_source(args.src, quiet, args.split, args.label)
 
 
 def test_a_split_is_chosen_by_any_word_and_the_others_are_not_compared(tmp_path: Path) -> None:
