@@ -10,7 +10,7 @@ from pipeline.wording import plural
 
 SPLITS = ("train", "test", "val", "valid", "validation", "dev", "eval")
 _OTHER_WORDS = {"training": "train", "testing": "test"}
-_PART = re.compile(r"(.+?)[-_.]\d+[-_]of[-_]\d+")
+_PART = re.compile(r"(.+?)[-_.]\d+[-_]of[-_]\d+([-_.][0-9a-f]+)?")
 
 IMAGES = (
     *(".bmp", ".dib", ".gif", ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -54,21 +54,26 @@ def split_order(split: str) -> tuple[int, str]:
 
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` so that no two are equal or empty: the second `crane` is `crane (2)`, an empty name 3 is `class 3`."""
-    given = list(names)
-    taken, result = set(given), []
-    seen: Counter[str] = Counter()
+    """Return `names` so that no two are equal or empty: the second `crane` is `crane (2)`, an empty name 3 is `class 3`.
+
+    Bytes that are no UTF-8 (in names of folders) are shown as U+FFFD.
+    """
+    given = [printable(name) for name in names]
+    taken = set(given)
+    used: dict[str, None] = {}
     for number, name in enumerate(given):
-        text = name if name.strip() else f"class {number}"
-        seen[text] += 1
-        if seen[text] > 1 or (text != name and text in taken):
-            count = max(seen[text], 2)
-            while f"{text} ({count})" in taken:
-                count += 1
-            text = f"{text} ({count})"
-            taken.add(text)
-        result.append(text)
-    return tuple(result)
+        base, count = (name if name.strip() else f"class {number}"), 1
+        text = base
+        while text in used or (text != name and text in taken):
+            count += 1
+            text = f"{base} ({count})"
+        used[text] = None
+    return tuple(used)
+
+
+def printable(text: str) -> str:
+    """Return `text` so that it can be written as UTF-8: names of files may hold any bytes."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def is_image(path: str) -> bool:

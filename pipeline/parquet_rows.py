@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.source import BLOCK_BYTES
 
 _BATCH_BYTES = 16 << 20  # decoded at a time, of a large row group
@@ -62,12 +62,22 @@ class OnDisk:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as this object
         self._starts, self._lengths, at = array("q"), array("q"), 0
         for column in columns:
-            for value in column:
-                data = value.as_py()
+            data = column.to_pylist()
+            self._lengths.extend(-1 if image is None else len(image) for image in data)
+            for image in data:
                 self._starts.append(at)
-                self._lengths.append(-1 if data is None else len(data))
-                at += self._file.write(data or b"")
-        self._file.flush()
+                at += len(image or b"")
+            self._write(data)
+
+    def _write(self, images: list[bytes | None]) -> None:
+        try:
+            self._file.writelines(image for image in images if image)
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to the folder for temporary files, {tempfile.gettempdir()} ({error.strerror}): a large row "
+                "group needs space for its images there; free some, or name another folder in the variable TMPDIR"
+            ) from None
 
     def __getitem__(self, row: int) -> bytes | None:
         length = self._lengths[row]
@@ -75,7 +85,7 @@ class OnDisk:
 
 
 def load_group(group: Group) -> InMemory | OnDisk:
-    """Read one row group. Raises DataError where it is damaged, OSError if the folder for temporary files is full."""
+    """Read one row group. Raises DataError where it is damaged, StorageError if the folder for temporary files is full."""
     if group.bytes <= BLOCK_BYTES:
         return InMemory(list(_columns(group, group.rows)))
     return OnDisk(_columns(group, max(1, group.rows * _BATCH_BYTES // group.bytes)))
@@ -87,7 +97,8 @@ def _columns(group: Group, rows: int) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(group.path, metadata=group.metadata, buffer_size=1 << 20) as file:
+        # Without pre_buffer, or all of the row group would be read at once. What remains in memory is a page of the file.
+        with pq.ParquetFile(group.path, metadata=group.metadata, pre_buffer=False, buffer_size=1 << 20) as file:
             batches = file.iter_batches(max(1, rows), [group.number], [group.column], use_threads=False)
             while (batch := next(batches, None)) is not None:
                 images = batch.column(0)

@@ -1,5 +1,6 @@
 """One split of images to be packed, and what the kinds of sources share. `pipeline.sources` opens them."""
 
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -129,6 +130,6 @@ def same_classes(place: str, sources: list[Source], numbered: bool = False) -> l
             largest = max(sources, key=lambda source: len(source.classes)).split
             raise ConfigError(
                 f"SRC {place}: class {min(odd)} is in only one of {one} and {other}; splits must have the same classes: "
-                f"sort the images into the same class folders, or add --split {largest}"
+                f"sort the images into the same class folders, or add --split {shlex.quote(largest)}"
             )
     return sources

@@ -7,6 +7,7 @@ metadata if there is one, or text. Splits are named by folders or files: `CONFIG
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,10 +91,10 @@ def open_parquet(place: str, paths: list[Path], split: str | None = None, label:
             f"name one, as in {command('shard', f'{place}/{configs[-1]}', 'DST')}"
         )
     if len(known) > 1 and "" in known:
-        one, other = (next(path for path, part in chosen.items() if bool(part[1]) == named) for named in (False, True))
+        lone, other = (next(path for path, part in chosen.items() if bool(part[1]) == named) for named in (False, True))
+        name = shlex.quote(parts[other][1])
         raise ConfigError(
-            f"SRC {place}: {other.name} is the split {parts[other][1]}, {one.name} is in none: add --split {parts[other][1]}, "
-            "or move one away"
+            f"SRC {place}: {other.name} is the split {name}, {lone.name} is in none: add --split {name}, or move one away"
         )
     sources = [
         _split(name, place, [path for path in paths if chosen.get(path, ("", None))[1] == name], label) for name in known
@@ -106,7 +107,7 @@ def open_parquet(place: str, paths: list[Path], split: str | None = None, label:
         if source.classes != sources[0].classes:
             raise ConfigError(
                 f"SRC {place}: {source.split} has other classes than {sources[0].split}, or in another order: "
-                f"give both the same, or add --split {source.split}"
+                f"give both the same, or add --split {shlex.quote(source.split)}"
             )
     return sources
 

@@ -5,12 +5,13 @@ A tree is recognised as a whole, or refused with both readings named: one name n
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.layout import IMAGES, said, split_name, split_order, split_within
+from pipeline.layout import said, split_name, split_order, split_within
 from pipeline.source import Ints, Source, same_classes
 from pipeline.source_files import LABELS, Files
 from pipeline.stylegan_labels import read_labels
@@ -30,9 +31,7 @@ def open_tree(files: Files, split: str | None = None, label: str | None = None) 
     place, holds = files.place, said(files.left_over())
     if not files.paths:
         raise ConfigError(
-            f"SRC {place} has no images ({', '.join(IMAGES)})"
-            + (f"; it holds {holds}" if holds else "")
-            + ": name a folder of class folders"
+            f"SRC {place} has no images" + (f"; it holds {holds}" if holds else "") + ": name a folder of class folders"
         )
     tops = sorted({path.partition("/")[0] for path in files.paths if "/" in path})
     flat = {path.partition("/")[0] for path in files.paths if path.count("/") == 1}
@@ -84,23 +83,26 @@ def _only_splits(files: Files, tops: list[str], splits: dict[str, str], label: s
     are = "are splits" if len(splits) > 1 else "is a split"
     without = [name for name, top in splits.items() if f"{top}/{LABELS}" not in files.others and _is_flat(files, top)]
     best = next((name for name in splits if name not in without), None)
-    one = f"--split {best}" if best else f"--split {next(iter(splits))} --label none"
+    if best:
+        one = f"add --split {shlex.quote(best)}"
+    else:
+        one = f"type {command('shard', place, 'DST', '--split', next(iter(splits)), '--label', 'none')}"
     if loose := next((path for path in files.paths if "/" not in path), None):
-        raise ConfigError(f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, or add {one}")
+        raise ConfigError(f"SRC {place}: {loose} is in no class folder, and beside the splits {names}: move it, or {one}")
     if others := [top for top in tops if top not in splits.values()]:
         raise ConfigError(
-            f"SRC {place}: {names} {are} and {_some(others)} not, or all are classes: "
-            f"add {one} to pack that split, or --label name for classes"
+            f"SRC {place}: {names} {are} and {_some(others)} {'are' if others[1:] else 'is'} not, or all are classes: "
+            f"{one} to pack that split, or add --label name for classes"
         )
     if label is None and without and best is None:
         raise ConfigError(
             f"SRC {place}: {names} {are} without class folders, or classes: "
-            "add --label none for one class in each split, or --label name for classes"
+            "add --label none for one class in each split, or add --label name for classes"
         )
     if label is None and without:
         raise ConfigError(
-            f"SRC {place}: the split {without[0]} has no class folders, {best} has: add {one} to pack that split, "
-            "or --label none for one class in each split"
+            f"SRC {place}: the split {without[0]} has no class folders, {best} has: {one} to pack that split, "
+            "or add --label none for one class in each split"
         )
 
 
@@ -172,22 +174,24 @@ def _by_folder(
         _no_wrapper(files, place, below, _by_name(split))
         _no_numbered_parts(place, list(holding), below, _by_name(split))
         _no_splits_below(place, below, _by_name(split))
-    for name in tops:
-        if not holding[name]:
-            lost = said(files.left_over(f"{prefix}{name}/"))
-            raise ConfigError(
-                f"SRC {place}: class folder {name} has no images{f' (it holds {lost})' if lost else ''}; "
-                "add some or remove the folder"
-            )
-    number = {name: i for i, name in enumerate(tops)}
-    labels = np.array([number[path.partition("/")[0]] for path in below], np.int64)
+    bare = [top for top in tops if not holding[top]]
+    if bare and label is None:
+        lost = said(files.left_over(f"{prefix}{bare[0]}/"))
+        raise ConfigError(
+            f"SRC {place}: class folder {bare[0]} has no images{f' (it holds {lost})' if lost else ''}; "
+            f"add some or remove the folder, or {_by_name(split)} for the other folders"
+        )
+    tops = sorted(holding)
     form = plural(len(tops), "class folder") + (f" ({tops[0]}): one class" if len(tops) == 1 else "")
     if nested := Counter(path.rpartition("/")[0] for path in below if path.count("/") > 1):
         form += (
             f"; {plural(sum(nested.values()), 'image')} in {plural(len(nested), 'folder')} below a class folder "
             f"(such as {min(nested)}), taken as part of the class"
         )
-    return form, tuple(tops), labels
+    if bare:
+        form += f"; without images, and no class: {_some(bare)}"
+    number = {name: i for i, name in enumerate(tops)}
+    return form, tuple(tops), np.array([number[path.partition("/")[0]] for path in below], np.int64)
 
 
 def _no_wrapper(files: Files, place: str, below: list[str], by_name: str) -> None:
@@ -208,7 +212,7 @@ def _no_wrapper(files: Files, place: str, below: list[str], by_name: str) -> Non
     )
     raise ConfigError(
         f"SRC {place}: all images are in the folder {wrapper} with {what} inside: for classes there, {way}; "
-        f"for one class {wrapper.partition('/')[0]}, add {by_name}"
+        f"for one class {wrapper.partition('/')[0]}, {by_name}"
     )
 
 
@@ -238,7 +242,7 @@ def _no_splits_below(place: str, below: list[str], by_name: str) -> None:
         if found := next((part for part in middle if split_name(part)), None):
             raise ConfigError(
                 f"SRC {place}: class folder {top} holds a folder {found}: if it is a split, make it {found}/{top}; "
-                f"if it is a part of the class, add {by_name}"
+                f"if it is a part of the class, {by_name}"
             )
 
 
@@ -270,8 +274,8 @@ def _once(files: Files, chosen: Ints, labels: Ints, classes: tuple[str, ...]) ->
 
 
 def _by_name(split: str) -> str:
-    """The flags that make classes of the folders."""
-    return f"--split {split} --label name" if split else "--label name"
+    """The flags that make classes of the folders, to be typed."""
+    return f"add --label name to --split {shlex.quote(split)}" if split else "add --label name"
 
 
 def _some(names: list[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import source_cifar, source_idx, source_imagenet, source_parquet, source_shards, source_trees, storage
 from pipeline.errors import ConfigError
-from pipeline.layout import distinct, kind_of, said, split_name
+from pipeline.layout import distinct, kind_of, printable, said, split_name
 from pipeline.source import Source
 from pipeline.source_files import Files, folder_files, zip_files
 from pipeline.wording import command, plural
@@ -42,9 +42,9 @@ def open_source(
     for source in sources:
         where = f"{place}, {source.split}" if source.split else place
         if source.layout:
-            say(f"{where}: {plural(len(source.labels), 'image')}: {source.layout}")
+            say(printable(f"{where}: {plural(len(source.labels), 'image')}: {source.layout}"))
         if source.passed:
-            say(f"{where}: passed over {said(source.passed)}")
+            say(printable(f"{where}: passed over {said(source.passed)}"))
     if label == "none":
         return [replace(source, classes=source_trees.ALL, labels=np.zeros_like(source.labels)) for source in sources]
     return [replace(source, classes=distinct(source.classes)) for source in sources]

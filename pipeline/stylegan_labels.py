@@ -13,14 +13,14 @@ from pipeline.wording import plural
 def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> Ints | None:
     """Return the label of each of `paths` [n]: all -1 where the file has none; None where it is no such file.
 
-    `by_folder` are the flags that take the folders for classes. Raises ConfigError where its labels are not one number for
+    `by_folder` says with what flags to take the folders for classes. Raises ConfigError where its labels are not one number for
     each image.
     """
     where = f"SRC {place}: dataset.json"
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise ConfigError(f"{where} cannot be read ({error}): fix it, or add {by_folder} for classes by folder") from None
+        raise ConfigError(f"{where} cannot be read ({error}): fix it, or {by_folder} for classes by folder") from None
     if not isinstance(document, dict) or "labels" not in document:
         return None
     if not document["labels"]:
@@ -41,7 +41,7 @@ def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> In
             raise ConfigError(f"{where} gives {name} the labels {labels[name]} and {label}: remove one")
     if missing := sorted(labels.keys() - set(paths)):
         raise ConfigError(
-            f"{where} has labels for {len(missing):,} files that are not there, such as {missing[0]}: restore them"
+            f"{where} has labels for {plural(len(missing), 'file')} not there, such as {missing[0]}: restore them"
         )
     if without := [path for path in paths if path not in labels]:
         raise ConfigError(

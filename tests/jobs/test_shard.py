@@ -160,6 +160,45 @@ def test_images_can_be_kept_and_packed_again(tree: Path, tmp_path: Path, capsys:
     assert manifest.source.startswith("32 px, cropped, lanczos, webp of quality 95 (")
 
 
+def test_what_was_passed_over_is_said_and_in_the_report(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "@eaDir").mkdir()
+    (tree / "blob" / "notes.txt").write_text("")
+    (tree / "blob" / "x.heic").write_text("")
+    assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tree}: 16 images: 4 class folders" in said
+    assert "passed over 1 .txt file (blob/notes.txt), 1 .heic image that cannot be read here (blob/x.heic), 1 folder of" in said
+    report = json.loads((tmp_path / "dst" / "report.json").read_bytes())
+    assert report["layout"] == "4 class folders"
+    assert report["passed_over"] == {
+        ".txt file": 1,
+        ".heic image that cannot be read here": 1,
+        "folder of a desktop or NAS": 1,
+    }
+
+
+def test_splits_of_different_kinds_are_refused_and_the_advice_packs_one(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    tree.rename(tmp_path / "set" / "Training")
+    (tmp_path / "set" / "val").mkdir()
+    (tmp_path / "set" / "Training" / "blob" / "0000.png").rename(tmp_path / "set" / "val" / "0.png")
+    command = ["shard", str(tmp_path / "set"), str(tmp_path / "dst"), "--resolution", "32"]
+    assert main(command) == 78
+    assert "the split val has no class folders, train has: add --split train" in capsys.readouterr().err
+    assert not (tmp_path / "dst").exists()
+    assert main([*command, "--split", "train"]) == 0
+    assert os.listdir(tmp_path / "dst") == ["train"]
+    assert load_manifest(str(tmp_path / "dst" / "train")).class_counts == (4, 3, 4, 4)
+    assert main([*command, "--label", "none", "--overwrite"]) == 0
+    for split, count in (("train", 15), ("val", 1)):
+        manifest = load_manifest(str(tmp_path / "dst" / split))
+        assert (manifest.classes, manifest.class_counts) == (("all",), (count,))
+    assert main([*command[:2], str(tmp_path / "one"), *command[3:], "--label", "name"]) == 0
+    assert load_manifest(str(tmp_path / "one")).class_counts == (15, 1)
+
+
 @pytest.mark.slow
 def test_fashion_mnist_in_one_command(tmp_path: Path) -> None:
     began = time.process_time()
