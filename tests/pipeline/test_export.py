@@ -36,7 +36,7 @@ served = mlflow.pyfunc.load_model(sys.argv[1])
 answers = []
 for ids, params in json.loads(sys.argv[2]):
     try:
-        kind = object if any(not isinstance(i, int) for i in ids) else "int64"
+        kind = object if any(type(i) is not int for i in ids) else "int64"
         asked = pd.DataFrame({"class_id": ids}, dtype=kind, index=[2 * i + 5 for i in range(len(ids))])
         answer = served.predict(asked, params=params)
         assert list(answer.index) in (list(asked.index), [0])  # 0: of the description
