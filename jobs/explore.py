@@ -80,6 +80,13 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if value is not None and (value < least or (most is not None and value > most)):
             raise ConfigError(f"{flag} {value}: must be {f'from {least} to {most}' if most else f'at least {least}'}")
+    from pipeline.model_address import serves
+
+    if serves(args.model):
+        raise ConfigError(
+            f"{args.model} is a model server, which draws no walks: name the model that it serves, models:/NAME@ALIAS, "
+            "or its exported folder"
+        )
     for flag, value in (("--checkpoint", args.checkpoint), ("--standing", args.standing)):
         if value is not None and args.model.startswith("models:/"):
             raise ConfigError(f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder")

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="a run's folder, a checkpoint or a folder of them (a path or URI; `biggan import` makes such), the folder of an "
-        "exported model, models:/NAME@ALIAS or models:/NAME/VERSION, or http://HOST:PORT of `mlflow models serve`",
+        "exported model, models:/NAME@ALIAS or models:/NAME/VERSION, or http://HOST:PORT[/PATH] of `mlflow models serve` "
+        "($BIGGAN_SERVER_TOKEN is sent as its token)",
     )
     parser.add_argument(
         "out",
@@ -161,9 +162,9 @@ def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerat
 
 def _is_ours(args: argparse.Namespace) -> bool:
     """Whether our own code draws, and not that of a registered model."""
-    from pipeline.client import is_server
+    from pipeline.model_address import serves
 
-    return not args.model.startswith("models:/") and not is_server(args.model)
+    return not args.model.startswith("models:/") and not serves(args.model)
 
 
 def _method(args: argparse.Namespace) -> "Truncation":
@@ -206,7 +207,7 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
-    if client.is_server(args.model):
+    if not args.model.startswith("models:/"):
         server = client.Client(args.model)
         classes, ask = server.about["classes"], server.sample
     else:

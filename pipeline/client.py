@@ -1,10 +1,20 @@
-"""A generator behind `mlflow models serve`, over HTTP. The file needs nothing but Python and `pipeline/errors.py`."""
+"""A generator behind `mlflow models serve`, over HTTP. The file needs nothing but Python and `pipeline/errors.py`.
+
+The server may lie below a path, as behind a gateway: http://HOST/PATH is asked at PATH/invocations. The token in
+`BIGGAN_SERVER_TOKEN` is sent with every request, to that address only.
+"""
 
 import base64
+import contextlib
 import difflib
+import http.client
 import json
+import os
 import re
+import ssl
+import string
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +25,43 @@ MOST_ROWS = 1024
 """Images in one request, as in `pipeline.generator_pyfunc`."""
 
 
+TOKEN_VARIABLE = "BIGGAN_SERVER_TOKEN"
+
+_NO_SERVER = (404, 405, 410, 501)  # what a server answers that has no /invocations, or only files
+_PASSING = (408, 425, 429)
+
+
+class NoServerError(ConfigError):
+    """Something answers at the address, and it does not serve a model."""
+
+
 def is_server(uri: str) -> bool:
-    """http://host:port, without a path behind it: that would be something stored there."""
-    return re.fullmatch(r"https?://[^/]+/?", uri) is not None
+    """Return whether `uri` can only be a server's: http://HOST:PORT, or an address that ends in /invocations."""
+    return re.fullmatch(r"https?://([^/?#]+/?|[^?#]+/invocations/?)([?].*)?", uri) is not None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A POST that is redirected would arrive as a GET, and its token at somebody else's."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
 
 
 class Client:
-    """Asks the server at `url`. Raises ConfigError for what the model refuses, StorageError if the server does not answer."""
+    """Asks the server at `url`, with or without /invocations. Raises StorageError if it does not answer for now.
+
+    Raises ConfigError for what will not change: what the model refuses, no access, and NoServerError.
+    """
 
     def __init__(self, url: str, timeout: float = 600.0):
-        self.url, self._timeout = url.rstrip("/"), timeout
-        (answer,) = self._ask([0], {"format": "description"})
+        self.url, self._timeout = url, timeout
+        address, question, query = urllib.parse.quote(url, safe=string.punctuation).partition("?")
+        self._address = address.rstrip("/").removesuffix("/invocations") + "/invocations" + question + query
+        answer = (self._ask([0], {"format": "description"}) or [{}])[0]
         if "description" not in answer:
-            raise ConfigError(f"{self.url} serves a model that does not describe itself: it is none of `biggan register`")
+            raise ConfigError(
+                f"{url} serves a model that does not describe itself: serve one that `biggan register` registered"
+            )
         self.about: dict[str, Any] = json.loads(answer["description"])
         """`classes`, `images`, `weights_sha256`, `resolution`, `channels`, `params`."""
 
@@ -50,19 +84,59 @@ class Client:
     def _ask(self, class_ids: Sequence[int], params: dict[str, Any]) -> list[dict[str, Any]]:
         given = {name: value for name, value in params.items() if value is not None}
         body = {"dataframe_split": {"columns": ["class_id"], "data": [[int(i)] for i in class_ids]}, "params": given}
-        request = urllib.request.Request(
-            f"{self.url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if token := os.environ.get(TOKEN_VARIABLE):
+            headers["Authorization"] = f"Bearer {token}"
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                found = json.load(answer)
+            request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
+            with urllib.request.build_opener(_NoRedirects).open(request, timeout=self._timeout) as answer:
+                text = answer.read()
         except urllib.error.HTTPError as error:
-            text = error.read().decode(errors="replace")
-            if error.code != 400:
-                raise StorageError(f"{self.url} answers {error.code} {error.reason}: {text[:200]!r}") from None
-            message = json.loads(text).get("message", text) if text.startswith("{") else text
-            raise ConfigError(f"{self.url}: {message.splitlines()[-1]}") from None  # before it, MLflow shows the request
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.url} does not answer as `mlflow models serve` does: {error}") from None
-        rows: list[dict[str, Any]] = found["predictions"]
-        return rows
+            raise self._refusal(error) from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self._failure(getattr(error, "reason", error)) from None
+        try:
+            return [row if isinstance(row, dict) else {} for row in json.loads(text)["predictions"]]
+        except (ValueError, KeyError, TypeError):
+            raise self._no_server("answers without predictions") from None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> ConfigError | StorageError:
+        """What an answer means that is no success."""
+        said = f"answers {error.code} {error.reason}"
+        text = error.read().decode(errors="replace")
+        if error.code in (301, 302, 303, 307, 308):
+            return ConfigError(f"{self.url} is redirected to {error.headers.get('Location')}: name that address")
+        if error.code in (401, 403):
+            how = f"the token in {TOKEN_VARIABLE} is refused" if TOKEN_VARIABLE in os.environ else "it needs a token"
+            return ConfigError(f"{self.url} {said}: {how}; set the environment variable {TOKEN_VARIABLE} to a valid one")
+        if error.code in _NO_SERVER:
+            return self._no_server(said)
+        if error.code == 400:
+            with contextlib.suppress(ValueError, AttributeError):
+                text = str(json.loads(text).get("message", text))
+            return ConfigError(
+                f"{self.url}: {(text.strip() or error.reason).splitlines()[-1]}"
+            )  # before it, MLflow shows the request
+        if 400 <= error.code < 500 and error.code not in _PASSING:
+            return ConfigError(f"{self.url} {said}: {text[:200]!r}")
+        return StorageError(f"{self.url} {said}: {text[:200]!r}")
+
+    def _no_server(self, said: str) -> NoServerError:
+        path = re.sub("^[a-z]+://[^/]+|[?].*", "", self._address)
+        return NoServerError(
+            f"{self.url} is no model server: it {said} at {path}; name the address of `mlflow models serve` "
+            "(that of a tracking server goes into --tracking-uri)"
+        )
+
+    def _failure(self, reason: object) -> ConfigError | StorageError:
+        """What it means that there was no answer."""
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return ConfigError(
+                f"{self.url}: its certificate is not trusted ({reason.verify_message}); set the environment variable "
+                "SSL_CERT_FILE to a file with that of its authority"
+            )
+        if isinstance(reason, ssl.SSLError):
+            return ConfigError(f"{self.url} does not speak TLS ({reason.reason}): name its http:// address")
+        if isinstance(reason, http.client.InvalidURL):
+            return ConfigError(f"{self.url} is no address: {reason}")
+        return StorageError(f"{self.url} does not answer: {reason}")

@@ -42,7 +42,8 @@ class Subject:
 def make_app(subject: Subject) -> Starlette:
     """Answers to GET /, /api/model, /api/samples, /api/walk and /api/nearest.
 
-    Bad input is status 400, an index in the making 202, storage that fails 503; each error is {"error": one line}.
+    Bad input is status 400, an index in the making 202, storage that fails 503; each error is {"error": one line}, with the
+    `parameter` that does not fit.
     """
 
     def page(request: Request) -> Response:
@@ -63,7 +64,8 @@ def make_app(subject: Subject) -> Starlette:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400 if isinstance(error, ConfigError) else 503)
+    content = {"error": str(error)} | ({"parameter": error.parameter} if isinstance(error, _ParameterError) else {})
+    return JSONResponse(content, 400 if isinstance(error, ConfigError) else 503)
 
 
 def _unknown(request: Request, error: Exception) -> Response:
@@ -71,8 +73,16 @@ def _unknown(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
 
 
+class _ParameterError(ConfigError):
+    """A parameter that does not fit; the page marks its field."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
 class _Query:
-    """The parameters of a request. Every method raises ConfigError with the parameter's name."""
+    """The parameters of a request. Every method raises _ParameterError with the parameter's name."""
 
     def __init__(self, given: Mapping[str, str], classes: tuple[str, ...]) -> None:
         self._given, self._classes = given, classes
@@ -81,11 +91,14 @@ class _Query:
     def whole(self, name: str, least: int, most: int, default: int) -> int:
         text = self._take(name) or str(default)
         if not text.isdecimal() or not least <= int(text) <= most:
-            raise ConfigError(f"{name} {text!r}: must be a whole number from {least:,} to {most:,}")
+            raise _ParameterError(name, f"{name} {text!r}: must be a whole number from {least:,} to {most:,}")
         return int(text)
 
     def truncation(self) -> float | None:
-        return parse_truncation(self._take("truncation") or "none", "truncation")
+        try:
+            return parse_truncation(self._take("truncation") or "none", "truncation")
+        except ConfigError as error:
+            raise _ParameterError("truncation", str(error)) from None
 
     def label(self, name: str) -> int | None:
         """A class by its name or number; None if nothing is given."""
@@ -97,19 +110,20 @@ class _Query:
         if text.isdecimal() and int(text) < len(self._classes):
             return int(text)
         names = ", ".join(self._classes[:5]) + (", ..." if len(self._classes) > 5 else "")
-        raise ConfigError(f"{name} {text!r}: no such class; the model has 0 to {len(self._classes) - 1}: {names}")
+        message = f"{name} {text!r}: no such class; the model has 0 to {len(self._classes) - 1}: {names}"
+        raise _ParameterError(name, message)
 
     def point(self, prefix: str) -> Point:
         label = self.label(f"{prefix}class")
         if label is None:
-            raise ConfigError(f"{prefix}class is missing: name one of the model's {len(self._classes):,}")
+            raise _ParameterError(f"{prefix}class", f"{prefix}class is missing: name one of the model's {len(self._classes):,}")
         seed = self.whole(f"{prefix}seed", 0, _LAST_SEED, 0)
         return Point(label, seed, self.whole(f"{prefix}sample", 0, _MOST_SAMPLES - 1, 0))
 
     def end(self) -> None:
         """Raises ConfigError for parameters that nobody has asked for."""
         if self._left:
-            raise ConfigError(f"{sorted(self._left)[0]}: no such parameter")
+            raise _ParameterError(min(self._left), f"{min(self._left)}: no such parameter")
 
     def _take(self, name: str) -> str:
         self._left.discard(name)
@@ -128,6 +142,7 @@ def _model(subject: Subject, query: _Query) -> tuple[int, dict[str, Any]]:
         "classes": painter.classes,
         "data": subject.data,
         "neighbours": known and {"samples": known.samples, "total": known.total},
+        "most": {"count": _MOST_SAMPLES, "steps": _MOST_STEPS},
     }
 
 

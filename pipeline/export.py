@@ -85,15 +85,17 @@ def requirements() -> list[str]:
 
 
 def signature() -> "ModelSignature":
-    """Class ids in; class ids and PNG files out. Without `truncation` the latents are plain normals.
+    """Class ids or names in; class ids and PNG files out. Without `truncation` the latents are plain normals.
 
     Row i is sample `start` + i of `seed`; `max_batch` rows are drawn at once.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, "class_id")]),
+        # Of any type, so that names come through, and that the model refuses 3.7, which MLflow would cast to class 3.
+        inputs=Schema([ColSpec(AnyType(), "class_id")]),
         outputs=Schema([ColSpec(DataType.long, "class_id"), ColSpec(DataType.string, "png")]),
         params=ParamSchema(
             [

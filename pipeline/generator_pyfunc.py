@@ -30,7 +30,7 @@ MOST_ROWS = 1024
 
 
 class GeneratorModel(PythonModel):
-    """Class ids in, PNG images out. Row i depends on the seed, `start` + i and its class, not on the batch size.
+    """Classes in, by number or name, PNG images out. Row i depends on the seed, `start` + i and its class, not on the batch.
 
     `format=description` answers with one JSON text instead: class names, size of the images, parameters. MLflow drops
     parameters that a model does not know before it is asked, so a client has to compare them (`pipeline.client`).
@@ -59,10 +59,13 @@ class GeneratorModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Column `class_id` -> columns `class_id` and `png`; the parameters are in the model's signature."""
-        params = DEFAULTS | (params or {})
-        ids = model_input["class_id"].to_numpy(np.int64, copy=True)
-        self._check(ids, params)
+        """Column `class_id` -> columns `class_id` and `png`, with the same index; the parameters are in the model's signature.
+
+        A parameter that is None has its default.
+        """
+        params = DEFAULTS | {name: value for name, value in (params or {}).items() if value is not None}
+        self._check(len(model_input), params)
+        ids = np.array([self._class_id(given) for given in model_input["class_id"].tolist()], np.int64)
         if params["format"] == "description":
             return pd.DataFrame({"description": [json.dumps(self.description)]})
         images = self.sampling.generate(
@@ -74,16 +77,27 @@ class GeneratorModel(PythonModel):
             batch=params["max_batch"],
         )
         pictures = [_png_base64(image) for image in images.permute(0, 2, 3, 1).numpy()]
-        return pd.DataFrame({"class_id": ids, "png": pictures})
+        return pd.DataFrame({"class_id": ids, "png": pictures}, index=model_input.index)
 
-    def _check(self, ids: np.ndarray[Any, Any], params: dict[str, Any]) -> None:
-        last, truncation = len(self.classes) - 1, params["truncation"]
-        if len(ids) > MOST_ROWS:
-            raise MlflowException.invalid_parameter_value(
-                f"{len(ids)} rows: at most {MOST_ROWS}; ask on with start={MOST_ROWS}"
-            )
-        if wrong := [int(i) for i in ids if not 0 <= i <= last]:
-            raise MlflowException.invalid_parameter_value(f"class_id {wrong[0]}: must be from 0 to {last}")
+    def _class_id(self, given: Any) -> int:
+        """A class by its name or number. Raises MlflowException for what is neither, or a name of several classes."""
+        last, text = len(self.classes) - 1, str(given).strip()
+        if isinstance(given, str) and (known := self.classes.count(text)):
+            if known > 1:
+                raise MlflowException.invalid_parameter_value(
+                    f"class_id {text!r}: {known} classes have this name; give a number"
+                )
+            return self.classes.index(text)
+        if isinstance(given, float) and given.is_integer():  # a column with a gap, or JSON's 3.0
+            text = str(int(given))
+        if isinstance(given, bool) or not text.isdecimal() or int(text) > last:
+            raise MlflowException.invalid_parameter_value(f"class_id {given}: must be from 0 to {last}, or the name of a class")
+        return int(text)
+
+    def _check(self, rows: int, params: dict[str, Any]) -> None:
+        truncation = params["truncation"]
+        if rows > MOST_ROWS:
+            raise MlflowException.invalid_parameter_value(f"{rows} rows: at most {MOST_ROWS}; ask on with start={MOST_ROWS}")
         if truncation is not None and not 0 < truncation < float("inf"):
             raise MlflowException.invalid_parameter_value(f"truncation {truncation}: must be above 0 and finite")
         if params["format"] not in ("png_base64", "description"):

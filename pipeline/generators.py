@@ -25,7 +25,7 @@ from pipeline.wording import command
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
 
-_EXPORTED = ("artifacts/config.json", "config.json")
+EXPORTED = ("artifacts/config.json", "config.json")
 """Where `biggan export` puts a model's settings, as MLflow model and as plain files; the weights lie beside them."""
 _WEIGHTS = "generator.safetensors"
 
@@ -176,7 +176,7 @@ def parse_truncation(text: str, what: str) -> float | None:
 
 def find_exported(source: str) -> str | None:
     """The folder of an exported model with its weights and config.json; None for runs and checkpoints."""
-    for place in _EXPORTED:
+    for place in EXPORTED:
         folder = storage.join(source, place).removesuffix("/config.json")
         if storage.exists(storage.join(source, place)) and storage.exists(storage.join(folder, _WEIGHTS)):
             return folder
@@ -200,7 +200,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     if not run and not any(FOLDER.fullmatch(name) or name == COMMIT for name in there):
         raise ConfigError(
             f"no model {source}: looked for a run's config.yaml, checkpoints (0000192000/{COMMIT}) and an exported model's "
-            f"{_EXPORTED[0]}; found {', '.join(there[:5]) or 'nothing'}"
+            f"{EXPORTED[0]}; found {', '.join(there[:5]) or 'nothing'}"
         )
     found = locate(source, images)
     state = found.state()

@@ -111,6 +111,14 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     walk = [pixels(file) for file in files(page, "#walk")]
     assert abs(walk[0] - pixels(shown[2])).max() <= 1 < abs(walk[4] - walk[0]).max()
 
+    # Its truncation is the walk's, whatever the next samples are drawn with.
+    page.get_by_label("Truncate the latents").uncheck()
+    page.wait_for_function("!document.querySelector('#command').textContent.includes('truncation')")
+    page.get_by_role("button", name="Walk from here").click()
+    page.wait_for_function("document.querySelectorAll('#walk:not([hidden], [aria-busy]) li').length === 9")
+    assert page.locator("#walk-how").inner_text().endswith("truncation 0.7.")
+    assert [pixels(file).tolist() for file in files(page, "#walk")] == [image.tolist() for image in walk]
+
     # The training images nearest to it.
     page.get_by_role("button", name="Nearest training images").click()
     page.wait_for_function("document.querySelectorAll('#nearest:not([hidden], [aria-busy]) li').length === 8")
@@ -120,15 +128,22 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     assert len(distances) == 8 and distances == sorted(distances)
     assert len(set(files(page, "#nearest"))) == 8
 
-    # A mistake is said, and no image of before is left; the next good input clears it.
-    page.get_by_label("Class", exact=True).first.fill("hat")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    page.locator("#samples-error").get_by_text("class 'hat': no such class; the model has 0 to 3").wait_for()
-    assert drawn.count() == 0
-    page.get_by_label("Class", exact=True).first.fill("")
-    page.get_by_role("button", name="Draw", exact=True).click()
+    # A mistake is said at its field, and the images stay; the next good input clears it.
+    for label, wrong, good, says in (
+        ("Class", "hat", "", "class 'hat': no such class; the model has 0 to 3"),
+        ("Count", "1000", "6", "count '1000': must be a whole number from 1 to 64"),
+    ):
+        field = page.get_by_label(label, exact=True).first
+        field.fill(wrong)
+        field.press("Enter")
+        page.locator("input[aria-invalid=true] + #samples-error").get_by_text(says).wait_for()
+        assert field.get_attribute("aria-invalid") == "true" and drawn.count() == 6
+        field.fill(good)
+        field.press("Enter")
+        page.wait_for_function("document.querySelector('#samples-error').hidden")
+        assert page.locator("[aria-invalid]").count() == 0
+    assert page.get_by_text("From 1 to 64").is_visible()
     drawn.nth(5).wait_for()
-    assert not page.locator("#samples-error").is_visible()
 
     # Nothing is cut off, wide or narrow, and small images keep their pixels.
     for width in (1280, 400):

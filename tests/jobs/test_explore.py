@@ -3,6 +3,7 @@
 import argparse
 import base64
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -163,6 +164,8 @@ def test_bad_input_is_one_line_with_status_400(page: Page) -> None:
     ):
         status, answer = page.get(path, **query)
         assert status == 400 and answer["error"].startswith(says) and "\n" not in answer["error"], (query, answer)
+        assert answer["parameter"] == re.split("[ :]", says)[0]  # the page marks its field
+    assert page.get("model")[1]["most"] == {"count": 64, "steps": 32}  # and says the range before
 
 
 def test_other_addresses_are_not_found(page: Page) -> None:

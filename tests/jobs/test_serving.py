@@ -23,8 +23,8 @@ from PIL import Image
 from jobs.cli import main
 from pipeline import client as clients
 from pipeline import generator_pyfunc
-from pipeline.client import Client, is_server
-from pipeline.errors import ConfigError, StorageError
+from pipeline.client import Client, NoServerError, is_server
+from pipeline.errors import ConfigError
 from pipeline.mlflow_store import store_uri
 from tests.pipeline.conftest import _free_port
 
@@ -33,8 +33,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
-def test_a_server_is_an_address_without_a_path() -> None:
-    assert is_server("http://127.0.0.1:5701") and is_server("https://host/")
+def test_some_addresses_can_only_be_servers() -> None:
+    assert is_server("http://127.0.0.1:5701") and is_server("https://host/") and is_server("https://host?key=1")
+    assert is_server("http://host/birds/invocations") and is_server("http://host/birds/invocations/?key=1")
     assert not is_server("http://host/checkpoints") and not is_server("models:/a@b") and not is_server("runs/one")
     assert clients.MOST_ROWS == generator_pyfunc.MOST_ROWS
 
@@ -154,5 +155,6 @@ def check_client(url: str) -> None:
         client.sample([0], trunction=0.5)
     with pytest.raises(ConfigError, match="class_id 9: must be from 0 to 3"):
         client.sample([9])
-    with pytest.raises(StorageError, match="404"):
+    assert Client(f"{url}/invocations").about == client.about
+    with pytest.raises(NoServerError, match="404"):
         Client(f"{url}/elsewhere")

@@ -36,7 +36,11 @@ served = mlflow.pyfunc.load_model(sys.argv[1])
 answers = []
 for ids, params in json.loads(sys.argv[2]):
     try:
-        answers.append(served.predict(pd.DataFrame({"class_id": ids}, dtype="int64"), params=params).to_dict("list"))
+        kind = object if any(type(i) is not int for i in ids) else "int64"
+        asked = pd.DataFrame({"class_id": ids}, dtype=kind, index=[2 * i + 5 for i in range(len(ids))])
+        answer = served.predict(asked, params=params)
+        assert list(answer.index) in (list(asked.index), [0])  # 0: of the description
+        answers.append(answer.to_dict("list"))
     except Exception as error:
         answers.append({"error": f"{getattr(error, 'error_code', '')}: {error}"})
 leaked = sorted(n for n in sys.modules if n.partition(".")[0] in ("model", "pipeline", "jobs", "tests"))
@@ -61,7 +65,9 @@ REQUESTS: list[tuple[list[Any], dict[str, Any]]] = [
     ([0], {"start": -1}),
     ([0], {"truncation": float("inf")}),
     ([0] * 1025, {}),
+    *(([0, wrong], {}) for wrong in (1.5, float("nan"), None, True, "coat", "²")),
     ([0], {"seed": "x"}),
+    (["bars", "1", "checks", 3.0], {"seed": None, "truncation": None, "start": None}),
 ]
 
 
@@ -120,6 +126,12 @@ def test_a_process_without_our_packages_draws_what_the_run_draws(consumer: dict[
     assert abs(pixels(consumer["answers"][5]) - pixels(seed3)[2:]).max() <= 1  # samples 2 to 4
 
 
+def test_classes_have_names_and_parameters_may_be_null(consumer: dict[str, Any]) -> None:
+    by_name, by_number = consumer["answers"][-1], consumer["answers"][4]
+    assert by_name["class_id"] == by_number["class_id"] == [0, 1, 2, 3]
+    assert abs(pixels(by_name) - pixels(by_number)).max() <= 1
+
+
 def test_the_model_describes_itself(consumer: dict[str, Any], trained: TrainedGenerator) -> None:
     about = json.loads(consumer["answers"][6]["description"][0])
     assert about["classes"] == list(trained.classes) and about["weights_sha256"] == trained.weights_sha256
@@ -169,7 +181,7 @@ def test_the_golden_picture_is_what_its_seed_and_labels_give(consumer: dict[str,
 
 
 def test_bad_requests_are_refused_with_what_is_allowed(consumer: dict[str, Any]) -> None:
-    empty, *refused = consumer["answers"][7:]
+    empty, *refused, _ = consumer["answers"][7:]
     assert empty == {"class_id": [], "png": []}
     for answer, reason in zip(
         refused,
@@ -184,6 +196,12 @@ def test_bad_requests_are_refused_with_what_is_allowed(consumer: dict[str, Any])
             "start -1",
             "truncation inf",
             "1025 rows: at most 1024",
+            "class_id 1.5: must be from 0 to 3, or the name of a class",
+            "class_id nan",
+            "class_id nan",  # as MLflow passes None on
+            "class_id True",
+            "class_id coat",
+            "class_id ²",
             "",
         ],
         strict=True,
