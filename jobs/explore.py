@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and (value < least or (most is not None and value > most)):
             raise ConfigError(f"{flag} {value}: must be {f'from {least} to {most}' if most else f'at least {least}'}")
     for flag, value in (("--checkpoint", args.checkpoint), ("--standing", args.standing)):
-        if value is not None and args.model.startswith("models:/"):
+        if value is not None and args.model.startswith(("models:/", "runs:/")):
             raise ConfigError(f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder")
 
 
@@ -119,7 +119,7 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
 
     given = (("--checkpoint", args.checkpoint), ("--standing", args.standing), ("--tracking-uri", args.tracking_uri))
     flags = [part for flag, value in given if value is not None for part in (flag, str(value))]
-    if args.model.startswith("models:/"):
+    if args.model.startswith(("models:/", "runs:/")):
         from pipeline import registry
 
         model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))

@@ -163,7 +163,7 @@ def _is_ours(args: argparse.Namespace) -> bool:
     """Whether our own code draws, and not that of a registered model."""
     from pipeline.client import is_server
 
-    return not args.model.startswith("models:/") and not is_server(args.model)
+    return not args.model.startswith(("models:/", "runs:/")) and not is_server(args.model)
 
 
 def _method(args: argparse.Namespace) -> "Truncation":

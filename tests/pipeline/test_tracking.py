@@ -179,7 +179,7 @@ def test_a_path_from_the_working_directory_is_one_store_wherever_commands_are_gi
     assert Delivery(tmp_path / "run").uri == f"sqlite:///{tmp_path}/ml.db"
     journal = journal_path(tmp_path / "run")  # as an older version wrote it
     journal.write_text(journal.read_text().replace(f"sqlite:///{tmp_path}/ml.db", "sqlite:///ml.db"))
-    with pytest.raises(ConfigError, match="is tracked at sqlite:///ml.db, a path from the folder where"):
+    with pytest.raises(ConfigError, match=r"is tracked at sqlite:///ml\.db, a path from the folder where"):
         Delivery(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert Delivery(tmp_path / "run").deliver() and not list((tmp_path / "elsewhere").iterdir())
