@@ -38,9 +38,13 @@ def run(args: argparse.Namespace) -> None:
         model = registry.download(client, version, Path(folder))
         _write(model, args.dst)
     print(f"{args.dst}: {version.name} version {version.version}")
-    # The name of an image is lower-case letters and digits, with single . _ or - between.
-    image = re.sub(r"[^a-z0-9]+", "-", version.name.lower()).strip("-") or "generator"
+    image = image_name(version.name)
     print(f"next: {shlex.join(['docker', 'build', '-t', image, str(args.dst)])} && docker run -p 8080:8080 {image}")
+
+
+def image_name(model: str) -> str:
+    """Return a name that `docker build` takes for what `model` is called: lower-case letters and digits, with - between."""
+    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-") or "generator"
 
 
 def _write(model: Path, dst: Path) -> None:

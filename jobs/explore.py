@@ -88,7 +88,7 @@ def _check(args: argparse.Namespace) -> None:
             "or its exported folder"
         )
     for flag, value in (("--checkpoint", args.checkpoint), ("--standing", args.standing)):
-        if value is not None and args.model.startswith("models:/"):
+        if value is not None and args.model.startswith(("models:/", "runs:/")):
             raise ConfigError(f"{flag} {value} goes only with a run's folder, a checkpoint or an exported model's folder")
 
 
@@ -126,7 +126,7 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
 
     given = (("--checkpoint", args.checkpoint), ("--standing", args.standing), ("--tracking-uri", args.tracking_uri))
     flags = [part for flag, value in given if value is not None for part in (flag, str(value))]
-    if args.model.startswith("models:/"):
+    if args.model.startswith(("models:/", "runs:/")):
         from pipeline import registry
 
         model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))

@@ -164,7 +164,7 @@ def _is_ours(args: argparse.Namespace) -> bool:
     """Whether our own code draws, and not that of a registered model."""
     from pipeline.model_address import serves
 
-    return not args.model.startswith("models:/") and not serves(args.model)
+    return not args.model.startswith(("models:/", "runs:/")) and not serves(args.model)
 
 
 def _method(args: argparse.Namespace) -> "Truncation":

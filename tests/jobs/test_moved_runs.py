@@ -1,5 +1,6 @@
 """Runs whose folder was moved or copied with their own MLflow store: nothing is read from or written to the old place."""
 
+import json
 import shlex
 import shutil
 import sqlite3
@@ -51,7 +52,10 @@ def sample(run: Path, model: str = "models:/tiny@first") -> bytes:
 def test_a_copy_is_read_as_it_is_and_written_when_the_user_says_that_it_is_one(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted, before = registry.resolve(registry.use(store_uri(registered_run, None)), "models:/tiny@first"), contents(registered_run)
+    wanted, before = (
+        registry.resolve(registry.use(store_uri(registered_run, None)), "models:/tiny@first"),
+        contents(registered_run),
+    )
     run = shutil.copytree(registered_run, tmp_path / "a copy" / "run")
     mine = contents(run)
     pixels = sample(run)
@@ -119,7 +123,7 @@ def test_files_that_are_gone_are_no_other_weights(
     run = shutil.copytree(registered_run, tmp_path / "run")
     assert main(["sync", str(run), "--moved"]) == 0
     client = registry.use(store_uri(run, None))
-    client.set_model_version_tag("tiny", "1", "evaluation", evaluation_text())
+    client.set_model_version_tag("tiny", "1", "evaluation", json.dumps(evaluation(3.0)))
     (weights,) = run.glob("artifacts/models/*/artifacts/artifacts/generator.safetensors")
     for gone in (weights, weights.parents[1]):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
@@ -134,9 +138,3 @@ def test_files_that_are_gone_are_no_other_weights(
             assert main([*argv, "--tracking-uri", str(run)]) == 65
             said = capsys.readouterr().err
             assert_one_line(said, 65, 65, f"tiny version 1: no weights found at file://{run}/artifacts/models/m-")
-
-
-def evaluation_text() -> str:
-    import json
-
-    return json.dumps(evaluation(3.0))

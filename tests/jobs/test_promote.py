@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def test_first_better_worse_and_back(found: Registry) -> None:
 
     code, said = found.biggan("promote", "models:/tiny/1", "--limit", "30")
     assert code == 0 and "promoted: tiny version 1 is champion (before: none): FID[clf] 30, the first" in said
+    assert "back: " not in said
     code, said = found.biggan("promote", "tiny", "--to", "champion")  # @challenger, which register has moved to 3
     assert code == 0 and "version 3 is champion (before: 1): FID[clf] 10 below 30 of version 1" in said
     assert found.champion() == "3" and found.claims() == []
@@ -66,6 +68,13 @@ def test_first_better_worse_and_back(found: Registry) -> None:
     assert found.client.get_model_version("tiny", "3").tags["validation_status"] == "rolled_back"
     code, line = found.biggan("rollback", "tiny")
     assert code == 80 and "tiny version 1 has no version before it" in line and found.champion() == "1"
+    code, line = found.biggan("promote", "tiny")  # as every night
+    assert code == 80 and "tiny version 3 was rolled back" in line and "--again" in line and found.champion() == "1"
+    code, said = found.biggan("promote", "tiny", "--again")
+    assert code == 0 and found.champion() == "3"
+    back = shlex.split(said.splitlines()[-1].removeprefix("back: "))
+    assert found.client.get_model_version("tiny", "3").tags["validation_status"] == "passed"
+    assert main(back[1:]) == 0 and found.champion() == "1"
 
 
 def registry_text(found: Registry, run_id: str | None, path: str) -> str:
@@ -106,12 +115,14 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
     "champion is nan": (lambda r: r.evaluate(2, evaluation(math.nan)), [], 80, "the champion, has no finite FID[clf]"),
     "champion is unknown": (lambda r: r.tag(2, "evaluation", None), [], 80, "version 2 has no tag evaluation"),
     "champion of other data": (lambda r: r.tag(2, "dataset_fingerprint", "feed"), [], 80, "was trained on other data"),
+    "rolled back": (lambda r: r.tag(3, "validation_status", "rolled_back"), ["tiny"], 80, "tiny version 3 was rolled back: reg"),
     "deleted run": (delete_run, [], 80, "is deleted: type `mlflow runs restore"),
     "limit": (lambda r: None, ["tiny/3", "--limit", "9"], 80, "10 is not good enough, --limit is 9"),
     "first, but it is not": (lambda r: None, ["tiny/3", "--first"], 80, "has a champion already, version 2"),
     "no weights known": (lambda r: r.tag(3, "weights_sha256", None), [], 80, "has no tag weights_sha256"),
     "no such alias": (lambda r: None, ["tiny@nobody"], 78, "models:/tiny@nobody is not in the registry: tiny has @"),
     "no such version": (lambda r: None, ["tiny/9"], 78, "versions up to 3"),
+    "no version": (lambda r: None, ["models:/tiny/"], 78, "models:/tiny/ is not a model"),
     "no such model": (lambda r: None, ["big/1"], 78, "it has tiny"),
     "no number": (lambda r: None, ["tiny/3", "--limit", "nan"], 78, "--limit nan"),
     "no alias": (lambda r: None, ["tiny/3", "--to", "a b"], 78, "--to 'a b'"),

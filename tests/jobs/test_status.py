@@ -1,6 +1,8 @@
 """`biggan status` where there is no Slurm: a run's own words."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,33 @@ def test_a_run_tells_how_far_it_is(shards_grey: Path, tmp_path: Path, capsys: py
     (run / "STOP").unlink()
     write_status(run, Status("failed", 6144, 78, "no such data"))
     assert status(run, capsys)["state"] == "failed, exit code 78: no such data"
+
+
+def test_what_mlflow_lacks_is_said_with_the_reason_until_it_has_it(
+    shards_grey: Path, tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, store = tmp_path / "a run", tmp_path / "later" / "ml.db"
+    save_run(run, shards_grey, uri=f"sqlite:///{store}")
+    assert "biggan: warning: " in capsys.readouterr().out
+    place, why = status_lines(run, capsys)[-2:]
+    assert place.endswith(f"mlflow ui --backend-store-uri sqlite:///{store}")
+    assert "lacks records: " in why and "create its folder" in why
+    command = shlex.split(why.split("`")[1])
+    assert main([*command[1:], "--wait", "0"]) == 78 and status_lines(run, capsys)[-1] == why
+    store.parent.mkdir()
+    shutil.copy(empty_store, store)
+    with journal_path(run).open("a") as journal:  # as a version with other names may have written it
+        journal.write('{"time": 1, "metrics": {"D(real)": 1.0}, "step": 1}\n')
+    assert main(command[1:]) == 65
+    assert "refuses 1 record, which journal.jsonl keeps: metric 'D(real)'" in status_lines(run, capsys)[-1]
+    assert main(command[1:]) == 0
+    assert "refuses 1 record" in status_lines(run, capsys)[-1]  # MLflow still lacks it
+
+
+def status_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    assert main(["status", str(folder)]) == 0
+    return capsys.readouterr().out.splitlines()
 
 
 def test_a_job_that_cannot_be_asked_about(

@@ -165,6 +165,24 @@ def test_a_store_that_has_lost_the_run_gets_all_of_it_anew(run_dir: Path, store:
         delivery.deliver()
     assert delivery.deliver() != first
     assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
+    assert only_run(store).info.start_time == next(record["time"] for record, _ in read(run_dir))
+
+
+def test_a_path_from_the_working_directory_is_one_store_wherever_commands_are_given(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, "ml.db")
+    track(tmp_path / "run", uri="sqlite:///ml.db").close("FINISHED")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Delivery(tmp_path / "run").uri == f"sqlite:///{tmp_path}/ml.db"
+    journal = journal_path(tmp_path / "run")  # as an older version wrote it
+    journal.write_text(journal.read_text().replace(f"sqlite:///{tmp_path}/ml.db", "sqlite:///ml.db"))
+    with pytest.raises(ConfigError, match=r"is tracked at sqlite:///ml\.db, a path from the folder where"):
+        Delivery(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert Delivery(tmp_path / "run").deliver() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: str, empty_store: Path) -> None:
@@ -205,6 +223,8 @@ def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, sto
     assert mlflow_store.connect(store).get_experiment_by_name("biggan") is None and tracker.run_id is None
     Delivery(run_dir).deliver()
     run = only_run(store)
+    times = [record["time"] for record, _ in read(run_dir)]
+    assert (run.info.start_time, run.info.end_time) == (times[0], times[-1])  # not when it was delivered
     assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
 
 
