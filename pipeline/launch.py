@@ -123,6 +123,8 @@ def _prepare(config: "RunConfig", manifest: "Manifest") -> bool:
     last = next(checkpoint.committed(run.checkpoint_uri(config)), None)
     if last is None and (weights := initial.initial_checkpoint(config)):
         print(f"starting from {weights.uri}: {', '.join(sorted(weights.parts))}", flush=True)
+        if note := initial.ema_note(config):
+            print(f"biggan: warning: {note}", file=sys.stderr)
     for line in run.prepare(config, manifest):
         print(f"changed since the last start: {line}", flush=True)
     ended = run.read_status(Path(config.run, "status.json"))
