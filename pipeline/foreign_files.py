@@ -7,6 +7,7 @@ makes tensors, containers and plain values, and here also NumPy's numbers (metri
 import io
 import pickle
 import re
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.checkpoint import Tensors
 from pipeline.errors import ConfigError, DataError
+from pipeline.finite import not_finite
 
 # NumPy moved the function once; files name either place.
 _SCALAR = "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
@@ -28,6 +30,10 @@ _HARMLESS: list[Any] = [
     np.dtypes.Int64DType,
     nn.ReLU,
 ]
+
+
+_LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""A number that begins each file of torch.save before torch 1.6, inside a pickle of its own."""
 
 
 class CodeError(ConfigError):
@@ -43,8 +49,11 @@ def read_file(uri: str) -> Any:
     try:
         if uri.endswith(".safetensors"):
             return safetensors.torch.load(data)
+        _check_form(uri, data)
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (ConfigError, DataError):
+        raise
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)|persistent_load|Can only build", str(error))
         if code is None:
@@ -57,14 +66,46 @@ def read_file(uri: str) -> Any:
         raise _damaged(uri, error) from None
 
 
+def _check_form(uri: str, data: bytes) -> None:
+    """Check the sums of a zip's members, which torch does not. Raises ConfigError for a file that torch.save did not write."""
+    if data.startswith(b"PK\x03\x04"):
+        if member := zipfile.ZipFile(io.BytesIO(data)).testzip():
+            raise DataError(f"{uri} is damaged (the checksum of {member} is wrong): copy it again")
+    elif data.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{uri} is a pointer of Git LFS and not the weights: fetch them with `git lfs pull`")
+    elif data[:1] == b"\x80" and len(data) > 32 and _LEGACY not in data[:32]:
+        raise ConfigError(
+            f"{uri} is a plain pickle, which can run code when it is read: load it where you trust it, and save the tensors "
+            "with torch.save(network.state_dict(), FILE)"
+        )
+
+
 def _damaged(uri: str, error: Exception) -> DataError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # torch begins with advice on its own options.
+    reason = next((line for line in lines if "Unpickler error" in line), lines[0]).strip()
     return DataError(f"{uri} is damaged or cut short ({reason[:120]}): copy it again")
 
 
 def as_tensors(uri: str, found: Any) -> Tensors:
-    """`found` in `uri` as tensors by key, half precision widened. Raises ConfigError if it is something else."""
+    """Return `found` in `uri` as tensors by key, half precision widened.
+
+    Raises ConfigError if it is something else than tensors of floating-point numbers, DataError if some are NaN or infinite.
+    """
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise ConfigError(f"{uri} holds no state_dict(), tensors by name: save one with torch.save(network.state_dict(), ...)")
-    half = torch.float16, torch.bfloat16
-    return {str(key): value.float() if value.dtype in half else value for key, value in found.items()}
+    tensors: Tensors = {}
+    for key, value in found.items():
+        if value.layout != torch.strided or (value.numel() > 1 and not value.is_floating_point()):
+            kind = "a sparse tensor" if value.is_sparse else f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+            raise ConfigError(f"{uri}: {key} is {kind}: save plain floating-point weights, neither quantized nor pruned")
+        narrow = value.is_floating_point() and value.dtype not in (torch.float32, torch.float64)
+        tensors[str(key)] = value.float() if narrow else value
+    refuse_broken(uri, tensors)
+    return tensors
+
+
+def refuse_broken(uri: str, tensors: Tensors) -> None:
+    """Raises DataError if there are numbers that are NaN or infinite."""
+    if broken := not_finite(tensors):
+        raise DataError(f"{uri} has {broken}: import a checkpoint from before the training diverged")

@@ -17,6 +17,7 @@ from model.config import ARCHITECTURES, ModelConfig
 from model.networks import build_discriminator, build_generator
 from pipeline.checkpoint import Progress, Tensors
 from pipeline.errors import ConfigError, DataError
+from pipeline.foreign_files import refuse_broken
 
 ROLES = {"G": "generator", "G_ema": "ema", "D": "discriminator"}
 """What BigGAN-PyTorch and StudioGAN call the networks, and what our checkpoints do."""
@@ -226,7 +227,7 @@ def adam_moments(uri: str, saved: Any, weights: Weights, tensors: Tensors) -> Te
     """Adam's state of `weights` by our names; {} before its first step or of another optimiser.
 
     torch numbers parameters in the order of their registration, which is that of the keys. Raises DataError if the two do not
-    fit each other.
+    fit each other, or if there are values that are NaN or infinite.
     """
     names = {weights.key(name): name for name in tensors}
     ordered = [names[key] for key in weights.tensors if is_parameter(names[key])]
@@ -245,6 +246,7 @@ def adam_moments(uri: str, saved: Any, weights: Weights, tensors: Tensors) -> Te
                 raise DataError(f"{uri} is not the optimiser of {weights.uri}: {weights.key(name)} differs")
             found[f"{kind}/{name}"] = weights.arrange(name, moment)
     found["step"] = torch.as_tensor(float(state[places[0]]["step"]))
+    refuse_broken(uri, found)
     return found
 
 

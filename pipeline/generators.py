@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline import storage
 from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
+from pipeline.finite import not_finite
 from pipeline.run import load_run_config, locate
 from pipeline.wording import command
 
@@ -134,8 +136,8 @@ def load_generator(
     """The EMA generator at `source`, on the GPU if there is one, prepared for these latents (see `TrainedGenerator.prepare`).
 
     `source` is a run's folder, a folder of checkpoints (a path or URI; imported ones too), one such checkpoint, or the folder
-    of an exported MLflow model. `images` picks one of several checkpoints; default: the newest intact one. Raises ConfigError
-    if none of it is there, DataError if it is damaged.
+    of an exported MLflow model. `images` picks one of several checkpoints; default: the newest intact one. Weights that are NaN
+    or infinite are warned of on stderr. Raises ConfigError if none of it is there, DataError if it is damaged.
     """
     source = str(source)
     if source.startswith(("models:/", "runs:/")):
@@ -159,7 +161,10 @@ def load_generator(
         generator.eval()  # its statistics are those
     else:
         trained.prepare(truncation, method, standing)
-    digest = hashlib.sha256(safetensors.torch.save(dict(generator.state_dict()))).hexdigest()
+    state = generator.state_dict()
+    if broken := not_finite(state):
+        print(f"biggan: warning: {source} has {broken}: its samples are worthless", file=sys.stderr)
+    digest = hashlib.sha256(safetensors.torch.save(dict(state))).hexdigest()
     return replace(trained, weights_sha256=digest)
 
 

@@ -7,7 +7,8 @@ from model.config import ModelConfig
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.run import locate
+from pipeline.run import locate, refuse_other_classes
+from pipeline.wording import plural
 
 
 def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
@@ -18,8 +19,25 @@ def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
     if config.init is None:
         return None
     found = locate(config.init)
+    # The number of classes is that of the shards already (`pipeline.run.check_model`): no other one can be set.
+    where = config.data.uri or ", ".join(part.uri for part in config.data.mix.values())
+    refuse_other_classes(config.init, found.state()["model"]["num_classes"], config.model.num_classes, where)
     check_networks(found, config, f"init={config.init}")
     return found
+
+
+def ema_note(config: RunConfig) -> str:
+    """Say how much of the weights of `init` the EMA will hold at the end; empty if that is less than 1%, or without `init`."""
+    optim, total = config.optim, config.total_images
+    if config.init is None or optim.ema_start or not optim.ema_half_life:
+        return ""
+    share = 0.5 ** (total / optim.ema_half_life)
+    if share < 0.01:
+        return ""
+    return (
+        f"after {plural(total, 'image')} the EMA, which `biggan sample`, `evaluate` and `register` take, still is {share:.1%} "
+        f"init={config.init}: set optim.ema_half_life={max(1, total // 10)} for 0.1%"
+    )
 
 
 def check_networks(found: Checkpoint, config: RunConfig, source: str) -> None:
@@ -33,7 +51,7 @@ def check_networks(found: Checkpoint, config: RunConfig, source: str) -> None:
     ]
     if keys:
         wanted = " ".join(f"model.{key}={_written(theirs[key])}" for key in keys)
-        raise ConfigError(f"{source}: its networks are others than the configuration's: type {wanted}")
+        raise ConfigError(f"{source}: its networks are others than the configuration's: set {wanted}")
 
 
 def explicit(config: ModelConfig) -> dict[str, Any]:

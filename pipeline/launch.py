@@ -136,6 +136,8 @@ def _prepare(config: "RunConfig", manifest: "Manifest", from_scratch: bool) -> b
     last = resume.check_resumable(config)
     if last is None and (weights := initial.initial_checkpoint(config)):
         print(f"starting from {weights.uri}: {', '.join(sorted(weights.parts))}", flush=True)
+        if note := initial.ema_note(config):
+            print(f"biggan: warning: {note}", file=sys.stderr)
     ended = run.read_status(Path(config.run, "status.json"))
     # Killed after its last checkpoint, a run still has to tell MLflow of its end: workers do, with nothing to train.
     if last and last.images >= config.total_images and ended and ended.state == "finished":

@@ -24,6 +24,7 @@ from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
 from pipeline.process import superseded, this_process, verdict
+from pipeline.wording import command, plural
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
 """Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
@@ -161,11 +162,30 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
     where = config.data.uri or ", ".join(part.uri for part in config.data.mix.values())
     for key, stored in (("num_classes", len(manifest.classes)), ("resolution", side), ("channels", channels)):
         if getattr(config.model, key) != stored:
+            if key == "num_classes" and config.init:
+                refuse_other_classes(config.init, locate(config.init).state()["model"]["num_classes"], stored, where)
             crop = f", data.resolution={config.model.resolution} (to resample while reading)" if key == "resolution" else ""
             raise ConfigError(
                 f"model.{key}={getattr(config.model, key)} but the shards at {where} have {stored}: "
                 f"type model.{key}={stored}{crop} or name other shards"
             )
+
+
+def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> None:
+    """Raises ConfigError if the weights `init` have `theirs` classes and the shards at `where` another number of them."""
+    if theirs == classes:
+        return
+    way = f"set init=null to train without them, or name shards of those {plural(theirs, 'class', 'classes')}"
+    if classes < theirs:
+        again = command("index", "URI" if ", " in where else where, "--out", "DIR", "--classes", "FILE")
+        way = (
+            f"if your classes are among them, index the shards with all {theirs} names, one in each line of FILE: {again}, then "
+            f"set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
+        )
+    raise ConfigError(
+        f"init={init} has {plural(theirs, 'class', 'classes')}, the shards at {where} have {classes}, and weights cannot be "
+        f"carried over to other classes: {way}"
+    )
 
 
 def checkpoint_uri(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ import pytest
 from jobs import evaluate
 from jobs.cli import main
 from pipeline import checkpoint, evaluation_report, evaluations, journal
+from pipeline.run import load_run_config
 from tests.conftest import write_tree
 from tests.pipeline.saved_run import save_checkpoint, save_run
 
@@ -92,3 +93,19 @@ def test_the_floor_has_as_many_images_as_the_samples(tmp_path: Path, splits: Pat
         capsys.readouterr().out
     )
     assert evaluated("--reference", "train", "--samples", "64")["floor"].keys() == few["metrics"].keys()
+
+
+def test_weights_of_a_training_that_diverged_are_warned_of(
+    run_folder: Path, tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(load_run_config(run_folder), 12288, diverged=True)
+    warning = f"biggan: warning: {run_folder} has NaN or infinite values in output.bias: its samples are worthless"
+    for command in (
+        ["sample", str(run_folder), str(tmp_path / "sheet.png"), "--per-class", "1"],
+        ["evaluate", str(run_folder), "--samples", "16", "--metrics", "prdc"],
+        ["register", str(run_folder)],
+    ):
+        assert main(command) == 0, command
+        assert warning in capsys.readouterr().err, command
+        assert main([*command, "--checkpoint", "8192"]) == 0
+        assert "warning" not in capsys.readouterr().err

@@ -51,10 +51,12 @@ def save_run(
     return config
 
 
-def save_checkpoint(config: RunConfig, images: int) -> None:
-    """Add a checkpoint at `images`, with weights of its own."""
+def save_checkpoint(config: RunConfig, images: int, *, diverged: bool = False) -> None:
+    """Add a checkpoint at `images`, with weights of its own, of which one is NaN if its training has `diverged`."""
     torch.manual_seed(images)
     generator = Generator(config.model)
+    if diverged:
+        generator.output.bias.data[0] = torch.nan
     tensors = {"generator": network_tensors(generator), "ema": EMA(dict(generator.named_parameters())).averages}
     state = {"model": asdict(config.model), "classes": list(load_manifest(config.data.uri).classes)}
     checkpoint.save(checkpoint_uri(config), Progress(images), tensors, state, keep=2)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,64 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         old.write_bytes(whole[:end])
         with refused(DataError, "G.pth", "copy it again"):
             read(old.parent)
+
+
+def test_flipped_bits_are_found_by_the_checksums_of_the_members(tmp_path: Path) -> None:
+    for name, file in (
+        (TINY, "G.pth"),
+        (TINY, "D_optim.pth"),
+        ("studiogan-32", STUDIO_D),
+        ("huggingface-128", "pytorch_model.bin"),
+    ):
+        path = Path(save(tmp_path / file, name, states(name) | (moments(name) if name == TINY else {})), file)
+        with zipfile.ZipFile(path) as members:
+            largest = max(members.infolist(), key=lambda member: member.file_size)
+        whole = bytearray(path.read_bytes())
+        whole[largest.header_offset + 200] ^= 16  # an exponent: the file loads, to other weights
+        path.write_bytes(whole)
+        with refused(DataError, file, f"the checksum of {largest.filename} is wrong", "copy it again"):
+            read(path.parent)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(number: float, tmp_path: Path) -> None:
+    found = states(TINY)
+    for key in ("linear.weight", "linear.bias", "blocks.1.0.conv1.weight"):
+        found["D"][key].view(-1)[-1] = number
+    with refused(
+        DataError,
+        "D.pth has NaN or infinite values in blocks.1.0.conv1.weight and 2 more tensors",
+        "before the training diverged",
+    ):
+        read(save(tmp_path, TINY, found))
+    assert read(tmp_path, generator_only=True).discriminator is None
+    found = moments(TINY)
+    found["G_optim"]["state"][0]["exp_avg"] = found["G_optim"]["state"][0]["exp_avg"] * number
+    with refused(DataError, "G_optim.pth has NaN or infinite values in exp_avg/"):
+        read(save(tmp_path, TINY, states(TINY) | found))
+
+
+def test_files_of_another_form_are_told_what_they_are(tmp_path: Path) -> None:
+    weights = states(TINY)["G"]
+    folder = Path(save(tmp_path, TINY, states(TINY)))
+    for key, other, named in (
+        ("linear.weight", weights["linear.weight"].long(), "linear.weight is a tensor of int64"),
+        ("linear.weight", weights["linear.weight"].to_sparse(), "linear.weight is a sparse tensor"),
+        ("blocks.0.0.conv1.weight", weights["blocks.0.0.conv1.weight"] > 0, "conv1.weight is a tensor of bool"),
+    ):
+        torch.save(weights | {key: other}, folder / "G.pth")
+        with refused(ConfigError, "G.pth", named, "save plain floating-point weights"):
+            read(folder)
+    for plain in (weights, {key: tensor.tolist() for key, tensor in weights.items()}):
+        for protocol in (2, 4):
+            (folder / "G.pth").write_bytes(pickle.dumps(plain, protocol))
+            with refused(ConfigError, "G.pth is a plain pickle", "torch.save(network.state_dict(), FILE)"):
+                read(folder)
+    (folder / "G.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with refused(ConfigError, "G.pth is a pointer of Git LFS", "`git lfs pull`"):
+        read(folder)
+    torch.save(weights, folder / "G.pth", _use_new_zipfile_serialization=False)
+    assert read(folder).config.num_classes == 5
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
     with pytest.raises(ConfigError, match=another):
         find_checkpoint(other)
     checkpoint.save(checkpoint_uri(mine), Progress(16), weights, state | {"model": asdict(ModelConfig(32, 4, ch=8))}, 2)
-    with pytest.raises(ConfigError, match=r"checkpoints: its networks are others than the configuration's: type model\.ch=8$"):
+    with pytest.raises(ConfigError, match=r"checkpoints: its networks are others than the configuration's: set model\.ch=8$"):
         find_checkpoint(mine)
 
 
