@@ -138,7 +138,7 @@ def forwarded(folder: Path) -> Iterator[None]:
 
 def _pause(number: int, frame: FrameType | None) -> None:
     """Ctrl-Z: workers are in sessions of their own, where it does not reach them. They stop and continue with this process."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     below = psutil.Process().children(recursive=True)
     for process in below:
