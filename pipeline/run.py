@@ -4,8 +4,6 @@ RUN/config.yaml   resolved configuration         RUN/status.json  how far, how i
 RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
 """
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -23,6 +21,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, to_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
+from pipeline.locks import lock_file
 from pipeline.process import superseded, this_process, verdict
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
@@ -226,17 +225,11 @@ def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
 
 def _try_lock(file: IO[str]) -> Literal["locked", "held", "unknown"]:
     """Lock a file. Where the file system has no locks, what its holder has written there tells whether it lives here."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "held"
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        holder = _holder(file)
-        alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
-        return "held" if alive else "unknown"
-    return "locked"
+    if (state := lock_file(file)) != "unknown":
+        return state
+    holder = _holder(file)
+    alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
+    return "held" if alive else "unknown"
 
 
 def is_training(folder: Path) -> bool:

@@ -4,7 +4,6 @@
 one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` calls it beside a training, `biggan sync` after.
 """
 
-import fcntl
 import io
 import json
 import logging
@@ -19,6 +18,7 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
+from pipeline.locks import lock_file
 from pipeline.mlflow_store import artifacts_beside, connect, first_line, hide_password, store_uri
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Delivery:
     def _alone(self) -> Iterator[None]:
         """One process at a time: two that make the tables of one sqlite file break it, and other commands deliver."""
         with (self.run_dir / "mlflow.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, wait=True)
             yield
 
     def _get_or_create_run(self, client: "MlflowClient") -> str:
