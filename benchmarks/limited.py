@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.launch import die_with_parent
 from pipeline.micro_batch import DOES_NOT_FIT
+from pipeline.process import die_with_parent
 
 
 class FailedError(Exception):

@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol, cast
 
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
+from pipeline.terminal import complete_streams
 from pipeline.wording import hide_secrets
 
 # The order of a first tour; a job that is not named here follows, by name.
@@ -127,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The `biggan` command."""
+    complete_streams()
     code = main()
     # srun ends the nodes that are slower to leave than the first, and an exit code of their own would be lost.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

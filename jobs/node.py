@@ -4,7 +4,7 @@ import argparse
 import os
 
 from jobs.train import add_from_scratch
-from pipeline import stop
+from pipeline import stop, terminal
 from pipeline.launch import PATIENCE
 from pipeline.topology import Flags, find
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """See `jobs.cli.Job`. Returns the run's exit code, the same on all machines."""
     from jobs.train import launch_here
 
-    with stop.at_once():
+    with terminal.best_effort(), stop.at_once():
         args.profile = 0
         topology = find(os.environ, Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
         if topology.nodes > 1:

@@ -7,18 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import stop, topology
+from pipeline import stop, terminal, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
-from pipeline.launch import (
-    PARENT_VARIABLE,
-    PATIENCE,
-    WORKING_DIRECTORY_VARIABLE,
-    Launch,
-    die_with_parent,
-    forget_stop,
-    launch,
-    outlived_launcher,
-)
+from pipeline.launch import PATIENCE, WORKING_DIRECTORY_VARIABLE, Launch, forget_stop, launch
+from pipeline.process import PARENT_VARIABLE, die_with_parent, outlived_launcher
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -56,7 +48,7 @@ def add_from_scratch(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
     if not topology.is_worker(os.environ):
-        with stop.at_once():
+        with terminal.best_effort(), stop.at_once():
             return launch_here(args, topology.alone())
     os.chdir(os.environ.get(WORKING_DIRECTORY_VARIABLE, "."))
     signals = stop.Signals()  # before the imports, which take seconds
@@ -143,6 +135,8 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     ranks = start_workers()
     if os.environ["LOCAL_RANK"] == "0":
         run.tell_launcher(JOINED)
+    if ranks.main:
+        print("the workers have started: reading the shards' index, building the networks", flush=True)
     config = settle(config, ranks)
     held = None
     if ranks.main:

@@ -6,7 +6,6 @@ what is found is checked, and thrown away if it is wrong. The least recently use
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import struct
@@ -19,6 +18,7 @@ from pathlib import Path
 import google_crc32c
 
 from pipeline.errors import ConfigError
+from pipeline.locks import lock_file
 
 _CRC = struct.Struct("<I")
 _STALE = 600.0  # seconds after which an unfinished file is that of a dead process
@@ -95,9 +95,7 @@ class Cache:
     def _make_room(self, size: int) -> None:
         """Throw away the least recently used until `size` fits; one process at a time, the others do not wait."""
         with open(self.folder / ".lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if lock_file(lock) == "held":
                 return
             entries, now = [], time.time()
             for entry in os.scandir(self.folder):

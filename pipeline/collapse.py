@@ -1,8 +1,9 @@
 """Signs of a GAN that collapses, from what a report or a sheet of samples holds anyhow (BigGAN, section 4).
 
 There the singular values of some of G's layers grow all along and explode at the collapse; D has learnt the training images
-by heart by then, and samples of a class become one. Each sign is measured against the run's own past, or against a D that
-has not decided anything yet; an alarm is raised when a sign appears, and again only after it has gone.
+by heart by then, and samples of a class become one. Rates that are far too high kill both networks instead: D says the same
+of everything, no gradient is left, and no number moves any more. Most signs are measured against the run's own past, or
+against a D that has not decided anything yet; an alarm is raised when a sign appears, and again only after it has gone.
 """
 
 import statistics
@@ -17,6 +18,10 @@ from pipeline.engines import Ranks
 
 SURE = 0.05
 """D is sure when its loss is below this share of that of a D which says 0 to everything."""
+DEAD, STILL = 1e-4, 1e-3
+"""Networks are dead when both gradient norms are below the first and D's loss stays within this share of itself."""
+DEAD_REPORTS = 3
+"""In a row, after which that is an alarm: where D is sure for a moment, only its own gradient vanishes."""
 GROWTH, LOSS = 2.0, 0.5
 """Against the median of the last `_PAST` values: a singular value has exploded above, diversity is gone below."""
 _PAST, _ENOUGH = 10, 4
@@ -44,11 +49,12 @@ class Signs:
         self._undecided = float(LOSSES[loss].d(zero, zero))  # 0 for wasserstein, which D can lower without end
         self._past: dict[str, Past] = {}
         self._raised: set[str] = set()
+        self._dead, self._still_at = 0, 0.0
 
     def of_report(self, values: dict[str, float], g: nn.Module, d: nn.Module) -> tuple[dict[str, float], list[str]]:
         """Metrics and alarms from a report's means and the singular values that spectral norm has at hand."""
         sigma = _sigmas(g, d)
-        return sigma, [*self._margin(values), *self._grown(sigma)]
+        return sigma, [*self._margin(values), *self._died(values), *self._grown(sigma)]
 
     def of_samples(self, images: Tensor | None, g: nn.Module, d: nn.Module, ranks: Ranks) -> tuple[dict[str, float], list[str]]:
         """Metrics and alarms from a sheet, uint8 [rows, columns, C, r, r] with a class per column, which only rank 0 has."""
@@ -65,6 +71,20 @@ class Signs:
             "by heart, or G has collapsed"
         )
         return self._raise("sure", text, self._undecided > 0 and values["loss/d"] < SURE * self._undecided)
+
+    def _died(self, values: dict[str, float]) -> list[str]:
+        d, g, loss = values["grad_norm/d"], values["grad_norm/g"], values["loss/d"]
+        if not (d < DEAD and g < DEAD):  # nor with NaN, of skipped updates
+            self._dead = 0
+        elif self._dead and abs(loss - self._still_at) <= STILL * max(1.0, abs(self._still_at)):
+            self._dead += 1
+        else:
+            self._dead, self._still_at = 1, loss
+        text = (
+            f"both networks are dead: in {DEAD_REPORTS} reports their gradient norms were {d:.3g} (D) and {g:.3g} (G), and D's "
+            f"loss stayed at {loss:.3f}; learning rates are too high, or D's layers have died"
+        )
+        return self._raise("dead", text, self._dead >= DEAD_REPORTS)
 
     def _grown(self, sigma: dict[str, float]) -> list[str]:
         alarms = []

@@ -323,6 +323,7 @@ _COLLAPSE_ADVICE = (
     "- If D is sure of everything, it has learnt the images by heart: `objective.augment=diffaugment`, `objective.lecam`, "
     "`objective.r1`, a lower `optim.d_lr`, fewer `batch.d_steps`; a larger data set.",
     "- If G's spectra explode: a lower `optim.g_lr`, `objective.ortho=1e-4`.",
+    "- If both networks are dead: lower `optim.g_lr` and `optim.d_lr`, a longer `optim.warmup`, in a new run.",
     "- `health.on_collapse=warn` lets the same command go on.",
 )
 

@@ -5,13 +5,15 @@ its failures so far. Nothing here reads the configuration's classes, which impor
 """
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline import storage
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, UserError
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
@@ -76,6 +78,18 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
         storage.write_bytes(str(path), json.dumps(identity).encode())
     elif (found := json.loads(path.read_text())["uid"]) != identity["uid"]:
         raise ConfigError(f"run={run} is another run on this node ({found}) than on node 0: name another run")
+
+
+def keep_log(uri: str, file: Path, began: int, node: int) -> None:
+    """Copy what a node's workers said in this start, from byte `began` on, the last 16 MB, to `uri`: its disk may go."""
+    with open(file, "rb") as said:
+        said.seek(max(began, file.stat().st_size - (16 << 20)))
+        data = said.read()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-node{node}.log"
+    try:
+        storage.write_bytes(storage.join(uri, "logs", name), data)
+    except UserError as error:
+        print(f"biggan: warning: the log {file} stays on this node: {error}", file=sys.stderr)
 
 
 def _read(uri: str, name: str) -> bytes | None:

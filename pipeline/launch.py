@@ -6,7 +6,7 @@ run     `accelerate launch --use_deepspeed` as a child; a signal becomes RUN/STO
 part    the launcher hides its workers' exit codes, so they leave a status; of several nodes the most telling one counts
 """
 
-import ctypes
+import contextlib
 import json
 import os
 import signal
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline import imports, kept, stop
-from pipeline.errors import UserError
+from pipeline import imports, kept, stop, terminal
+from pipeline.process import PARENT_VARIABLE, die_with_parent
 from pipeline.topology import Topology, without_launchers
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from pipeline.roll_call import Card, RollCall
     from pipeline.run import Status
 
-PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
-"""Environment variable: the process that started `accelerate launch`."""
-
 PATIENCE = 600.0
 """Seconds that nodes wait for each other before their workers start."""
 
@@ -40,8 +37,9 @@ ON_A_CPU = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRES
 """Environment of workers without a GPU. glibc gives large tensors back to the kernel when they are freed, and gets the next as
 pages to fill with zeros: to keep them makes a step 1.2 to 1.3 times as fast (docs/performance.md)."""
 
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-"""That the launcher passes on to the workers: its default, and those two, which would kill it and leave the workers behind."""
+_SIGNALS = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGUSR2"
+"""That the launcher passes on to the workers: of its default all but SIGHUP, which this process turns into RUN/STOP, and two
+more, which would kill it and leave the workers behind."""
 
 WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
 """Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
@@ -90,7 +88,8 @@ def launch(job: Launch, topology: Topology) -> int:
             from pipeline.reaper import finish_failed
 
             finish_failed(folder, job.config.tracking)
-        _keep_log(job.config, Path(errors.name), began, topology)
+        if job.config.checkpoint.uri:
+            kept.keep_log(job.config.checkpoint.uri, Path(errors.name), began, topology.rank)
     if end.state in ("crashed", "torn"):
         print(trace, file=sys.stderr)
     return _tell(job.config, end)
@@ -168,7 +167,8 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     folder = Path(job.config.run)
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
-    with tempfile.TemporaryDirectory(prefix="biggan-") as place:
+    show = terminal.Show(job.config.total_images, bar=topology.rank == 0)
+    with contextlib.closing(show), tempfile.TemporaryDirectory(prefix="biggan-") as place:
         status, defaults = Path(place, "status.json"), Path(place, "accelerate.json")
         defaults.write_text(json.dumps(_NO_DEFAULTS))
         child = subprocess.Popen(
@@ -177,10 +177,14 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
             env=_environment(processes, torch.cuda.is_available())
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}
             | {run.STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)}
-            | {WORKING_DIRECTORY_VARIABLE: os.getcwd()},
+            | {WORKING_DIRECTORY_VARIABLE: os.getcwd()}
+            | show.environment,
+            stdout=subprocess.PIPE,  # a reader of ours that goes away must not end the workers
             stderr=errors,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
+            preexec_fn=_detach,  # noqa: PLW1509 - two system calls, which take no lock
         )
+        assert child.stdout
+        show.follow(child.stdout)
         code, deserted = _wait(child, roll, job.config.stop.grace, status)
         end = run.read_status(status)
     with open(errors.name, "rb") as file:
@@ -188,6 +192,12 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
         said = file.read().decode(errors="replace")
     dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
     return outcome(folder, Path(errors.name), end, code, said, dumps, deserted), first_cause(said).trace
+
+
+def _detach() -> None:
+    """In the launcher of the workers: die with this process, and leave a terminal that closes to it."""
+    die_with_parent()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int, status: Path) -> tuple[int, bool]:
@@ -234,24 +244,6 @@ def _tell(config: "RunConfig", end: "Status") -> int:
     return end.exit_code if end.exit_code is not None else 1
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent is gone: else a killed launcher leaves workers that go on writing."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        pr_set_pdeathsig = 1
-        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def outlived_launcher() -> bool:
-    """Whether the launcher died before this worker could ask to die with it: its parent is then no child of `launch`."""
-    try:
-        status = Path(f"/proc/{os.getppid()}/stat").read_text()
-    except FileNotFoundError:
-        return Path("/proc/self").exists()
-    grandparent = status.rpartition(")")[2].split()[1]
-    return os.environ.get(PARENT_VARIABLE, grandparent) != grandparent
-
-
 def forget_stop(folder: Path) -> None:
     """Whatever starts workers, they begin without an old RUN/STOP. One that a training still has to see stays."""
     from pipeline import run
@@ -275,20 +267,19 @@ def _environment(processes: int, gpu: bool) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # FutureWarning: torch announces changes to functions that DeepSpeed calls, once per call.
     quiet = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning"}
-    return quiet | ({} if gpu else ON_A_CPU) | without_launchers(os.environ) | imports.environment()
+    given = _harmless(without_launchers(os.environ), threads)
+    return quiet | ({} if gpu else ON_A_CPU) | given | imports.environment()
 
 
-def _keep_log(config: "RunConfig", file: Path, began: int, topology: Topology) -> None:
-    """Beside checkpoints that are elsewhere, what the workers of this start said, the last 16 MB: a node's disk may go."""
-    if not (uri := config.checkpoint.uri):
-        return
-    from pipeline import storage
-
-    with open(file, "rb") as said:
-        said.seek(max(began, file.stat().st_size - (16 << 20)))
-        data = said.read()
-    name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-node{topology.rank}.log"
-    try:
-        storage.write_bytes(storage.join(uri, "logs", name), data)
-    except UserError as error:
-        print(f"biggan: warning: the log {file} stays on this node: {error}", file=sys.stderr)
+def _harmless(environment: dict[str, str], threads: int) -> dict[str, str]:
+    """The environment without what is valid elsewhere and ends workers, each with a line."""
+    if (given := environment.get("OMP_NUM_THREADS")) is not None and not (given.isdecimal() and int(given)):
+        # OpenMP takes one number for each level of nesting; accelerate reads one.
+        first = given.partition(",")[0].strip()
+        count = int(first) if first.isdecimal() and int(first) else threads
+        print(f"OMP_NUM_THREADS={given} is not one number: each worker uses {count}", flush=True)
+        environment["OMP_NUM_THREADS"] = str(count)
+    if "error" in (warnings := environment.get("PYTHONWARNINGS", "")):
+        print(f"PYTHONWARNINGS={warnings} would end workers at a library's first warning: they ignore it", flush=True)
+        del environment["PYTHONWARNINGS"]
+    return environment

@@ -4,14 +4,19 @@ That it is gone needs proof: the same kernel and process namespace has no such p
 no such job. What another machine does cannot be seen from here.
 """
 
+import ctypes
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+
+PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
+"""Environment variable: the process that started `accelerate launch`."""
 
 Verdict = Literal["alive", "gone", "unknown"]
 
@@ -81,3 +86,21 @@ def _slurm_verdict(job: str) -> Verdict:
     if done.returncode == 0:
         return "alive" if done.stdout.strip() else "gone"
     return "gone" if "Invalid job id" in done.stderr else "unknown"
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone: else a killed launcher leaves workers that go on writing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def outlived_launcher() -> bool:
+    """Whether the launcher died before this worker could ask to die with it: its parent is then no child of `launch`."""
+    try:
+        status = Path(f"/proc/{os.getppid()}/stat").read_text()
+    except FileNotFoundError:
+        return Path("/proc/self").exists()
+    grandparent = status.rpartition(")")[2].split()[1]
+    return os.environ.get(PARENT_VARIABLE, grandparent) != grandparent

@@ -29,6 +29,7 @@ from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
 from pipeline.system_metrics import SystemMetrics
+from pipeline.terminal import Told
 from pipeline.trace import trace
 from pipeline.tracker import Status, Tracker
 from pipeline.watchdog import SLOW, Spread, Watchdog
@@ -65,6 +66,7 @@ class Recorder:
         """How the attempt ends, unless by an exception."""
         if not ranks.main:
             return
+        self.told = Told()
         self.tracker = _tracker(config, ranks, plan, manifest, start)
         self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
         self.say(
@@ -95,6 +97,8 @@ class Recorder:
         """An update is done."""
         self.images = progress.images
         self.watchdog.updated()
+        if self.ranks.main:
+            self.told(progress.images)
         if self.profiler:
             self.profiler.step()
 
@@ -132,7 +136,7 @@ class Recorder:
         tracker: Tracker,
     ) -> None:
         self.bar.update(progress.images - self.bar.n)
-        left = (self.config.total_images - progress.images) / speed
+        left = max(0, self.config.total_images - progress.images) / speed
         share = {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
         mfu, bad = self.efficiency.mfu(speed), self.stream.quarantine.count()
         self.say(

@@ -4,8 +4,6 @@ RUN/config.yaml   resolved configuration         RUN/status.json  how far, how i
 RUN/run.json      the run's own id               RUN/lock         held by the training that writes here
 """
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -23,6 +21,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
+from pipeline.locks import lock_file
 from pipeline.process import superseded, this_process, verdict
 from pipeline.wording import command, plural
 
@@ -179,8 +178,8 @@ def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> No
     if classes < theirs:
         again = command("index", "URI" if ", " in where else where, "--out", "DIR", "--classes", "FILE")
         way = (
-            f"if your classes are among them, index the shards with all {theirs} names, one in each line of FILE: {again}, then "
-            f"set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
+            f"if your classes are among them, index the shards with all {theirs} names, one in each line of FILE: {again}, "
+            f"then set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
         )
     raise ConfigError(
         f"init={init} has {plural(theirs, 'class', 'classes')}, the shards at {where} have {classes}, and weights cannot be "
@@ -259,17 +258,11 @@ def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
 
 def _try_lock(file: IO[str]) -> Literal["locked", "held", "unknown"]:
     """Lock a file. Where the file system has no locks, what its holder has written there tells whether it lives here."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "held"
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        holder = _holder(file)
-        alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
-        return "held" if alive else "unknown"
-    return "locked"
+    if (state := lock_file(file)) != "unknown":
+        return state
+    holder = _holder(file)
+    alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
+    return "held" if alive else "unknown"
 
 
 def is_training(folder: Path) -> bool:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 EXIT_CODE = 75
 """Stopped and saved, the same command goes on (`EX_TEMPFAIL`)."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What a scheduler sends. Ctrl-C is not among them: it ends a run at once, without saving."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+"""What a scheduler sends, and a terminal that closes. Ctrl-C is not among them: it ends a run at once, without saving."""
 
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
 """What ranks agree on is a place in here."""
@@ -84,11 +84,16 @@ class Signals:
     def __init__(self) -> None:
         self.began = float(os.environ.get(BEGAN_VARIABLE, time.time()))
         self.received = ""
-        for number in SIGNALS:
+        for number in _heeded():
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
+
+
+def _heeded() -> list[signal.Signals]:
+    """`SIGNALS`, but a SIGHUP that `nohup` has had ignored stays ignored."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def ignore_signals() -> None:
@@ -107,8 +112,9 @@ def at_once() -> AbstractContextManager[None]:
     return _handled(leave)
 
 
-def forwarded(folder: Path) -> AbstractContextManager[None]:
-    """Inside, `SIGNALS` to this process become RUN/STOP.
+@contextmanager
+def forwarded(folder: Path) -> Iterator[None]:
+    """Inside, `SIGNALS` to this process become RUN/STOP, and Ctrl-Z stops the workers, too.
 
     Not signals to the launcher: before its workers are up it dies of one, after that it kills them `stop.grace` seconds
     later, and a third signal ends it in the middle of that. The file waits for workers that are still starting.
@@ -120,7 +126,28 @@ def forwarded(folder: Path) -> AbstractContextManager[None]:
         except OSError as error:
             print(f"biggan: {name} cannot be passed on: {error}", file=sys.stderr)
 
-    return _handled(forward)
+    before = signal.getsignal(signal.SIGTSTP)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGTSTP, _pause)
+    try:
+        with _handled(forward):
+            yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def _pause(number: int, frame: FrameType | None) -> None:
+    """Ctrl-Z: workers are in sessions of their own, where it does not reach them. They stop and continue with this process."""
+    import psutil  # type: ignore[import-untyped]
+
+    below = psutil.Process().children(recursive=True)
+    for process in below:
+        with suppress(psutil.Error):
+            process.suspend()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    for process in below:
+        with suppress(psutil.Error):
+            process.resume()
 
 
 @contextmanager
@@ -128,7 +155,7 @@ def _handled(handle: Callable[[str], None]) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         handle(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in _heeded()}
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ RUN/submission/  config.yaml   resolved: what will be trained, whatever becomes 
 """
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from pipeline import slurm, storage
 from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.locks import lock_file
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,8 @@ def alone(config: RunConfig) -> Iterator[Path]:
     place.mkdir(exist_ok=True)
     (place.parent / "logs").mkdir(exist_ok=True)
     with open(place / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"run={config.run} is being submitted by somebody else at this moment") from None
+        if lock_file(file) == "held":
+            raise ConfigError(f"run={config.run} is being submitted by somebody else at this moment")
         yield place
 
 

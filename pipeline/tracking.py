@@ -5,7 +5,6 @@ one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` c
 """
 
 import contextlib
-import fcntl
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import moved_store, tracking_records
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
+from pipeline.locks import lock_file
 from pipeline.mlflow_errors import Refused, first_line, hide_password, is_from_store, refusal
 from pipeline.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
 
@@ -105,7 +105,7 @@ class Delivery:
     def _alone(self) -> Iterator[None]:
         """One process at a time: two that make the tables of one sqlite file break it, and other commands deliver."""
         with (self.run_dir / "mlflow.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, wait=True)
             yield
 
     def _get_or_create_run(self, client: "MlflowClient") -> str:

@@ -1,25 +1,30 @@
 """`biggan train` as a user types it: whole runs on two processes."""
 
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main
 from pipeline import checkpoint, storage
+from pipeline import run as run_module
 from pipeline.config import load_config, to_yaml
 from pipeline.costs import checkpoint_bytes, network_sizes
 from pipeline.mlflow_store import connect, store_uri
 from pipeline.run import Status, read_identity, read_status, write_status
 from tests.conftest import S3Server
+from tests.jobs import background
 from tests.jobs.tiny_runs import (
     Resumed,
     assert_one_line,
@@ -69,13 +74,14 @@ def test_the_phases_of_a_run_add_up_to_its_wall_clock(resumed: Resumed) -> None:
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed) -> None:
     assert "resuming at image 64 of 256" in resumed.second.stdout
-    assert log(resumed.run).count("passing over a damaged checkpoint") == 1
-    assert "0000000128-0001/ema.rank00000.safetensors" in log(resumed.run)
+    damaged = f"{resumed.run}/checkpoints/0000000128-0001/ema.rank00000.safetensors is damaged"
+    assert resumed.second.stdout.count(f"passing over a damaged checkpoint, which stays: {damaged}\n") == 1
 
 
 def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
     assert read_status(resumed.run / "status.json") == Status("finished", 256, 0)
-    assert sorted(os.listdir(resumed.run / "checkpoints")) == ["0000000192-0002", "0000000256-0002", "fence-0000000002.json"]
+    kept = ["0000000128-0001", "0000000192-0002", "0000000256-0002", "fence-0000000002.json"]  # the first one is damaged
+    assert sorted(os.listdir(resumed.run / "checkpoints")) == kept
     assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
     newest = checkpoint.newest(str(resumed.run / "checkpoints"))
     assert newest and newest.progress() == checkpoint.Progress(256, 4)
@@ -157,11 +163,25 @@ def test_mlflow_has_parameters_configuration_and_samples(resumed: Resumed) -> No
     assert sorted(int(re.findall(r"step\+(\d+)", path)[0]) for path in images) == [128, 256]
 
 
-def test_a_finished_run_says_so(resumed: Resumed, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = tensors_of(resumed.run)
-    assert main(["train", tiny, f"run={resumed.run}"]) == 0
+def files(run: Path) -> dict[str, tuple[str, int]]:
+    """Content and time of all files."""
+    found = (path for path in run.rglob("*") if path.is_file())
+    return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in found}
+
+
+def test_a_finished_or_locked_run_says_so_and_no_file_changes(
+    resumed: Resumed, tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(resumed.run)
+    assert main(["train", tiny, f"run={resumed.run}", "data.flip=false"]) == 0
     assert "has finished: 256 images" in capsys.readouterr().out
-    assert tensors_of(resumed.run) == before
+    assert files(resumed.run) == before
+    monkeypatch.setattr(run_module, "check_free", partial(run_module.check_free, patience=0))
+    with open(resumed.run / "lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["train", tiny, f"run={resumed.run}", "total_images=512", "data.flip=false"]) == 78
+    assert "is being trained by process" in capsys.readouterr().err
+    assert files(resumed.run) == before
 
 
 @pytest.mark.slow
@@ -229,6 +249,31 @@ def test_a_training_takes_nothing_from_other_programs_where_it_is_started(resume
     ignored = "biggan: warning: LOCAL_RANK is set without RANK: it is left over from something else and ignored\n"
     assert (resumed.first.returncode, resumed.first.stderr) == (0, ignored)
     assert (resumed.run.parent / "random.py").exists() and (resumed.run.parent / "huggingface").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_is_left")
+def test_a_run_without_a_terminal_under_nohup_with_variables_of_others(tiny: str, tmp_path: Path) -> None:
+    """Its reader leaves, a terminal closes, and workers get variables that would end them."""
+    run = tmp_path / "läufe"
+    environment = {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1,1"}
+    command = [sys.executable, "-m", "jobs.cli", "train", tiny, f"run={run}", "tracking.mode=off", "sample_every=0"]
+    process = subprocess.Popen(
+        ["nohup", *command],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    background.STARTED.append(process)
+    assert process.stdout
+    assert b"l\\xe4ufe" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.stdout.close()
+    assert process.wait(timeout=250) == 0, log(run)
+    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert main(["train", tiny, f"run={run}", "tracking.mode=off"]) == 0
 
 
 def test_a_worker_whose_launcher_is_already_gone_leaves(tiny: str, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ NO_LAYERS = nn.Identity()
 SMALL = ModelConfig(32, 4, channels=1, ch=4, shared_dim=8, z_dim=16)
 
 
-def report(loss: float, real: float = 3.0, fake: float = -3.0) -> dict[str, float]:
-    return {"loss/d": loss, "d/real": real, "d/fake": fake, "d/sign_real": 1.0, "d/sign_fake": -1.0}
+def report(loss: float, real: float = 3.0, fake: float = -3.0, norms: tuple[float, float] = (1.0, 1.0)) -> dict[str, float]:
+    gradients = dict(zip(("grad_norm/d", "grad_norm/g"), norms, strict=True))
+    return {"loss/d": loss, "d/real": real, "d/fake": fake, "d/sign_real": 1.0, "d/sign_fake": -1.0} | gradients
 
 
 @pytest.mark.parametrize(("loss", "undecided"), [("hinge", 2.0), ("non-saturating", 1.386), ("minimax", 1.386)])
@@ -26,6 +27,31 @@ def test_a_d_that_is_sure_is_said_once_until_it_doubts_again(loss: str, undecide
         raised.append(signs.of_report(report(share * undecided), NO_LAYERS, NO_LAYERS)[1])
     assert [len(alarms) for alarms in raised] == [0, 0, 1, 0, 0, 1, 0]
     assert "D is sure of real and fake (loss 0.0" in raised[2][0] and "D(real) - D(fake) 6.00" in raised[2][0]
+
+
+# (D's loss, its gradient norm, that of G) by report. The first series is from a training with rates of 0.2.
+ALIVE = [(201.927, 602.026, 113.458), (85.96, 135.632, 0.0)]
+DEAD = (2.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("series", "alarms"),
+    [
+        ([*ALIVE, *[DEAD] * 12, (1.9, 0.3, 0.2), *[DEAD] * 3], [4, 17]),
+        ([*ALIVE, DEAD, DEAD, (1.9, 0.3, 0.2), DEAD, DEAD], []),  # not three in a row
+        ([(0.0, 0.0, 1.3)] * 6, [0]),  # D is sure, as in another alarm: G still has a gradient
+        ([(1.2 + i / 10, 1e-5, 1e-5) for i in range(6)], []),  # something moves: nothing is dead
+        ([(1.5, 1e-3, 2e-4)] * 6, []),  # small is not dead: scaled losses, a warm-up
+        ([(float("nan"), float("nan"), float("nan"))] * 6, []),  # skipped updates are the concern of `health`
+    ],
+)
+def test_dead_networks_are_an_alarm_after_three_reports(series: list[tuple[float, float, float]], alarms: list[int]) -> None:
+    signs, raised = Signs("hinge"), {}
+    for i, (loss, d, g) in enumerate(series):
+        if said := signs.of_report(report(loss, norms=(d, g)), NO_LAYERS, NO_LAYERS)[1]:
+            raised[i] = said
+    assert list(raised) == alarms
+    assert all("both networks are dead" in said[0] for i, said in raised.items() if series[i] == DEAD)
 
 
 def test_wasserstein_has_no_loss_at_which_d_is_done() -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.index import Manifest, load_manifest
+from pipeline.process import machine, started
 from pipeline.run import (
     STATUS_VARIABLE,
     Status,
@@ -51,6 +53,26 @@ def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manif
     checkpoint.save(checkpoint_uri(config), Progress(100), {"generator": {"w": torch.ones(2)}}, {}, keep=2)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert locate(str(tmp_path / "moved")).uri == str(tmp_path / "moved/checkpoints/0000000100")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_file_locks_a_run_trains_and_says_so_unless_its_trainer_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    lock(tmp_path).close()
+    assert capsys.readouterr().out.startswith(f"{tmp_path} is on a file system without locks: do not train")
+    assert not is_training(tmp_path)
+    alive = {"machine": machine(), "pid": os.getppid(), "started": started(os.getppid())}
+    (tmp_path / "lock").write_text(json.dumps(alive))
+    assert is_training(tmp_path)
+    with pytest.raises(ConfigError, match=f"is being trained by process {os.getppid()}"):
+        lock(tmp_path, patience=0)
+    (tmp_path / "lock").write_text(json.dumps(alive | {"started": "1"}))  # its number is another process's by now
+    assert not is_training(tmp_path)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from pipeline.engines import Ranks
 from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
 from pipeline.run import is_training, lock
-from pipeline.stop import SIGNALS, Signals, SpotWatch, Stop, StopConfig, duration
+from pipeline.stop import REASONS, SIGNALS, Signals, SpotWatch, Stop, StopConfig, duration
 from pipeline.stream import DataConfig, Stream
 
 
@@ -214,3 +216,72 @@ def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch:
     monkeypatch.setenv(stop.METADATA_VARIABLE, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=aws"):
         SpotWatch("aws").check()
+
+
+LAUNCHER = """
+import subprocess, sys, time
+from pathlib import Path
+from pipeline import stop
+with stop.forwarded(Path(sys.argv[1])):
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    print(worker.pid, flush=True)
+    input()
+    worker.communicate(b"\\n")
+"""
+
+
+def launcher(folder: Path, ignored: Sequence[signal.Signals] = ()) -> tuple[subprocess.Popen[str], int]:
+    """A process inside `stop.forwarded`, and the pid of its worker, which is in a session of its own."""
+
+    def ignore() -> None:
+        for number in (signal.SIGHUP, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=ignore,  # noqa: PLW1509 - as nohup does it
+    )
+    assert process.stdout
+    return process, int(process.stdout.readline())
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_terminal_that_closes_asks_for_a_stop_and_nohup_has_it_ignored(tmp_path: Path) -> None:
+    process, _ = launcher(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    until((tmp_path / "STOP").exists)
+    assert (tmp_path / "STOP").read_text() == "SIGHUP" and "SIGHUP" in REASONS
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    (tmp_path / "STOP").unlink()
+    process, _ = launcher(tmp_path, [signal.SIGHUP])
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)  # comes later, and is heeded
+    until((tmp_path / "STOP").exists)
+    assert (tmp_path / "STOP").read_text() == "SIGUSR1"
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+
+
+def test_ctrl_z_stops_the_workers_too_until_they_may_continue(tmp_path: Path) -> None:
+    process, worker = launcher(tmp_path)
+    for _ in range(2):
+        process.send_signal(signal.SIGTSTP)
+        until(lambda: state(process.pid) == state(worker) == "T")
+        process.send_signal(signal.SIGCONT)
+        until(lambda: "T" not in (state(process.pid), state(worker)))
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0 and not (tmp_path / "STOP").exists()

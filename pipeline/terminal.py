@@ -1,0 +1,143 @@
+"""What a person sees while workers train: their lines and, on a terminal, a bar. No output that fails ends a training."""
+
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TextIO, cast
+
+PROGRESS_VARIABLE = "BIGGAN_PROGRESS"
+"""Environment variable: a file in which rank 0 keeps the number of images that it has trained on, as text."""
+
+_BEGINS = re.compile(r"(training from|resuming at) image ")
+_LOOK_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 10.0
+
+
+class BestEffort:
+    """A stream that goes silent for good, instead of raising, when it is closed, full, or its reader has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._silence()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._silence()
+
+    def _silence(self) -> None:
+        """Send what is still in buffers, too, to where it cannot fail: Python flushes them once more at its end."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def best_effort() -> Iterator[None]:
+    """Inside, what is written to stdout and stderr is lost where they do not take it."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, BestEffort(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def complete_streams() -> None:
+    """Open the standard streams that this process was started without, and let all of them take any text.
+
+    Else the next file that is opened becomes the stdout of a child, and a name that the terminal's encoding lacks is an error.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the process's life
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        cast(Any, stream).reconfigure(errors="backslashreplace")
+
+
+class Show:
+    """Passes workers' lines on to stdout; where stderr is a terminal and `bar` is set, below them is a bar of all `images`."""
+
+    def __init__(self, images: int, bar: bool) -> None:
+        from tqdm import tqdm  # every command imports this module
+
+        self._bar = tqdm(total=images, unit="img", unit_scale=True, desc="starting", disable=not (bar and sys.stderr.isatty()))
+        self._progress = tempfile.NamedTemporaryFile(prefix="biggan-progress-")  # noqa: SIM115 - closed by `close`
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.environment = {PROGRESS_VARIABLE: self._progress.name, "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        """Of the workers."""
+
+    def follow(self, stdout: IO[bytes]) -> None:
+        """Begin to pass on `stdout`, of the workers."""
+        self._threads = [threading.Thread(target=self._pass_on, args=(stdout,), daemon=True)]
+        if not self._bar.disable:
+            self._threads.append(threading.Thread(target=self._look, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Wait for the last lines of workers that have ended."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(_LAST_WORDS_SECONDS)
+        self._bar.close()
+        self._progress.close()
+
+    def _pass_on(self, stdout: IO[bytes]) -> None:
+        with stdout:
+            self._say(stdout)
+
+    def _say(self, stdout: IO[bytes]) -> None:
+        for raw in stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            if self._bar.disable:
+                print(line, flush=True)
+                continue
+            if _BEGINS.match(line):
+                self._bar.set_description("training")
+            self._bar.write(line)
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            self._update()
+        self._update()
+
+    def _update(self) -> None:
+        with open(self._progress.name) as file:
+            images = int(file.read() or 0)
+        if images and not self._bar.n:
+            self._bar.initial = images  # a resume: what was there before says nothing about the speed
+        self._bar.n = max(images, self._bar.n)
+        self._bar.refresh()
+
+
+class Told:
+    """How far a worker is, for the launcher's bar; nothing where nobody asks."""
+
+    def __init__(self) -> None:
+        path = os.environ.get(PROGRESS_VARIABLE)
+        self._file = os.open(path, os.O_WRONLY) if path and os.path.exists(path) else None
+
+    def __call__(self, images: int) -> None:
+        if self._file is not None:
+            os.pwrite(self._file, b"%020d" % images, 0)
