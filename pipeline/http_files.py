@@ -94,8 +94,12 @@ def _authorities() -> str | bool:
 
 
 def _get(uri: str, wanted: tuple[int, int] | None) -> _Answer:
-    if not urlsplit(uri).netloc:
-        raise ConfigError(f"{uri}: an address is {uri.partition(':')[0]}://HOST/PATH")
+    try:
+        host = urlsplit(uri).hostname
+    except ValueError:
+        host = None
+    if not host:
+        raise ConfigError(f"{hide_secrets(uri)}: this is not a valid address, as {uri.partition(':')[0]}://HOST/PATH")
     headers = {"Accept-Encoding": "identity"}  # a range is one of the stored bytes, not of compressed ones
     if wanted:
         headers["Range"] = f"bytes={wanted[0]}-{wanted[1] - 1}"
@@ -171,7 +175,7 @@ def _failure(error: Exception, uri: str) -> ConfigError | StorageError:
         if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
             return no_tls(uri, "read")
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            return unknown_host(uri, "read", urlsplit(uri).hostname or "that")
+            return unknown_host(uri, "read", urlsplit(uri).hostname or "")
     shown = hide_secrets(uri)
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return RefusedError(f"cannot read {shown}: its server redirects in a circle; check the address")

@@ -139,7 +139,7 @@ def names(uri: str) -> list[str]:
         below = object_stores.below(uri)
     elif is_web(uri):
         place = hide_secrets(uri.rstrip("/"))
-        raise ConfigError(f"{place} cannot be listed, as HTTP has no listing; name the tars, as {place}/{{000..127}}.tar")
+        raise ConfigError(f"{place} cannot be listed: HTTP has no listing; name the files, as {place}/{{000..127}}.tar")
     else:
         filesystem, name = _fsspec(uri)
         below = filesystem.ls(name, detail=False) if filesystem.isdir(name) else []
