@@ -96,7 +96,7 @@ def check_disk(folder: Path) -> None:
     if free + taken < NEEDED_BYTES:
         raise StorageError(
             f"the disk of {there} has {free / 1e9:.2f} GB free, the demo needs {NEEDED_BYTES / 1e9:.2f}: free some space, "
-            "or name another place with `biggan demo --folder`"
+            "or name another place with `biggan demo --folder DIR`"
         )
 
 
