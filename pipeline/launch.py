@@ -89,7 +89,7 @@ def launch(job: Launch, topology: Topology) -> int:
 
             finish_failed(folder, job.config.tracking)
         _keep_log(job.config, Path(errors.name), began, topology)
-    if end.state in ("crashed", "torn"):
+    if trace and end.state in ("crashed", "torn"):
         print(trace, file=sys.stderr)
     return _tell(job.config, end)
 
