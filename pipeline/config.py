@@ -76,6 +76,8 @@ class RunConfig:
     """Images between two sample grids in MLflow; 0 for none."""
 
     def __post_init__(self) -> None:
+        if not self.run:
+            raise ValueError("run= is empty: set run=FOLDER")
         for name, least in (("total_images", 1), ("log_every", 1), ("processes", 1), ("sample_every", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

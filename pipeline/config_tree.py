@@ -91,6 +91,9 @@ def override(tree: Tree, arguments: Iterable[str], root: type) -> None:
             if not isinstance(section, dict):
                 raise ConfigError(f"config key {key}: {parent} is a value and has no keys below it")
         hint = _below(hint, last)
+        if not text and hint not in (str, None):  # an unset variable of a shell, say
+            means = f"set {key}=null for none, or {key}=VALUE" if types.NoneType in _options(hint) else f"set {key}=VALUE"
+            raise ConfigError(f"config key {key} is empty: {means}")
         value = _typed(text, hint, argument)
         in_part = section_in(hint) and isinstance(value, dict) and isinstance(section.get(last), dict)
         section[last] = merge(section[last], value) if in_part else value
@@ -142,6 +145,7 @@ def _text(source: str) -> bytes:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the config file {source[:200]!r} cannot be read: {error}") from None
     near = difflib.get_close_matches(source, names, 1)
+    near = [f"{source}/config.yaml"] if source and (place / "config.yaml").is_file() else near
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"no config file or preset {source!r}: {hint}presets are {', '.join(names)}")
 
@@ -155,7 +159,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _below(hint: Any, key: str) -> Any:
@@ -172,15 +176,17 @@ def _is_text(hint: Any) -> bool:
 
 
 def _typed(text: str, hint: Any, argument: str) -> Any:
-    """Read the value of one argument. `null`, and nothing at all, are None where a key may be without a value."""
+    """Read the value of one argument. `null` is None where a key may be without a value."""
     if _is_text(hint):
-        return None if text in ("null", "") and types.NoneType in _options(hint) else text
+        return None if text == "null" and types.NoneType in _options(hint) else text
     if not text.lstrip().startswith(("[", "{", '"', "'")):
         loader, word = _Loader(""), text.strip()  # what would be a comment in a file is none here
-        return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, word, (True, False)), word))
+        tag = loader.resolve(yaml.ScalarNode, word, (True, False))  # type: ignore[no-untyped-call]
+        return loader.construct_object(yaml.ScalarNode(tag, word))
     try:
         loader = _Loader(text)
-        return _construct(loader, loader.get_single_node(), hint, f"argument {argument}")
+        node = loader.get_single_node()
+        return _construct(loader, node, hint, f"argument {argument}") if node else text
     except (yaml.YAMLError, ValueError):
         return text
 

@@ -90,7 +90,7 @@ def launch(job: Launch, topology: Topology) -> int:
             finish_failed(folder, job.config.tracking)
         if job.config.checkpoint.uri:
             kept.keep_log(job.config.checkpoint.uri, Path(errors.name), began, topology.rank)
-    if end.state in ("crashed", "torn"):
+    if trace and end.state in ("crashed", "torn"):
         print(trace, file=sys.stderr)
     return _tell(job.config, end)
 

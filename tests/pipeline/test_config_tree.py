@@ -58,7 +58,13 @@ def test_a_text_key_of_a_file_is_its_text_too(word: str) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("seed=010", 10), ("total_images=1_000", 1000), ("init=null", None), ("init=", None), ("optim={g_lr: 0.5}", 0.5)],
+    [
+        ("seed=010", 10),
+        ("total_images=1_000", 1000),
+        ("init=null", None),
+        ("checkpoint.keep_best=null", None),
+        ("optim={g_lr: 0.5}", 0.5),
+    ],
 )
 def test_other_values_are_plain_words(argument: str, value: Any) -> None:
     key = "optim.g_lr" if argument.startswith("optim") else argument.partition("=")[0]
@@ -95,6 +101,26 @@ def test_a_file_that_says_two_things_or_none_is_refused(text: str, said: str, tm
     (tmp_path / "own.yaml").write_text(text)
     found = message(str(tmp_path / "own.yaml"))
     assert said in found and "own.yaml" in found
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("run=", "set run=FOLDER"),
+        ("seed=", "set seed=VALUE"),
+        ("init=", "set init=null for none, or init=VALUE"),
+        ("batch.micro_batch=", "set batch.micro_batch=null for none, or batch.micro_batch=VALUE"),
+        ("optim=", "set optim=VALUE"),
+    ],
+)
+def test_nothing_is_no_value(argument: str, advice: str) -> None:
+    found = message("biggan-128", argument)
+    assert f"{argument.removesuffix('=')}" in found and found.endswith(f"is empty: {advice}")
+
+
+def test_a_runs_folder_is_no_config_but_has_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert f"did you mean {tmp_path}/config.yaml?" in message(str(tmp_path))
 
 
 def test_what_is_merged_in_gives_way(tmp_path: Path) -> None:
