@@ -92,6 +92,7 @@ def accounted(root: Path, split: str | None, label: str | None) -> bool:
 )
 @example(files={"a/1.jpg", "b/2.PNG"}, links=[("a", "l1", "b")], flags=(None, None))  # one image in two classes
 @example(files={"a/1.jpg", "b/2.PNG"}, links=[("a", "l1", "a"), ("b", "l1", "none")], flags=(None, None))  # loop, broken
+@example(files={"a/images/1.jpg", "b/2.PNG"}, links=[("a", "l1", "a/images")], flags=(None, None))  # twice in one class
 @example(files={"a/1.jpg", "metadata.parquet", "@eaDir/1.jpg"}, links=[], flags=(None, None))
 @example(files={"train/a/1.jpg", "val/a/1.jpg", "b/1.jpg", "train/x.txt"}, links=[], flags=("train", None))
 def test_folders(files: set[str], links: list[tuple[str, str, str]], flags: tuple[str | None, str | None]) -> None:
