@@ -24,7 +24,9 @@ def open_shards(uri: str) -> list[Source]:
     found = storage.names(uri)
     if MANIFEST in found and _is_ours(uri):
         return [_source("", uri)]
-    places = {name: storage.join(uri, name) for name in sorted(found, key=split_order) if split_name(name)}
+    others = [name for name in found if "." not in name and not split_name(name)][:20]  # such as unsupervised
+    names = sorted([name for name in found if split_name(name)] + others, key=split_order)
+    places = {name: storage.join(uri, name) for name in names}
     splits = {
         name: place for name, place in places.items() if storage.exists(storage.join(place, MANIFEST)) and _is_ours(place)
     }

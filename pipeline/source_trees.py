@@ -66,7 +66,7 @@ def _splits(place: str, tops: list[str], flat: set[str]) -> dict[str, str]:
     elif len(longer) < len(tops):
         longer = {top: name for top, name in longer.items() if top not in flat}
         longer = longer if len(set(longer.values())) > 1 else {}
-    named = longer | exact
+    named = {top: name for top, name in longer.items() if name not in exact.values()} | exact
     twice = [name for name, count in Counter(named.values()).items() if count > 1]
     if twice:
         both = [top for top in named if named[top] == twice[0]]

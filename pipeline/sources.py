@@ -81,22 +81,21 @@ def _folder(path: Path, say: Callable[[str], None], split: str | None, label: st
     if shards := source_shards.open_shards(str(path)):
         return shards
     files = folder_files(path)
-    pictures = next((image for image in files.paths if "/" in image), None)
+    pictures = [image for image in files.paths if "/" in image]
+    tars = [name for name in files.others if name.endswith(_TARS)]
     if known := _known(path, files, say):
         what, sources, used = known
         if pictures:
-            raise _two_readings(path, what, sorted(used)[0], pictures)
+            raise _two_readings(path, what, sorted(used), "images in folders", pictures)
         return [replace(source, passed=_unused(files, used)) for source in sources]
-    tables = source_parquet.find(path, files, beside_images=pictures is not None)
-    if tables:
-        tars = [name for name in files.others if name.endswith(_TARS)]
+    if tables := source_parquet.find(path, files, beside_images=bool(pictures)):
         if pictures or tars:
-            raise _two_readings(path, "parquet files with images", tables[0], pictures or tars[0])
-        used = set(tables)
+            kind = "images in folders" if pictures else "tars"
+            raise _two_readings(path, "parquet files with images", tables, kind, pictures or tars)
         sources = source_parquet.open_parquet(str(path), [path / name for name in tables], split, label)
-        return [replace(source, passed=(*source.passed, *_unused(files, used))) for source in sources]
+        return [replace(source, passed=(*source.passed, *_unused(files, set(tables)))) for source in sources]
     if not files.paths:
-        if tars := [name for name in files.others if name.endswith(_TARS)]:
+        if tars:
             raise source_shards.foreign(str((path / tars[0]).parent))
         if parquet := [path / name for name in files.others if source_parquet.is_table(name)]:
             return source_parquet.open_parquet(str(parquet[0]), parquet[:1], label=label)  # says what its columns lack
@@ -123,14 +122,17 @@ def _unused(files: Files, used: set[str]) -> tuple[tuple[str, str], ...]:
     return tuple(one for one in rest if one[0] not in used)
 
 
-def _two_readings(path: Path, what: str, one: str, other: str) -> ConfigError:
-    """The refusal of a folder that holds two sources; each can be named by itself."""
-    first, second = (path / one).parent if "/" in one else path / one, (path / other).parent
-    second = path / other.partition("/")[0] if "/" in other else path / other
-    kind = "images in folders" if not other.endswith(_TARS) else "tars"
-    way = command("index", second, "--out", "DST") if kind == "tars" else command("shard", second, "DST")
+def _two_readings(path: Path, what: str, these: list[str], other: str, those: list[str]) -> ConfigError:
+    """The refusal of a folder with two data sets. One that is all in one folder can be named by itself."""
+    homes = [{name.rpartition("/")[0].partition("/")[0] for name in names} for names in (these, those)]
+    ways = []
+    for home, kind in zip(homes, (what, other), strict=True):
+        if len(home) == 1 and home != {""} and homes[0] != homes[1]:
+            place = path / home.pop()
+            ways.append(command("index", place, "--out", "DST") if kind == "tars" else command("shard", place, "DST"))
     return ConfigError(
-        f"SRC {path} holds {what} ({one}) and {kind} ({other}): name one of them, {command('shard', first, 'DST')} or {way}"
+        f"SRC {path} holds {what} ({these[0]}) and {other} ({those[0]}), two data sets: "
+        + " or ".join([*ways, "move one of them to another folder"])
     )
 
 

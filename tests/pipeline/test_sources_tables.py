@@ -1,5 +1,6 @@
 """Where parquet files lie, what lies beside them, how their columns are stored, and row groups of any size."""
 
+import re
 import resource
 from collections import Counter
 from pathlib import Path
@@ -97,23 +98,27 @@ def test_tables_do_not_win_over_images_or_tars(tmp_path: Path) -> None:
         open_source(str(tmp_path / "alone"), quiet)
 
 
-@pytest.mark.parametrize("other", ["class folders", "tars", "IDX files", "CIFAR's files"])
+@pytest.mark.parametrize("other", ["class folders", "one folder", "tars", "IDX files", "CIFAR's files"])
 def test_a_folder_with_two_data_sets_is_refused(tmp_path: Path, other: str) -> None:
+    """A command is advised only where it packs all of one of them."""
     place = tmp_path / "a place"
-    if other in ("class folders", "tars"):
+    beside = {"class folders": ["a/1.jpg", "b/1.jpg"], "tars": ["0.tar"]}
+    put(place, beside.get(other, ["png/a/1.jpg"]))
+    advised = {"a place/data", "a place/png"}
+    if other in ("class folders", "one folder", "tars"):
         rows(place, "data/train-0.parquet")
-    else:
-        put(place, ["png/a/1.jpg"])
-    if other == "IDX files":
+    elif other == "IDX files":
         write_idx(place, "train", 5, zipped=False)
-    elif other == "CIFAR's files":
+    else:
         (place / "data_batch_1.bin").write_bytes(bytes(3073))
         (place / "batches.meta.txt").write_text("cat\n")
-    else:
-        put(place, ["a/1.jpg", "b/1.jpg"] if other == "class folders" else ["0.tar"])
-    way = {"class folders": "biggan shard '.*a place/a' DST", "tars": "biggan index '.*0.tar' --out DST"}
-    with pytest.raises(ConfigError, match=f"holds .* name one of them, .*{way.get(other, 'a place/png')}"):
+    advised -= {"class folders": {"a place/png"}, "tars": {"a place/png"}, "one folder": set()}.get(other, {"a place/data"})
+    with pytest.raises(ConfigError, match=r"two data sets: .*move one of them to another folder") as caught:
         open_source(str(place), quiet)
+    found = re.findall(r"`biggan shard '(\S* \S*)' DST`", str(caught.value))
+    assert {Path(name).relative_to(tmp_path).as_posix() for name in found} == advised
+    for name in found:
+        assert open_source(name, quiet)
 
 
 @pytest.mark.parametrize("stored", ["categories", "text view", "large text", "small integers"])
