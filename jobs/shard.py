@@ -103,11 +103,13 @@ def run(args: argparse.Namespace) -> int | None:
 def _check_apart(src: str, uri: str) -> None:
     """Raise ConfigError if shards are packed again to where they are: they would be removed before they are read."""
     from pipeline import storage
+    from pipeline.index import MANIFEST
 
-    places = [
-        str(storage.local_path(place).resolve()) if storage.local_path(place) else place.rstrip("/") for place in (src, uri)
-    ]
-    if places[0] == places[1] and "manifest.json" in storage.names(uri):
+    def place(given: str) -> str:
+        path = storage.local_path(given)
+        return str(path.resolve()) if path else given.rstrip("/")
+
+    if place(src) == place(uri) and MANIFEST in storage.names(uri):
         raise ConfigError(f"SRC and DST are the same folder, {src}: name another DST")
 
 

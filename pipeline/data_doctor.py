@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 
 import google_crc32c
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.decode import Pixels, UndecodableError, decode_into
 from pipeline.errors import DataError
 from pipeline.index import Manifest
 from pipeline.order import Order
-from pipeline.quarantine import BadSampleError
+from pipeline.quarantine import BadSampleError, candidates
 from pipeline.reader import Reader
 from pipeline.stream import DataConfig, Stream
 
@@ -86,14 +86,16 @@ def examine(config: DataConfig, manifest: Manifest, seconds: float, wanted: floa
     latency = statistics.median(_seconds(lambda: storage.read_range(first, 0, 1)) for _ in range(9))
     order = Order(manifest.shards, seed=time.time_ns() % (1 << 32))  # not what a cache still has from the last time
     reader = Reader(config.uri, manifest, order, capacity=1 << 20)
+    out = np.empty((config.decode_threads, *config.shape(manifest)), np.uint8)
+    good = partial(_decodes, out[0], config.crop)
     try:
         runs = np.random.default_rng(0).permutation(len(order.starts) - 1)
         request = statistics.median(_seconds(partial(_image, reader, int(order.starts[run]))) for run in runs[:5])
         images, store = _read(reader, order, runs[5:] if len(runs) > 5 else runs, part)
+        others = (image for sample in candidates(order, 0) for image in _image(reader, sample))  # should these all be bad
+        images = list(filter(good, images)) or list(islice(filter(good, others), 1))
     finally:
         reader.close()
-    out = np.empty((config.decode_threads, *config.shape(manifest)), np.uint8)
-    images = [image for image in images if _decodes(image, out[0], config.crop)]
     if not images:
         raise DataError(f"no image at {config.uri or 'data.mix'} can be used: make the shards again from their source")
 
@@ -141,7 +143,7 @@ def _image(reader: Reader, sample: int) -> list[bytes]:
         return []
 
 
-def _decodes(image: bytes, out: Pixels, crop: int | None) -> bool:
+def _decodes(out: Pixels, crop: int | None, image: bytes) -> bool:
     try:
         decode_into(image, out, crop)
     except UndecodableError:

@@ -218,9 +218,12 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _pixels_only(data: bytes) -> bytes:
-    """A PNG or JPEG without its metadata, which Pillow refuses where they are damaged or large; other formats as they are."""
+    """A PNG, WebP or JPEG without its metadata, which Pillow refuses where they are damaged or large; others as they are."""
     if data.startswith(_PNG):
         return _PNG + b"".join(_png_pixels(data))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        body = b"WEBP" + b"".join(_webp_pixels(data))
+        return b"RIFF" + len(body).to_bytes(4, "little") + body
     if not data.startswith(START):
         return data
     kept, place = [START], 2
@@ -241,6 +244,19 @@ def _png_pixels(data: bytes) -> Iterator[bytes]:
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and whole):
             yield data[place:end]
         place = end
+
+
+def _webp_pixels(data: bytes) -> Iterator[bytes]:
+    """The chunks of a WebP that say something of its pixels; its header no longer promises others."""
+    place = 12
+    while kind := data[place : place + 4]:
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        part = data[place : place + 8 + size + size % 2]
+        if kind == b"VP8X":
+            part = part[:8] + bytes(flags & ~0b101100 for flags in part[8:9]) + part[9:]
+        if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
+            yield part
+        place += 8 + size + size % 2
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:

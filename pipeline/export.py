@@ -95,7 +95,7 @@ def signature() -> "ModelSignature":
 
     return ModelSignature(
         # Of any type, so that names come through, and that the model refuses 3.7, which MLflow would cast to class 3.
-        inputs=Schema([ColSpec(AnyType(), "class_id")]),
+        inputs=Schema([ColSpec(AnyType(), "class_id")]),  # type: ignore[no-untyped-call]
         outputs=Schema([ColSpec(DataType.long, "class_id"), ColSpec(DataType.string, "png")]),
         params=ParamSchema(
             [

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.indexing import Rules, find_shards, index_shards
 from pipeline.packing import pack, packed
 from pipeline.sources import Source, open_source
@@ -81,6 +81,19 @@ def test_overwrite_replaces_what_its_own_manifest_lists_and_nothing_else(source:
     pack(source, str(tmp_path / "fresh"), CONFIG, quiet)
     pack(source, str(dst), CONFIG, quiet, resume=False)
     assert without_report(dst) == without_report(tmp_path / "fresh") | theirs
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "pack.json"])
+def test_what_a_damaged_list_says_is_replaced(source: Source, tmp_path: Path, file: str) -> None:
+    dst = tmp_path / "dst"
+    stop_after(source, dst, 64) if file == "pack.json" else pack(source, str(dst), SMALL, quiet)
+    (dst / file).write_bytes((dst / file).read_bytes()[:-2])
+    with pytest.raises(DataError, match="--overwrite"):
+        packed(source, str(dst), SMALL)
+    assert packed(source, str(dst), SMALL, overwrite=True) is None
+    pack(source, str(dst), CONFIG, quiet, resume=False)
+    pack(source, str(tmp_path / "fresh"), CONFIG, quiet)
+    assert without_report(dst) == without_report(tmp_path / "fresh")
 
 
 def test_files_of_a_pack_that_is_replaced_are_known_after_a_kill(
