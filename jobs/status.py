@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,21 +108,23 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
     lacks = undelivered(folder)
     lines = [_page(folder, config)]
     if why := lacks.get("why"):
-        lines.append(f"lacks records: {why}; {command('sync', folder)} delivers them")
+        lines.append(f"lacks records ({why}): {command('sync', folder)} delivers them later")
     if refused := lacks.get("refused"):
         lines.append(f"refuses {plural(len(refused), 'record')}, which journal.jsonl keeps: {refused[0]}")
     return "\n".join(lines)
 
 
 def _page(folder: Path, config: "RunConfig") -> str:
+    from pipeline import journal
     from pipeline.mlflow_errors import hide_password
     from pipeline.mlflow_store import store_uri
 
     if config.tracking.mode == "off":
         return "off"
-    uri = hide_password(store_uri(folder, config.tracking.uri))
+    tracked = [record["open"]["uri"] for record, _ in journal.read(folder) if "open" in record]
+    uri = hide_password(store_uri(folder, tracked[-1] if tracked else config.tracking.uri))
     if not uri.startswith("http"):
-        return f"mlflow ui --backend-store-uri {uri}"
+        return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
     try:
         *_, run_id = json.loads((folder / "journal.offset").read_text())
     except (FileNotFoundError, ValueError):

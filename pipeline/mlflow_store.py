@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 OLDEST_SERVER = 3
 """Major version of the oldest server that runs can be delivered to."""
 
-_SQLITE = "sqlite:///"
 _DRIVERS = {
     "postgresql": ("psycopg2-binary", "postgresql+psycopg2"),
     "mysql": ("pymysql", "mysql+pymysql"),
@@ -41,12 +40,13 @@ def store_uri(run_dir: Path, uri: str | None) -> str:
 def absolute(uri: str | None) -> str | None:
     """Return `uri`; the file of a `sqlite:///FILE` becomes absolute, against the working directory, and `~` is expanded."""
     file = sqlite_file(uri or "")
-    return f"{_SQLITE}{file.absolute()}" if file else uri
+    return f"sqlite:///{file.absolute()}" if file else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a `sqlite:///FILE`; None for any other store."""
-    return Path(uri.removeprefix(_SQLITE)).expanduser() if uri.startswith(_SQLITE) else None
+    found = re.fullmatch(r"sqlite(\+\w+)?:///(?!:memory:)(.+)", uri)
+    return Path(found[2]).expanduser() if found else None
 
 
 def calm_mlflow() -> None:

@@ -158,7 +158,7 @@ class Tracker:
         self._thread.join(CLOSE_SECONDS)
         if self._behind:
             kept = f"MLflow lacks the end of this run; {journal_path(self._run_dir)} keeps it for the next start, or for "
-            self._say("away", kept + command("sync", self._run_dir))
+            self._say("away", kept + command("sync", self._run_dir.resolve()))
 
     def _append(self, **record: Any) -> None:
         try:
@@ -189,8 +189,10 @@ class Tracker:
                 self._delivery.deliver()
             except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
                 if not away:
-                    what = f"MLflow does not take this run's records: {first_line(error)}; training goes on without it, and "
-                    self._say("away", what + command("sync", self._run_dir) + " delivers them later")
+                    where = f"MLflow at {hide_password(self._delivery.uri)}"
+                    what = f"{where} does not take this run's records ({first_line(error).removeprefix(f'{where}: ')}); "
+                    later = f"training goes on without it, and {command('sync', self._run_dir.resolve())} delivers them later"
+                    self._say("away", what + later)
                 away = True
             else:
                 if away:

@@ -227,7 +227,10 @@ class Delivery:
             told["refused"] = refused
         if self._own and told != undelivered(self.run_dir):
             with contextlib.suppress(OSError):  # a full disk is reported by whoever has to write there
-                (self.run_dir / _UNDELIVERED).write_text(json.dumps(told))
+                if told:
+                    (self.run_dir / _UNDELIVERED).write_text(json.dumps(told))
+                else:
+                    (self.run_dir / _UNDELIVERED).unlink()
 
     def _offsets(self, run_id: str) -> dict[str, int]:
         """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
     "champion is nan": (lambda r: r.evaluate(2, evaluation(math.nan)), [], 80, "the champion, has no finite FID[clf]"),
     "champion is unknown": (lambda r: r.tag(2, "evaluation", None), [], 80, "version 2 has no tag evaluation"),
     "champion of other data": (lambda r: r.tag(2, "dataset_fingerprint", "feed"), [], 80, "was trained on other data"),
-    "rolled back": (lambda r: r.tag(3, "validation_status", "rolled_back"), ["tiny"], 80, "tiny version 3 was rolled back:"),
+    "rolled back": (lambda r: r.tag(3, "validation_status", "rolled_back"), ["tiny"], 80, "tiny version 3 was rolled back"),
     "deleted run": (delete_run, [], 80, "is deleted: type `mlflow runs restore"),
     "limit": (lambda r: None, ["tiny/3", "--limit", "9"], 80, "10 is not good enough, --limit is 9"),
     "first, but it is not": (lambda r: None, ["tiny/3", "--first"], 80, "has a champion already, version 2"),

@@ -159,11 +159,13 @@ def test_who_may_only_read_promotes_nothing(
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
         for argv in (["promote", "tiny", "--first"], ["copy", "models:/tiny@challenger", "--to", server.uri, "--name", "tiny"]):
             capsys.readouterr()
-            assert main([*argv, "--tracking-uri", server.uri]) == 74
+            assert main([*argv, "--tracking-uri", server.uri]) == 78
             (line,) = capsys.readouterr().err.splitlines()
-            assert "ermission" in line, line
+            assert "does not let you in" in line and "ermission" in line, line
         assert dict(connect(server.uri).get_registered_model("tiny").aliases) == {"challenger": "1"}
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-        assert main(["promote", "tiny", "--first", "--tracking-uri", server.uri]) == 74
+        capsys.readouterr()
+        assert main(["promote", "tiny", "--first", "--tracking-uri", server.uri]) == 78
+        assert "MLFLOW_TRACKING_PASSWORD" in capsys.readouterr().err
     finally:
         server.kill()

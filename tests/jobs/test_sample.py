@@ -190,7 +190,7 @@ def test_choose_takes_the_first_ten_of_many() -> None:
         (["models:/tiny@nobody", "o.png"], "tiny has @first and versions up to 1"),
         (["models:/tiny/7", "o.png"], "tiny has @first"),
         (["models:/other@first", "o.png"], "it has tiny"),
-        (["models:/tiny", "o.png"], "type models:/NAME@ALIAS"),
+        (["models:/tiny", "o.png"], "name one, as models:/tiny@ALIAS"),
         (["nowhere", "o.png"], "no model nowhere"),
         (["RUN", "o.jpg"], "must end in .png"),
         (["RUN", "s3://bucket/o.npz"], "written on this machine's disk"),

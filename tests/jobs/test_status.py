@@ -49,7 +49,7 @@ def test_what_mlflow_lacks_is_said_with_the_reason_until_it_has_it(
     assert "biggan: warning: " in capsys.readouterr().out
     place, why = status_lines(run, capsys)[-2:]
     assert place.endswith(f"mlflow ui --backend-store-uri sqlite:///{store}")
-    assert "lacks records: " in why and "create its folder" in why
+    assert "lacks records (" in why and "create its folder" in why
     command = shlex.split(why.split("`")[1])
     assert main([*command[1:], "--wait", "0"]) == 78 and status_lines(run, capsys)[-1] == why
     store.parent.mkdir()
