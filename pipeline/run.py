@@ -134,7 +134,7 @@ def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> No
     if classes < theirs:
         again = command("index", "URI" if ", " in where else where, "--out", "DIR", "--classes", "FILE")
         way = (
-            f"if your classes are among them, index the shards with all {theirs} names, one in each line of FILE: {again}, then "
+            f"if your classes are among them, index the shards with all {theirs} names, a line each in FILE: {again}, then "
             f"set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
         )
     raise ConfigError(
