@@ -9,12 +9,13 @@ import json
 import os
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from model.config import from_saved
 from pipeline import checkpoint as checkpoints
 from pipeline import kept, storage
 from pipeline.checkpoint import Checkpoint
@@ -52,7 +53,7 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
         raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
     changes = []
     if saved.exists():
-        changes = _changes(flatten(build(yaml.safe_load(saved.read_text()))), flatten(config))
+        changes = _changes(flatten(replace(load_run_config(config.run), run=config.run)), flatten(config))
     identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
     if Path(folder, "run.json").exists():
         identity = read_identity(folder)
@@ -71,10 +72,15 @@ def prepare(config: RunConfig, manifest: Manifest) -> list[str]:
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """`config`, with what RUN/config.yaml has, if it is there, in place of `precision=auto`."""
-    if config.precision == "auto" and Path(config.run, "config.yaml").exists():
-        return replace(config, precision=load_run_config(config.run).precision)
-    return config
+    """`config`, with what RUN/config.yaml has, if it is there, in place of `precision=auto` and of a D's halvings."""
+    if not Path(config.run, "config.yaml").exists():
+        return config
+    begun = load_run_config(config.run)
+    precision = begun.precision if config.precision == "auto" else config.precision
+    model = config.model
+    if model.d_halvings is None and model.d_widths == begun.model.d_widths:
+        model = replace(model, d_halvings=begun.model.d_halvings)
+    return replace(config, precision=precision, model=model)
 
 
 def _foreign(folder: Path) -> bool:
@@ -91,7 +97,10 @@ def load_run_config(run: str | Path) -> RunConfig:
     path = Path(run, "config.yaml")
     if not path.is_file():
         raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
-    return replace(build(yaml.safe_load(path.read_text())), run=str(run))
+    tree = yaml.safe_load(path.read_text())
+    config = build(tree)
+    model = from_saved({key: value for key, value in asdict(config.model).items() if key in tree["model"]})
+    return replace(config, run=str(run), model=model)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
