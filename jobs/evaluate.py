@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["none"],
         help="numbers or none: a document for each, and a curve if there are several (default: none)",
     )
-    add("--truncation-method", choices=_METHODS, default=_METHODS[0], help="as of `biggan sample` (default: %(default)s)")
+    add("--truncation-method", choices=_METHODS, help="as of `biggan sample`, with its defaults")
     add(
         "--standing",
         type=int,
@@ -157,6 +157,7 @@ def _evaluate_and_follow(args: argparse.Namespace) -> None:
     from pipeline import evaluations
     from pipeline.evaluation_follow import follow
 
+    args.truncation_method = args.truncation_method or _METHODS[0]  # as a run's
     request, splits, run_dir = _request(args), _splits(args), Path(args.model)
 
     def is_done(images: int) -> bool:
@@ -177,8 +178,10 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     from pipeline.run import load_run_config
     from pipeline.splits import check_same
 
-    request, splits = _request(args), _splits(args)
+    splits = _splits(args)
     trained = _load(args, truncations[0], args.checkpoint)
+    args.truncation_method = args.truncation_method or trained.method
+    request = _request(args)
     check_same(trained, splits)
     work.figures_to_compute(request, work.sampled(request, trained), trained.classes)  # refuses before an hour's work
     for truncation in truncations:

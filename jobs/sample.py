@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truncation-method",
         choices=_METHODS,
-        help="within -T..T (the paper, StudioGAN; the default), N(0, T^2) (BigGAN-PyTorch), or T times a normal within -2..2 "
-        "(TF-Hub, Hugging Face)",
+        help="within -T..T (the paper, StudioGAN), N(0, T^2) (BigGAN-PyTorch), or T times a normal within -2..2 (TF-Hub, "
+        "Hugging Face). Default: the first; the last for weights from Hugging Face, whose statistics belong to it",
     )
     parser.add_argument("--truncations", metavar="T,T", help=f"rows of --layout truncation (default: {_TRUNCATIONS})")
     parser.add_argument("--per-class", type=int, metavar="N", help=f"rows of a sheet (default: {_ROWS})")
@@ -157,7 +157,9 @@ def _check_flags(args: argparse.Namespace, kind: str) -> None:
 def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerator":
     from pipeline.generators import load_generator
 
-    return load_generator(args.model, args.checkpoint, truncation, _method(args), args.standing)
+    trained = load_generator(args.model, args.checkpoint, truncation, args.truncation_method, args.standing)
+    args.truncation_method = args.truncation_method or trained.method
+    return trained
 
 
 def _is_ours(args: argparse.Namespace) -> bool:
@@ -165,10 +167,6 @@ def _is_ours(args: argparse.Namespace) -> bool:
     from pipeline.model_address import serves
 
     return not args.model.startswith(("models:/", "runs:/")) and not serves(args.model)
-
-
-def _method(args: argparse.Namespace) -> "Truncation":
-    return args.truncation_method or _METHODS[0]
 
 
 def _model(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
@@ -180,7 +178,7 @@ def _model(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     trained = _load(args, args.truncation)
 
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
-        options = {"seed": args.seed, "truncation": args.truncation, "method": _method(args), "batch": args.batch}
+        options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method, "batch": args.batch}
         for start in _batches(len(labels), args.batch):
             yield generate(trained.generator, labels[start : start + args.batch], start=start, **options)
 
@@ -261,7 +259,8 @@ def _interpolation_sheet(args: argparse.Namespace) -> Sheet:
     trained = _load(args, args.truncation)
     rows, steps, chosen = args.per_class or _ROWS, args.steps or _STEPS, choose(args.classes, trained.classes)
     labels = torch.tensor(chosen)[torch.arange(2 * rows) % len(chosen)]
-    z, weights = walks(trained.generator, labels, steps, seed=args.seed, truncation=args.truncation, method=_method(args))
+    options = {"seed": args.seed, "truncation": args.truncation, "method": args.truncation_method}
+    z, weights = walks(trained.generator, labels, steps, **options)
     parts = (slice(start, start + args.batch) for start in _batches(len(z), args.batch))
     images = torch.cat([draw(trained.generator, z[part], weights[part]) for part in parts])
     return images, steps, f"{rows} x {steps} images, each row from one image to another"
@@ -279,8 +278,8 @@ def _truncation_sheet(args: argparse.Namespace) -> Sheet:
     columns, images = choose(args.classes, trained.classes), []
     for row in _batches(len(rows), 1, "row"):
         if row:
-            trained.prepare(rows[row], _method(args), args.standing)
-        options = {"seed": args.seed, "truncation": rows[row], "method": _method(args), "batch": args.batch}
+            trained.prepare(rows[row], args.truncation_method, args.standing)
+        options = {"seed": args.seed, "truncation": rows[row], "method": args.truncation_method, "batch": args.batch}
         images.append(generate(trained.generator, torch.tensor(columns), **options))
     what = f"rows of truncation {', '.join(texts)}, columns {', '.join(trained.classes[i] for i in columns)}"
     return torch.cat(images), len(columns), what

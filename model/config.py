@@ -1,8 +1,9 @@
 """What the networks are made of: one table of published sizes, and the configuration that builds a network around weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class ModelConfig:
     """G's widths from the 4 x 4 seed to the last stage, in multiples of ch. Default: the resolution's row."""
     d_widths: tuple[int, ...] | None = None
     """Widths of D's stages in multiples of ch; BigGAN's last one keeps its size. Default: the resolution's row."""
+    d_halvings: int | None = None
+    """How many of D's first stages halve the image. Default: all but the last; 2 at 32 px where all widths are equal."""
     g_spectral: bool = True
     """Spectral normalisation of G's convolutions and linear layers."""
     d_spectral: bool = True
@@ -101,12 +104,14 @@ class ModelConfig:
         if self.output_width is not None and self.output_width < self.channels:
             raise ValueError(f"output_width={self.output_width}: must be at least channels={self.channels}")
         self._check_widths()
+        if self.d_halvings is not None and (self.discriminator == "strided" or not 1 <= self.d_halvings <= len(self.d_row)):
+            raise ValueError(f"d_halvings={self.d_halvings}: must be 1 to {len(self.d_row)}, and none for a strided D")
         self._check_latents()
         for name in ("g_attention", "d_attention"):
             self._check_attention(name)
 
     def _check_widths(self) -> None:
-        for name, default in (("g_widths", self._g_row()), ("d_widths", self._d_row())):
+        for name, default in (("g_widths", self.g_row), ("d_widths", self.d_row)):
             widths = getattr(self, name)
             if widths is not None and (len(widths) != len(default) or min(widths) < 1):
                 raise ValueError(f"{name}={list(widths)}: must be {len(default)} numbers of at least 1 at {self.resolution} px")
@@ -135,14 +140,18 @@ class ModelConfig:
             if size not in sizes:
                 nearest = min(sizes, key=lambda s: abs(s - size))
                 raise ValueError(f"{name}={size}: no such size in {name[0].upper()}; it has {sizes}, the nearest is {nearest}")
-            if (width := widths[sizes.index(size)]) % 8:
-                raise ValueError(f"{name}={size}: attention needs a width that 8 divides, and ch={self.ch} makes it {width}")
+            if (width := widths[sizes.index(size)]) < 8:
+                raise ValueError(f"{name}={size}: attention needs a width of at least 8, and ch={self.ch} makes it {width}")
 
-    def _g_row(self) -> tuple[int, ...]:
+    @property
+    def g_row(self) -> tuple[int, ...]:
+        """G's widths where none are given."""
         row = ARCHITECTURES[self.resolution].g_widths
         return tuple(max(8 >> i, 1) for i in range(len(row))) if self.generator == "transposed" else row
 
-    def _d_row(self) -> tuple[int, ...]:
+    @property
+    def d_row(self) -> tuple[int, ...]:
+        """D's widths where none are given."""
         if self.discriminator == "strided":
             return tuple(min(1 << i, 8) for i in range(self.resolution.bit_length() - 3))
         return ARCHITECTURES[self.resolution].d_widths
@@ -157,19 +166,23 @@ class ModelConfig:
     @property
     def g_channels(self) -> list[int]:
         """G's channels: of the seed, then of each stage."""
-        return self._channels(self.g_widths or self._g_row(), self.ch)
+        return self._channels(self.g_widths or self.g_row, self.ch)
 
     @property
     def d_channels(self) -> list[int]:
         """D's channels by block or stage; BigGAN-deep's begin with the stem."""
-        return self._channels(self.d_widths or self._d_row(), self.d_ch or self.ch)
+        return self._channels(self.d_widths or self.d_row, self.d_ch or self.ch)
 
     @property
     def d_keep(self) -> int:
         """D's stages from this one on keep their size."""
         if self.discriminator == "strided":
             return len(self.d_channels)
-        return ARCHITECTURES[self.resolution].d_keep if self.d_widths is None else len(self.d_widths) - 1
+        if self.d_halvings is not None:
+            return self.d_halvings
+        row, widths = self.d_row, self.d_widths or self.d_row
+        typed_row = all(a * widths[0] == b * row[0] for a, b in zip(row, widths, strict=True))  # in any unit
+        return ARCHITECTURES[self.resolution].d_keep if typed_row else len(row) - 1
 
     @property
     def g_sizes(self) -> list[int]:
@@ -207,3 +220,16 @@ class ModelConfig:
         if self.z_dim is not None:
             return self.z_dim
         return ARCHITECTURES[self.resolution].z_dim if self.latent_slots > 1 else _UNSPLIT_Z
+
+
+def from_saved(fields: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration that this version or an earlier one saved in JSON or YAML, for the same networks.
+
+    Before there was `d_halvings`, a D whose widths were typed halved in all stages but the last, even if they were the row's.
+    """
+    found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    config = ModelConfig(**found)
+    if "d_halvings" in found or config.d_widths is None or config.discriminator == "strided":
+        return config
+    before = len(config.d_widths) - 1
+    return config if config.d_keep == before else replace(config, d_halvings=before)

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """Version of ONNX's operators; onnxruntime has known them since 1.14."""
+IR_VERSION = 8
+"""Version of the file's format, the newest that onnxruntime 1.14 reads; torch writes a later one, with nothing of it in use."""
 TOLERANCE = 1e-4
 """Of an image's values in -1..1: a hundredth of a step of a pixel."""
 
 _TEXTS = {
-    "inputs": "z [n, latent_dim] float32; class_id [n] int64, from 0 to the number of classes - 1",
+    "inputs": "z [n, latent_dim] float32; class_id [n] int64, from 0 to the number of classes - 1; others are an error",
     "outputs": "images [n, channels, resolution, resolution] float32 in -1..1; a pixel is round((x + 1) * 127.5)",
     "truncation": "without: z is standard normal. At t > 0: each value of z is a standard normal on the condition |z| <= t "
     "(draw those outside again); the nearer to 0, the better and the less varied. Batch-norm statistics are those of no "
@@ -51,6 +53,10 @@ class _Drawer(nn.Module):
         self.register_buffer("one_hot", torch.eye(1 if self.embeds else generator.config.num_classes), persistent=False)
 
     def forward(self, z: Tensor, class_id: Tensor) -> Tensor:
+        # ONNX's Gather takes -1 for the last row, but refuses numbers from the number of rows on.
+        class_id = torch.where(class_id < 0, self.generator.config.num_classes, class_id)
+        if not self.generator.config.conditional:
+            z = z * F.embedding(class_id, self.one_hot)  # the only row is 1: nothing else would look at the class
         return self.generator(z, class_id if self.embeds else F.embedding(class_id, self.one_hot))
 
 
@@ -70,6 +76,7 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
     about |= {"golden_z": _base64(z.numpy().astype("<f4").tobytes()), "golden_class_id": labels.tolist()}
     about |= {"golden_png": _base64(golden_png(trained))}
     onnx.helper.set_model_props(model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
+    model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
     data = model.SerializeToString()
 

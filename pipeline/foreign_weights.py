@@ -22,7 +22,11 @@ from pipeline.foreign_files import refuse_broken
 ROLES = {"G": "generator", "G_ema": "ema", "D": "discriminator"}
 """What BigGAN-PyTorch and StudioGAN call the networks, and what our checkpoints do."""
 
-_HINTS = {"discriminator": "; --generator-only leaves D out"}
+_HINTS = {"discriminator": "; pass --generator-only to leave D out"}
+_VARIANTS = {
+    r"blocks\.\d+\.\d+\.conv2d0\.": "; it is StudioGAN's big_resnet_deep_studiogan: only big_resnet_deep_legacy is BigGAN-deep"
+}
+"""Keys of generators that cannot be built here, and whose they are."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,21 @@ def convert(networks: dict[str, Weights], fixed: dict[str, Any], options: Option
     if options.num_classes not in (None, fields["num_classes"]):
         raise ConfigError(f"--num-classes {options.num_classes}: {g.uri} has {fields['num_classes']} classes")
     fields["discriminator"] = fields["generator"]
+    config = _config(fields, g.uri)
     if d:
-        fields |= _discriminator_fields(d, fields)
-    try:
-        config = ModelConfig(**fields)
-    except ValueError as error:
-        raise ConfigError(f"{g.uri} does not fit the networks here: {error}") from None
+        config = _config(fields | _discriminator_fields(d, fields), d.uri, _HINTS["discriminator"])
     with torch.device("meta"):
         ours = {"generator": build_generator(config), "discriminator": build_discriminator(config)}
     ours["ema"] = ours["generator"]
     return config, {role: _collect(weights, role, ours[role]) for role, weights in networks.items()}
+
+
+def _config(fields: dict[str, Any], uri: str, hint: str = "") -> ModelConfig:
+    """Raises ConfigError that names the file `uri` if its network cannot be built."""
+    try:
+        return ModelConfig(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{uri} does not fit the networks here: {error}{hint}") from None
 
 
 def _generator_fields(g: Weights) -> dict[str, Any]:
@@ -134,6 +143,11 @@ def _generator_fields(g: Weights) -> dict[str, Any]:
     ch, override = _multiples(widths, ARCHITECTURES[resolution].g_widths)
     seed, condition = g.get("seed.weight").shape[1], g.get("blocks.0.bn1.gain.weight").shape[1]
     classes, shared = g.get("shared.weight").shape if g.has("shared.weight") else (condition, 0)
+    if classes == 1:
+        raise ConfigError(
+            f"{g.uri} has one class, and weights for it ({g.key('shared.weight' if shared else 'blocks.0.bn1.gain.weight')}): "
+            "networks of one class have none here, so it cannot be imported"
+        )
     split = not deep and 0 < shared < condition
     return {
         "resolution": resolution,
@@ -206,7 +220,8 @@ def _collect(weights: Weights, role: str, network: nn.Module) -> Tensors:
     keys = {weights.key(name) for name in wanted}
     if left := [key for key in weights.tensors if key not in keys]:
         more = f" (nor are {len(left) - 1} more)" if left[1:] else ""
-        raise ConfigError(f"{weights.uri}: {left[0]} is no part of the {role}s here{more}{_HINTS.get(role, '')}")
+        hint = next((hint for pattern, hint in _VARIANTS.items() if re.match(pattern, left[0])), "")
+        raise ConfigError(f"{weights.uri}: {left[0]} is no part of the {role}s here{more}{_HINTS.get(role, hint)}")
     tensors = {name: weights.get(name) for name in wanted}
     for name, tensor in tensors.items():
         if (expected := wanted[name].shape) != tensor.shape:

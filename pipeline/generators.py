@@ -5,13 +5,12 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 
 from model.batchnorm import standing_statistics
-from model.config import ModelConfig
+from model.config import ModelConfig, from_saved
 from model.latents import Stream, Truncation, latents, random_labels
 from model.networks import Generator, build_generator
 from model.sampling import full_precision
@@ -50,6 +49,12 @@ class TrainedGenerator:
 
     named: bool = True
     """Whether the classes' names are known; else they are numbers."""
+
+    @property
+    def method(self) -> Truncation:
+        """How latents are truncated by default: where statistics of several truncations were recorded, as their source did."""
+        rows = 0 if self.recorded is None else len(self.recorded["truncations"])
+        return "scaled-truncated-normal" if rows > 1 else "truncated-normal"
 
     def prepare(
         self, truncation: float | None = None, method: Truncation = "truncated-normal", standing: int | None = None
@@ -130,10 +135,12 @@ def load_generator(
     source: str | Path,
     images: int | None = None,
     truncation: float | None = None,
-    method: Truncation = "truncated-normal",
+    method: Truncation | None = None,
     standing: int | None = None,
 ) -> TrainedGenerator:
     """The EMA generator at `source`, on the GPU if there is one, prepared for these latents (see `TrainedGenerator.prepare`).
+
+    `method` is its own by default (`TrainedGenerator.method`).
 
     `source` is a run's folder, a folder of checkpoints (a path or URI; imported ones too), one such checkpoint, or the folder
     of an exported MLflow model. `images` picks one of several checkpoints; default: the newest intact one. Weights that are NaN
@@ -160,7 +167,7 @@ def load_generator(
     if exported and truncation is None and standing is None:
         generator.eval()  # its statistics are those
     else:
-        trained.prepare(truncation, method, standing)
+        trained.prepare(truncation, method or trained.method, standing)
     state = generator.state_dict()
     if broken := not_finite(state):
         print(f"biggan: warning: {source} has {broken}: its samples are worthless", file=sys.stderr)
@@ -195,7 +202,7 @@ def _exported(folder: str) -> _Saved:
     weights = storage.read_bytes(place)
     if hashlib.sha256(weights).hexdigest() != settings["weights_sha256"]:
         raise DataError(f"{place} is damaged: export or copy the model again")
-    config = _config(settings["model"])
+    config = from_saved(settings["model"])
     return _Saved(config, safetensors.torch.load(weights), settings["images"], tuple(settings["classes"]), finished=True)
 
 
@@ -212,7 +219,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     if run:
         config, classes = run.model, state.get("classes") or load_data(run.data).classes
     elif "model" in state:
-        config, classes = _config(state["model"]), state["classes"]
+        config, classes = from_saved(state["model"]), state["classes"]
     else:
         raise ConfigError(f"{found.uri} does not say which network it holds: name the folder of its run instead")
     # In an import the averaged weights may have vectors of their own, and the recorded statistics belong to those sigmas.
@@ -221,9 +228,3 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     recorded = found.tensors("statistics") if "statistics" in found.parts else None
     names = tuple(classes) if classes else None
     return _Saved(config, tensors, found.images, names, recorded, finished="source" in state)
-
-
-def _config(fields: dict[str, Any]) -> ModelConfig:
-    """From JSON, which has no tuples."""
-    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return ModelConfig(**tuples)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from model.config import ModelConfig
+from model.config import ModelConfig, from_saved
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -42,7 +42,7 @@ def ema_note(config: RunConfig) -> str:
 
 def check_networks(found: Checkpoint, config: RunConfig, source: str) -> None:
     """Raises ConfigError if `found` is of other networks than the configuration's, naming all keys that differ."""
-    theirs, ours = explicit(ModelConfig(**found.state()["model"])), explicit(config.model)
+    theirs, ours = explicit(from_saved(found.state()["model"])), explicit(config.model)
     has_d = "discriminator" in found.parts
     keys = [
         field.name
@@ -58,6 +58,9 @@ def explicit(config: ModelConfig) -> dict[str, Any]:
     """All fields, with what the defaults stand for: two configurations of equal networks are equal."""
     chosen = asdict(config) | {
         "d_ch": config.d_ch or config.ch,
+        "g_widths": config.g_widths or config.g_row,
+        "d_widths": config.d_widths or config.d_row,
+        "d_halvings": config.d_keep,
         "z_dim": config.latent_dim,
         "g_attention": config.g_attention_at,
         "d_attention": config.d_attention_at,

@@ -18,6 +18,8 @@ PR_K, DC_K = 3, 5
 LEAST = {"is": 1000, "kid": KID_SUBSET, "prdc": DC_K + 1, "intra-fid": 50}
 """Images that a figure needs, of each set (of each class for intra-fid); below it is not defined, or mostly chance."""
 _BLOCK = 2048
+_ROUNDING = 1e-12
+"""Squared distances that differ by less than this share of |x|^2 + |y|^2 are equal: the rest is rounding."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,16 @@ def manifolds(real: Tensor, fake: Tensor) -> Manifolds:
     for x in (real, fake):
         _check(x)
     real_radii, fake_radii = radii(real), radii(fake)
+    # Copies of images are at the distance of a radius, not just within or without.
+    slack = _ROUNDING * sum(max(float(part.double().square().sum(1).max()) for part in x.split(_BLOCK)) for x in (real, fake))
     inside, density = torch.zeros(len(fake), dtype=torch.bool, device=fake.device), 0.0
     recalled, covered = 0, 0
     for start, squares in _squares(real, fake):  # a block of real rows against all fake ones
         mine = slice(start, start + len(squares))
-        inside |= (squares <= real_radii[0][mine, None]).any(0)
-        recalled += int((squares <= fake_radii[0]).any(1).sum())
-        density += int((squares < real_radii[1][mine, None]).sum()) / (DC_K * len(fake))
-        covered += int((squares.amin(1) < real_radii[1][mine]).sum())
+        inside |= (squares <= real_radii[0][mine, None] + slack).any(0)
+        recalled += int((squares <= fake_radii[0] + slack).any(1).sum())
+        density += int((squares < real_radii[1][mine, None] - slack).sum()) / (DC_K * len(fake))
+        covered += int((squares.amin(1) < real_radii[1][mine] - slack).sum())
     return Manifolds(float(inside.double().mean()), recalled / len(real), density, covered / len(real))
 
 
@@ -156,15 +160,17 @@ def radii(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squares(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Squared distances of blocks of rows of x to all of y: (number of the first row, float64 [rows, m])."""
+    """Yield blocks of squared distances of x to y: (number of the first row, float64 [rows, m]); equal rows are at 0."""
     rows = max(1, _BLOCK * _BLOCK // len(y))
     norms = torch.cat([block.double().square().sum(1) for block in y.split(_BLOCK)])
     for start in range(0, len(x), rows):
         block = x[start : start + rows].double()
         squares = block.square().sum(1)[:, None] + norms
         for column in range(0, len(y), _BLOCK):
-            part = slice(column, column + _BLOCK)
-            squares[:, part].addmm_(block, y[part].double().T, alpha=-2)
+            part = squares[:, column : column + _BLOCK]
+            rounding = part * _ROUNDING
+            part.addmm_(block, y[column : column + _BLOCK].double().T, alpha=-2)
+            part.masked_fill_(part < rounding, 0)
         yield start, squares
 
 

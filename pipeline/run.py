@@ -9,12 +9,13 @@ import os
 import re
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import yaml
 
+from model.config import from_saved
 from pipeline import checkpoint as checkpoints
 from pipeline import journal, kept, storage
 from pipeline.checkpoint import Checkpoint
@@ -83,10 +84,15 @@ def check(config: RunConfig, manifest: Manifest) -> tuple[list[str], dict[str, A
 
 
 def as_begun(config: RunConfig) -> RunConfig:
-    """`config`, with what RUN/config.yaml has, if it is there, in place of `precision=auto`."""
-    if config.precision == "auto" and Path(config.run, "config.yaml").exists():
-        return replace(config, precision=load_run_config(config.run).precision)
-    return config
+    """`config`, with what RUN/config.yaml has, if it is there, in place of `precision=auto` and of a D's halvings."""
+    if not Path(config.run, "config.yaml").exists():
+        return config
+    begun = load_run_config(config.run)
+    precision = begun.precision if config.precision == "auto" else config.precision
+    model = config.model
+    if model.d_halvings is None and model.d_widths == begun.model.d_widths:
+        model = replace(model, d_halvings=begun.model.d_halvings)
+    return replace(config, precision=precision, model=model)
 
 
 def _foreign(folder: Path) -> bool:
@@ -135,7 +141,9 @@ def _saved_config(folder: Path) -> RunConfig:
             f"{path} is empty or damaged: restore it from a copy (MLflow has one among the run's artifacts), or delete it: "
             "the next start writes it anew"
         )
-    return build(tree)
+    config = build(tree)
+    model = from_saved({key: value for key, value in asdict(config.model).items() if key in tree["model"]})
+    return replace(config, model=model)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -178,8 +186,8 @@ def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> No
     if classes < theirs:
         again = command("index", "URI" if ", " in where else where, "--out", "DIR", "--classes", "FILE")
         way = (
-            f"if your classes are among them, index the shards with all {theirs} names, one in each line of FILE: {again}, "
-            f"then set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
+            f"if your classes are among them, index the shards with all {theirs} names, a line each in FILE: {again}, then "
+            f"set model.num_classes={theirs} data.uri=DIR (fakes are then drawn of all {theirs}); else set init=null"
         )
     raise ConfigError(
         f"init={init} has {plural(theirs, 'class', 'classes')}, the shards at {where} have {classes}, and weights cannot be "

@@ -39,10 +39,12 @@ def test_batch_norm_without_a_condition_has_a_gain_and_a_bias() -> None:
     torch.testing.assert_close(layer(x, torch.empty(4, 0)), expected)
 
 
-def test_self_attention_is_sagans() -> None:
+@pytest.mark.parametrize("width", [16, 12, 9])
+def test_self_attention_is_sagans(width: int) -> None:
     """o_i = sum_j softmax_j(theta_i . phi_j) g_j, phi and g max-pooled; out = x + gamma W o (arXiv 1805.08318)."""
     torch.manual_seed(0)
-    layer, x = SelfAttention(16, EPS), torch.randn(2, 16, 8, 8)
+    layer, x = SelfAttention(width, EPS), torch.randn(2, width, 8, 8)
+    assert (layer.query.weight.shape[0], layer.value.weight.shape[0]) == (width // 8, width // 2)
     torch.testing.assert_close(layer(x), x)  # gamma starts at 0
     torch.nn.init.constant_(layer.gamma, 0.7)
     theta = conv(layer.query, x).flatten(2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.networks import build_discriminator
 from pipeline import foreign
 from pipeline.errors import ConfigError, DataError
 from pipeline.foreign_files import CodeError
@@ -90,7 +91,7 @@ def test_a_variant_is_named_by_the_first_key_that_does_not_fit(tmp_path: Path) -
     name = "studiogan-deep-32"  # StudioGAN's own BigGAN-deep has a convolution on G's shortcut
     found = states(name)
     found["G"]["blocks.0.0.conv2d0.bias"] = torch.zeros(4)
-    with refused(ConfigError, STUDIO_G, "blocks.0.0.conv2d0.bias is no part of the generators"):
+    with refused(ConfigError, STUDIO_G, "blocks.0.0.conv2d0.bias is no part of the generators", "big_resnet_deep_studiogan"):
         read(save(tmp_path / "own", name, found))
     unconditional = {key: tensor for key, tensor in states(name)["G"].items() if key != "shared.weight"}
     with refused(ConfigError, STUDIO_G, "unconditional"):
@@ -262,3 +263,33 @@ def test_an_optimiser_of_another_network_is_named(tmp_path: Path) -> None:
         read(tmp_path)
     sgd = torch.optim.SGD([torch.zeros(3)], 0.1).state_dict()
     assert read(save(tmp_path, TINY, states(TINY) | {"G_optim": sgd})).optimizers == {"generator": {}}
+
+
+def test_the_network_at_fault_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """D's attention behind a block that keeps its size (BigGAN-PyTorch at 32 px, D_attn 16); G with weights for one class."""
+    found = states("studiogan-32")
+    attention = {key: tensor for key, tensor in found["D"].items() if re.match(r"blocks\.1\.\d+\.(conv1x1_|sigma)", key)}
+    assert attention
+    last = {re.sub(r"^blocks\.1\.", "blocks.4.", key): tensor for key, tensor in attention.items()}
+    others = {key: tensor for key, tensor in found["D"].items() if key not in attention}
+    inner = {re.sub(r"^blocks\.([234])\.", lambda m: f"blocks.{int(m[1]) - 1}.", key): t for key, t in others.items()}
+    with refused(ConfigError, f"{STUDIO_D} does not fit the networks here: d_attention=2", "pass --generator-only"):
+        read(save(tmp_path / "attention", "studiogan-32", found | {"D": inner | last}))
+    assert read(tmp_path / "attention", generator_only=True).config.g_attention == (16,)
+    found = states("biggan-32", "G")
+    found["G"]["shared.weight"] = found["G"]["shared.weight"][:1]
+    with refused(ConfigError, "G.pth has one class, and weights for it (shared.weight)", "cannot be imported"):
+        read(save(tmp_path / "one", "biggan-32", found))
+
+
+def test_a_32_px_discriminator_of_odd_width_is_read(tmp_path: Path) -> None:
+    """StudioGAN's with d_conv_dim 9: 18 channels in every stage, of which attention takes an eighth and a half."""
+    found, sizes = states("studiogan-32"), {16: 18, 8: 9, 144: 162}
+    found["D"] = {key: torch.rand([sizes.get(n, n) for n in tensor.shape]) for key, tensor in found["D"].items()}
+    imported = read(save(tmp_path, "studiogan-32", found))
+    config = imported.config
+    assert config.d_channels == [18] * 4 and config.d_sizes == [16, 8] and config.d_attention_at == (16,)
+    d = build_discriminator(config)
+    assert imported.discriminator
+    d.load_state_dict(imported.discriminator)
+    assert d(torch.rand(2, 3, 32, 32), torch.tensor([0, 4])).isfinite().all()

@@ -68,6 +68,5 @@ def test_an_ema_that_stays_the_source_is_told(tmp_path: Path, shards_grey: Path)
 
     said = noted(28_390_000)
     assert "after 500,000 images the EMA" in said and "still is 98.8% init=runs/a: set optim.ema_half_life=50000" in said
-    # A half-life of a tenth, as advised, leaves 0.1%.
-    assert noted(50_000) == "" and abs(0.5 ** (500_000 / 50_000) - 0.001) < 5e-5
+    assert noted(50_000) == ""
     assert noted(28_390_000, total_images=675_840_000) == noted(28_390_000, init=None) == noted(0) == ""

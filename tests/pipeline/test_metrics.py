@@ -147,6 +147,19 @@ def test_manifolds_are_those_of_the_definition(seed: int, shift: float, n: int, 
         assert list(vars(manifolds(real, fake)).values()) == pytest.approx(brute(real, fake), rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("copies", [2, 4, 6, 9])
+def test_copies_of_rows_are_at_distance_0(copies: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that has learnt images by heart, and one that draws few: with 4 and 6 copies a radius is 0."""
+    monkeypatch.setattr(metrics, "_BLOCK", 16)
+    real = scale * (gaussian(copies, 12, 24) + 30).repeat(copies, 1)
+    others = scale * (gaussian(99, 8, 24) + 30).repeat(copies, 1)
+    for fake in (real[: 5 * copies], others, torch.cat((real[:7], real[3:9] * 1.01))):
+        assert list(vars(manifolds(real, fake)).values()) == pytest.approx(brute(real, fake), rel=1e-9)
+    third, fifth = metrics.radii(real)
+    assert bool((third == 0).all()) is (copies >= 4) and bool((fifth == 0).all()) is (copies >= 6)
+
+
 def test_precision_and_recall_are_torch_fidelitys() -> None:
     real, fake = gaussian(0, 500, 16).float(), gaussian(1, 400, 16).float()
     theirs = fidelity("metric_prc").prc_features_to_metric(fake, real, verbose=False)

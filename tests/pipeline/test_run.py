@@ -131,6 +131,18 @@ def test_what_weights_or_order_hang_on_cannot_change(
     assert content(Path(config.run)) == before
 
 
+def test_a_run_of_an_earlier_version_keeps_its_discriminator(config: RunConfig, manifest: Manifest) -> None:
+    """Typed widths meant three halvings at 32 px then, and its config.yaml says nothing of halvings."""
+    typed = replace(config, model=replace(config.model, d_widths=(4, 4, 4, 4)))
+    prepare(typed, manifest)
+    saved = Path(config.run, "config.yaml")
+    assert load_run_config(config.run).model.d_keep == 2
+    saved.write_text(saved.read_text().replace("  d_halvings: null\n", ""))
+    assert load_run_config(config.run).model.d_keep == 3
+    assert prepare(typed, manifest) == [] and load_run_config(config.run).model.d_halvings == 3
+    assert prepare(typed, manifest) == []
+
+
 def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_grey: Path) -> None:
     prepare(config, manifest)
     before = content(Path(config.run))
