@@ -141,4 +141,5 @@ def begin_anew(config: RunConfig) -> list[str]:
             (folder / name).rename(aside / name)
     if config.checkpoint.uri:
         kept.forget(config.checkpoint.uri)
-    return [f"beginning anew: records of the training before are in {aside}, its damaged checkpoints stay at {uri}"]
+    stay = f", its damaged checkpoints stay at {uri}" if damaged else ""
+    return [f"beginning anew: records of the training before are in {aside}{stay}"]
