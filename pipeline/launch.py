@@ -6,7 +6,6 @@ run     `accelerate launch --use_deepspeed` as a child; a signal becomes RUN/STO
 part    the launcher hides its workers' exit codes, so they leave a status; of several nodes the most telling one counts
 """
 
-import contextlib
 import os
 import signal
 import socket
@@ -156,7 +155,7 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
     show = terminal.Show(job.config.total_images, bar=topology.rank == 0)
-    with contextlib.closing(show), tempfile.NamedTemporaryFile(prefix="biggan-status-") as status:
+    with show, tempfile.NamedTemporaryFile(prefix="biggan-status-") as status:
         child = subprocess.Popen(
             _accelerate_command(job.worker, topology, processes),
             env=_environment(processes, torch.cuda.is_available())
