@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import Checkpoint
+    pass
 
 HELP = "list, verify or export checkpoints"
 
@@ -47,7 +47,7 @@ def _tell(source: str, *, read: bool) -> None:
         name = folder.rpartition("/")[2]
         try:
             found = checkpoint.load(folder)
-            fault = _fault(found, read=read)
+            fault = found.fault(read=read)
             size = sum(row["bytes"] for row in found.files.values())
             what = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(found.time))}  {size / 2**20:10,.1f} MiB  "
         except storage.NotFoundError:
@@ -60,22 +60,6 @@ def _tell(source: str, *, read: bool) -> None:
         raise ConfigError(f"{source} has no checkpoints: type a run's folder, or a folder or URI of checkpoints")
     if damaged:
         raise DataError(f"{source}: {damaged} of {len(folders)} checkpoints are damaged; training passes them over")
-
-
-def _fault(found: "Checkpoint", *, read: bool) -> str:
-    from pipeline import storage
-
-    for name, row in found.files.items():
-        try:
-            if read:
-                found.read(name)
-            elif storage.size(storage.join(found.uri, name)) != row["bytes"]:
-                return f"{name} is cut"
-        except storage.NotFoundError:
-            return f"{name} is missing"
-        except DataError:
-            return f"{name} is damaged"
-    return ""
 
 
 def _folders(source: str) -> list[str]:

@@ -90,11 +90,14 @@ class Checkpoint:
             )
         return data
 
-    def fault(self) -> str:
-        """Read every file; return which one is damaged or missing, "" if all are intact. Raises StorageError."""
-        for name in self.files:
+    def fault(self, *, read: bool = True) -> str:
+        """Return which file is missing, cut or damaged, "" if none is. Unless it may `read` them, their sizes must do."""
+        for name, row in self.files.items():
             try:
-                self.read(name)
+                if read:
+                    self.read(name)
+                elif storage.size(storage.join(self.uri, name)) != row["bytes"]:
+                    return f"{name} is cut"
             except storage.NotFoundError:
                 return f"{name} is missing"
             except DataError:
@@ -236,9 +239,7 @@ def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
 
 def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> None:
     """Remove what `config` does not keep, after `saved` was committed. Only intact checkpoints count; damaged ones stay."""
-    older: list[Checkpoint] = []
-    others: list[Checkpoint] = []
-    unfinished: list[str] = []
+    older, others, unfinished = list[Checkpoint](), list[Checkpoint](), list[str]()
     for name in folders(uri):
         folder = storage.join(uri, name)
         if any(storage.exists(storage.join(folder, marker)) for marker in (DAMAGED, SET_ASIDE)):

@@ -1,4 +1,4 @@
-"""Named places where a test can end this process as a power cut would: BIGGAN_FAIL_AT=commit:2 kills at the second pass."""
+"""Faults on demand, for tests: BIGGAN_FAIL_AT=commit:2 ends this process at the second pass, as a power cut would; and NaN."""
 
 import itertools
 import os
@@ -25,3 +25,18 @@ def fail_point(name: str) -> None:
         return
     if place == name and next(_passed[name]) == int(count):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fault:
+    """NaN on demand, for tests: BIGGAN_INJECT_NAN=STEP:RANK[:TIMES] spoils the real images of one rank in the updates from
+    number STEP on, TIMES of them (1) over all attempts."""
+
+    def __init__(self, rank: int):
+        step, ranks, times = (*map(int, os.environ.get("BIGGAN_INJECT_NAN", "0:-1").split(":")), 1)[:3]
+        self._step, self._left = step, times if rank == ranks else 0
+
+    def strikes(self, step: int) -> bool:
+        """Whether update `step` is spoilt on this rank. Call it once per update."""
+        struck = step >= self._step and self._left > 0
+        self._left -= struck
+        return struck

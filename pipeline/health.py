@@ -15,7 +15,6 @@ import gc
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.collapse import Signs
 from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
+from pipeline.health_report import explain, message
 from pipeline.journal import Journal
 from pipeline.kept import keep, read_json
 from pipeline.objective import ObjectiveConfig, State
@@ -260,17 +260,18 @@ class Health:
             self.history = self.history.after(failure)
             if stop := self.history.in_a_row >= self.config.max_failures:
                 self.history = replace(self.history, in_a_row=0)  # who starts it again has changed something
+        said = message(self.run, failure, self.config.max_failures, self.history.furthest)
         if self.ranks.main:
             keep(self.run, "health.json", json.dumps(asdict(self.history)).encode())
             if stop:
                 self._event("stop", failure.images, failure.reason)
-                storage.write_bytes(str(self.run / "health.md"), self._explain(failure).encode())
+                storage.write_bytes(str(self.run / "health.md"), explain(self.run, said, self._last, failure.collapse).encode())
                 with contextlib.closing(Journal(self.run)) as journal:  # the attempt's tracker is closed
                     for name in ("events.jsonl", "health.md"):
                         journal.append(artifact=name)
         dist.barrier()
         if stop:
-            raise TrainingError(self._message(failure))
+            raise TrainingError(said)
         gc.collect()  # engines and their hooks refer to each other
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -289,62 +290,9 @@ class Health:
         if self.tracker and kind != "skip":
             self.tracker.artifact(path.name)
 
-    def _message(self, failure: Failure) -> str:
-        where = f"{self.run / 'health.md'} says what happened and what to try"
-        if failure.collapse:
-            return f"stopped at {failure.images:,} images, saved, because of health.on_collapse=stop: {failure.reason}; {where}"
-        return (
-            f"failed {self.config.max_failures} times without getting past image {self.history.furthest:,}, the last time "
-            f"because {failure.reason}; {where}"
-        )
-
-    def _explain(self, failure: Failure) -> str:
-        """The report of a stop, as Markdown."""
-        events = [json.loads(line) for line in (self.run / "events.jsonl").read_text().splitlines()]
-        lines = [f"# Why {self.run.name} stopped", "", self._message(failure), "", "## What happened, last things last", ""]
-        lines += ["| time | image | order | what | |", "|---|---|---|---|---|"]
-        for event in events[-40:]:
-            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-            lines.append(f"| {at} | {event['images']:,} | {event['rollbacks']} | {event['kind']} | {event['text']} |")
-        lines += ["", "## Means of the last report", ""]
-        lines += [f"- {key}: {value:.4g}" for key, value in sorted(self._last.items())]
-        return "\n".join([*lines, "", "## What to try", "", *(_COLLAPSE_ADVICE if failure.collapse else _FAILURE_ADVICE), ""])
-
-
-_FAILURE_ADVICE = (
-    "- Lower learning rates (`optim.g_lr`, `optim.d_lr`), a longer `optim.warmup`, or `health.rollback_lr=0.5`.",
-    "- `precision=fp32`, to see whether bf16 is the cause; `zero.gradient_clipping=1`.",
-    "- If it is always at the same image whatever the order, look for images that are no images: `biggan index URI --verify`.",
-    "- An older start: a new run with `init=RUN/checkpoints/IMAGES`.",
-    "- The same command goes on from the last good checkpoint, in yet another order of the data.",
-)
-_COLLAPSE_ADVICE = (
-    "- The checkpoints from before the alarm are the result: a collapsed BigGAN does not come back (paper, section 4).",
-    "- If D is sure of everything, it has learnt the images by heart: `objective.augment=diffaugment`, `objective.lecam`, "
-    "`objective.r1`, a lower `optim.d_lr`, fewer `batch.d_steps`; a larger data set.",
-    "- If G's spectra explode: a lower `optim.g_lr`, `objective.ortho=1e-4`.",
-    "- If both networks are dead: lower `optim.g_lr` and `optim.d_lr`, a longer `optim.warmup`, in a new run.",
-    "- `health.on_collapse=warn` lets the same command go on.",
-)
-
 
 def _read_history(run: Path) -> History:
     try:
         return History(**read_json(run / "health.json"))
     except FileNotFoundError:
         return History()
-
-
-class Fault:
-    """NaN on demand, for tests: BIGGAN_INJECT_NAN=STEP:RANK[:TIMES] spoils the real images of one rank in the updates from
-    number STEP on, TIMES of them (1) over all attempts."""
-
-    def __init__(self, rank: int):
-        step, ranks, times = (*map(int, os.environ.get("BIGGAN_INJECT_NAN", "0:-1").split(":")), 1)[:3]
-        self._step, self._left = step, times if rank == ranks else 0
-
-    def strikes(self, step: int) -> bool:
-        """Whether update `step` is spoilt on this rank. Call it once per update."""
-        struck = step >= self._step and self._left > 0
-        self._left -= struck
-        return struck

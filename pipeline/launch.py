@@ -6,7 +6,6 @@ run     `accelerate launch --use_deepspeed` as a child; a signal becomes RUN/STO
 part    the launcher hides its workers' exit codes, so they leave a status; of several nodes the most telling one counts
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -168,7 +167,7 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
     show = terminal.Show(job.config.total_images, bar=topology.rank == 0)
-    with contextlib.closing(show), tempfile.TemporaryDirectory(prefix="biggan-") as place:
+    with show, tempfile.TemporaryDirectory(prefix="biggan-") as place:
         status, defaults = Path(place, "status.json"), Path(place, "accelerate.json")
         defaults.write_text(json.dumps(_NO_DEFAULTS))
         child = subprocess.Popen(

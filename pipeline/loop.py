@@ -17,7 +17,8 @@ from pipeline.config import RunConfig
 from pipeline.dataset import load_data
 from pipeline.engines import Ranks
 from pipeline.errors import UserError
-from pipeline.health import Failure, Fault, Health
+from pipeline.failpoints import Fault
+from pipeline.health import Failure, Health
 from pipeline.index import Manifest
 from pipeline.initial import initial_checkpoint
 from pipeline.learner import Learner

@@ -74,15 +74,17 @@ def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Ch
 
 
 def check_resumable(config: RunConfig) -> Checkpoint | None:
-    """Return the newest committed checkpoint, not verified: so much can be seen before workers start, and is cheap.
+    """Return the newest checkpoint whose files have their sizes: that is cheap, and told before anything is written.
 
-    Raises DataError as `find_checkpoint`.
+    Raises DataError as `find_checkpoint`, which reads them.
     """
     damaged: dict[str, str] = {}
-    found = next(checkpoints.committed(checkpoint_uri(config), damaged.__setitem__), None)
-    if found is None:
-        refuse_to_begin_anew(config, damaged)
-    return found
+    for found in checkpoints.committed(checkpoint_uri(config), damaged.__setitem__):
+        if not (fault := found.fault(read=False)):
+            return found
+        damaged[found.uri] = fault
+    refuse_to_begin_anew(config, damaged)
+    return None
 
 
 def refuse_to_begin_anew(config: RunConfig, damaged: Mapping[str, str]) -> None:
@@ -141,4 +143,5 @@ def begin_anew(config: RunConfig) -> list[str]:
             (folder / name).rename(aside / name)
     if config.checkpoint.uri:
         kept.forget(config.checkpoint.uri)
-    return [f"beginning anew: records of the training before are in {aside}, its damaged checkpoints stay at {uri}"]
+    stay = f", its damaged checkpoints stay at {uri}" if damaged else ""
+    return [f"beginning anew: records of the training before are in {aside}{stay}"]

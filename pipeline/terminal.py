@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, Self, TextIO, cast
 
 PROGRESS_VARIABLE = "BIGGAN_PROGRESS"
 """Environment variable: a file in which rank 0 keeps the number of images that it has trained on, as text."""
@@ -81,7 +81,7 @@ class Show:
         from tqdm import tqdm  # every command imports this module
 
         self._bar = tqdm(total=images, unit="img", unit_scale=True, desc="starting", disable=not (bar and sys.stderr.isatty()))
-        self._progress = tempfile.NamedTemporaryFile(prefix="biggan-progress-")  # noqa: SIM115 - closed by `close`
+        self._progress = tempfile.NamedTemporaryFile(prefix="biggan-progress-")  # noqa: SIM115 - closed by `__exit__`
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self.environment = {PROGRESS_VARIABLE: self._progress.name, "PYTHONIOENCODING": "utf-8:backslashreplace"}
@@ -95,10 +95,13 @@ class Show:
         for thread in self._threads:
             thread.start()
 
-    def close(self) -> None:
-        """Wait for the last lines of workers that have ended."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the last lines of workers that have ended; after Ctrl-C for nothing."""
         self._ended.set()
-        for thread in self._threads:
+        for thread in self._threads if kind is None else []:
             thread.join(_LAST_WORDS_SECONDS)
         self._bar.close()
         self._progress.close()

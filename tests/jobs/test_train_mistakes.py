@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from jobs.cli import main
 from jobs.train import as_known
 from pipeline.config import load_config
+from pipeline.index import load_manifest
+from pipeline.resume import note_saved
+from pipeline.run import prepare
 from tests.jobs.tiny_runs import Resumed, assert_one_line, disk, fill, remount, train
 
 
@@ -106,3 +110,35 @@ def test_a_disk_that_is_read_only_or_full(
         assert_one_line(capsys.readouterr().err, code, 78, str(folder), "Read-only file system")
         remount(folder, "rw")
         assert (folder / "run" / "config.yaml").read_bytes() == (resumed.run / "config.yaml").read_bytes()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "said"),
+    [
+        (lambda run: None, 65, "it was saved at image 64, but {run}/checkpoints has no checkpoint"),
+        (lambda run: (run / "run.json").write_bytes(b""), 65, "{run}/run.json is empty"),
+        (lambda run: (run / "config.yaml").write_bytes(b""), 65, "{run}/config.yaml is empty or damaged"),
+    ],
+)
+def test_a_run_that_cannot_resume_is_one_line_and_changes_no_file(
+    tiny: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path], object],
+    code: int,
+    said: str,
+) -> None:
+    run = tmp_path / "my run"
+    config = load_config(tiny, [f"run={run}"])
+    prepare(config, load_manifest(config.data.uri))
+    note_saved(run, 64)
+    harm(run)
+    before = files(run)
+    # Other keys than before: a start that is refused does not write them down.
+    ended = main(["train", tiny, f"run={run}", f"checkpoint.uri={run}/checkpoints", "total_images=512"])
+    assert_one_line(capsys.readouterr().err, ended, code, said.format(run=run))
+    assert files(run) == before

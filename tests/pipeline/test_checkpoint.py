@@ -9,11 +9,10 @@ import random
 import signal
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from pipeline import checkpoint, checkpoint_files, storage
 from pipeline.checkpoint import COMMIT, Checkpoint, Progress, Tensors, committed, newest, save
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError, DataError
-from pipeline.retention import CheckpointConfig
 from pipeline.slices import Slice, share, whole
 from tests.conftest import S3Server
 
@@ -253,37 +251,6 @@ def test_a_tensor_that_is_not_all_there_is_not_committed(tmp_path: Path) -> None
     assert not storage.exists(str(tmp_path / COMMIT))
 
 
-def test_what_is_kept_beside_the_newest(tmp_path: Path) -> None:
-    """Every 300 images' first, and the best by what `biggan evaluate` has left beside it."""
-    uri = str(tmp_path)
-    config = CheckpointConfig(every=100, keep=2, keep_every=300, keep_best="fid")
-    fids = {100: 9.0, 200: 3.0, 400: 5.0}
-    for images in range(100, 1100, 100):
-        save(uri, Progress(images), tensors(images), {}, keep=100)
-        if images in fids:
-            storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps({"FID[clf]": fids[images]}).encode())
-        checkpoint.retain(uri, checkpoint.load(f"{uri}/{images:010d}"), config)
-    assert [c.images for c in committed(uri)] == [1000, 900, 600, 300, 200]
-    checkpoint.retain(uri, checkpoint.load(f"{uri}/{1000:010d}"), replace(config, keep_every=None, keep_best=None))
-    assert [c.images for c in committed(uri)] == [1000, 900]
-
-
-@pytest.mark.parametrize(("figure", "best"), [("fid", [100, 400]), ("accuracy", [300, 200])])
-def test_figures_of_different_recipes_are_not_compared(
-    tmp_path: Path, figure: Literal["fid", "accuracy"], best: list[int]
-) -> None:
-    uri = str(tmp_path)
-    found = {100: ("a", 2.0, 0.7), 200: ("b", 9.0, 0.9), 300: ("a", 3.0, 0.8), 400: ("b", 8.0, 0.6)}
-    for images in range(100, 700, 100):
-        save(uri, Progress(images), tensors(images), {}, keep=100)
-        if images in found:
-            recipe, fid, accuracy = found[images]
-            document = {"recipe_id": recipe, "FID[x]": fid, "accuracy": accuracy}
-            storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps(document).encode())
-    checkpoint.retain(uri, checkpoint.load(f"{uri}/{600:010d}"), CheckpointConfig(every=100, keep=2, keep_best=figure))
-    assert [c.images for c in committed(uri)] == sorted([600, 500, *best], reverse=True)
-
-
 def test_reading_a_damaged_file_names_it_and_deletes_nothing(tmp_path: Path) -> None:
     save_at(str(tmp_path), 100)
     damage(tmp_path / "0000000100" / "ema.rank00000.safetensors")
@@ -291,24 +258,6 @@ def test_reading_a_damaged_file_names_it_and_deletes_nothing(tmp_path: Path) -> 
     with pytest.raises(DataError, match=f"^{found.uri}/ema.rank00000.safetensors is damaged: .* use another") as caught:
         found.tensors("ema")
     assert caught.value.exit_code == 65
-
-
-def test_damaged_newer_ones_never_push_out_what_training_has_saved_since(tmp_path: Path) -> None:
-    save_at(str(tmp_path), 100, 200, 300, keep=3)
-    for name in ("0000000200", "0000000300"):
-        damage(tmp_path / name / "ema.rank00000.safetensors")
-    save_at(str(tmp_path), 150)
-    assert_whole(newest(str(tmp_path)), 150)
-    save_at(str(tmp_path), 250, 350)
-    assert [c.images for c in committed(str(tmp_path)) if not c.fault()] == [350, 250], "two that are intact"
-    assert storage.names(str(tmp_path)) == [f"{images:010d}" for images in (200, 250, 300, 350)], "damaged ones stay"
-
-
-def test_other_files_beside_checkpoints_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("mine")
-    save_at(str(tmp_path), 100, 200, 300)
-    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
 def test_the_commit_lists_what_is_there(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from pipeline.checkpoint import Progress
 from pipeline.config import build
 from pipeline.engines import Engine, Ranks, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.health import _LASTING, _NORMS, Failure, Fault, Health, HealthConfig, History, Norms
+from pipeline.failpoints import Fault
+from pipeline.health import _LASTING, _NORMS, Failure, Health, HealthConfig, History, Norms
 from pipeline.index import load_manifest
 from pipeline.objective import ObjectiveConfig, State
 from pipeline.resume import find_checkpoint

@@ -82,6 +82,9 @@ def test_nothing_usable_is_refused_named_and_kept(
     ) as told:
         find_checkpoint(config)
     assert told.value.exit_code == 65 and hashes(tmp_path) == before
+    if harm != flip:  # which only reading shows
+        with pytest.raises(DataError, match=f"^run={config.run} cannot resume"):
+            check_resumable(config)
     (line,) = begin_anew(config)
     assert "beginning anew" in line
     prepare(config, load_manifest(str(shards)))

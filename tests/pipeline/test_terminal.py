@@ -47,9 +47,8 @@ def test_what_can_be_said_is_said(tmp_path: Path) -> None:
 
 LAUNCHER = """
 import os, subprocess, sys
-from contextlib import closing
 from pipeline.terminal import Show
-with closing(Show(4000, bar=True)) as show:
+with Show(4000, bar=True) as show:
     child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | show.environment, stdout=subprocess.PIPE)
     show.follow(child.stdout)
     child.wait()
