@@ -33,7 +33,7 @@ def load_data(config: DataConfig) -> Manifest:
         for label, count in zip(labels, manifest.class_counts, strict=True):
             counts[label] += count
         given = config.mix[name]
-        parts.append(Part(given.uri, manifest.tars or given.uri, len(manifest.shards), given.weight, labels))
+        parts.append(Part(given.uri, manifest.tars or given.uri, len(manifest.shards), given.weight, labels, manifest.source))
     sizes = {manifest.resolution for manifest in manifests.values()}
     return replace(
         first,
