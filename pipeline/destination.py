@@ -25,11 +25,12 @@ def check_destination(destination: str, names: Iterable[str], threads: int) -> N
     Raises ConfigError for files of other programs and for places that cannot be written, StorageError where a store fails.
     """
     refuse_http(destination)
-    _refuse_files_of_others(destination, list(names), threads)
     try:
+        _refuse_files_of_others(destination, list(names), threads)
         _try(destination)
     except (ConfigError, StorageError) as error:
-        error.args = (f"{error}; {_ELSEWHERE}",)
+        if _ELSEWHERE not in str(error):
+            error.args = (f"{error}; {_ELSEWHERE}",)
         raise
 
 

@@ -217,21 +217,22 @@ def _instead(uri: str, apart: bool = False) -> str:
 
 
 def _find_tars(uri: str, manifest: Manifest) -> str:
-    """Return where the tars are: as said, or from the manifest's folder, where both were moved."""
+    """Return where the tars are: as said, or as seen from the manifest, where both were moved. Raises DataError."""
     said, here = manifest.tars, storage.local_path(uri)
     if not said or not (path := storage.local_path(said)):
         return said
     places = [said]
     if here and manifest.tars_from_here:
         places.insert(0, os.path.normpath(here.resolve() / manifest.tars_from_here))
-    elif here and not path.is_absolute():  # of an earlier version, from the folder where it was made
-        places.append(str(here / path))
-    places += [uri] if here else []
+    others = [uri] if here else []
+    if here and not path.is_absolute():  # of an earlier version: from the folder where it was made, which was above it or not
+        others = [str(folder / path) for folder in (here, *here.absolute().parents)] + others
     first = manifest.shards[0]
-    sizes = [storage.size(tar) if storage.exists(tar := storage.join(place, first.name)) else -1 for place in places]
-    if first.bytes in sizes:
-        return places[sizes.index(first.bytes)]
-    if found := next((place for place in places if os.path.isdir(place)), ""):
+    for place in places + others:
+        tar = storage.join(place, first.name)
+        if storage.exists(tar) and storage.size(tar) == first.bytes:
+            return place
+    if found := next((place for place in places if os.path.isdir(place)), None):
         return found
     raise DataError(
         f"{storage.join(uri, MANIFEST)} says that the tars are in {said}, which is not there: move them back, or "

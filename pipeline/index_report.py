@@ -40,7 +40,7 @@ def refusal(tars: Tars, faults: list[Fault], images: int, samples: int) -> UserE
         advice = f": {faults[0].advice}" if faults[0].advice else ""
         error = kind(f"{faults[0].line(tars.folder)}{advice}{_or_skip(tars, faults, images, samples)}")
     else:
-        text = f"{tars.folder} has {', '.join(_counted(faults))}"
+        text = f"{tars.folder} has {'' if images else 'no sample that can be used, but '}{', '.join(_counted(faults))}"
         error = kind(f"{text}: fix them as said above{_or_skip(tars, faults, images, samples)}")
         for alike in _by_kind(faults):
             error.add_note(f"{_counted(alike)[0]}{f': {alike[0].advice}' if alike[0].advice else ''}")

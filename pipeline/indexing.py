@@ -190,7 +190,8 @@ def _gaps(names: list[str]) -> tuple[list[str], list[str]]:
     for name in names:
         if match := _NUMBERED.fullmatch(name):
             groups[match[1], match[3], len(match[2])].add(int(match[2]))
-    absent, gaps = [], []
+    absent: list[str] = []
+    gaps: list[str] = []
     for (before, after, width), numbers in groups.items():
         of = re.search(r"-of-(\d+)", after)
         expected = range(int(of[1])) if of else range(min(numbers), max(numbers) + 1)

@@ -127,7 +127,7 @@ def read_names(path: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def empty_classes(names: tuple[str, ...], counts: tuple[int, ...], numbered: bool) -> str:
+def empty_classes(names: tuple[str, ...], counts: tuple[int, ...], numbered: bool = False) -> str:
     """Return a line that names the classes without images; empty if there are none. `numbered`: their names are numbers."""
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if not empty:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import google_crc32c
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline import storage
 from pipeline.decode import MAX_PIXELS
@@ -215,7 +215,7 @@ def _looked_at(data: bytes) -> tuple[tuple[int, int], bool]:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             upright = image.getexif().get(0x0112, 1) == 1
             return (image.size if upright else (0, 0)), image.mode in ("1", "L", "I;16")
-    except Image.UnidentifiedImageError:  # its text has an address in memory
+    except UnidentifiedImageError:  # its text has an address in memory
         raise ValueError("it is in no format that Pillow knows") from None
     except Exception as error:  # Pillow's parsers raise whatever they meet
         raise ValueError(str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
