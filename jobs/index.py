@@ -1,4 +1,4 @@
-"""`biggan index URI`: index and manifest for WebDataset shards that somebody else wrote; `--verify` reads them again."""
+"""`biggan index URI`: index and manifest for WebDataset shards that another program wrote; `--verify` reads them again."""
 
 import argparse
 import sys
@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.wording import plural
 
 if TYPE_CHECKING:
-    from pipeline.indexing import Progress
+    from pipeline.tar_samples import Progress
 
 HELP = "index or verify shards that are there"
 
@@ -27,9 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cls (the default): the member .cls; json:PATH: a value in the member .json, as json:meta.label; name: the folder "
         "of the sample's key; name:REGEX: its first group, searched in the key; none: no classes",
     )
-    parser.add_argument("--classes", metavar="FILE", help="names of the classes by label, one in each line")
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes by label, one in each line (UTF-8)")
+    parser.add_argument(
+        "--renumber",
+        action="store_true",
+        help="number the labels that occur from 0, and keep the old numbers as names: for ids with gaps, or labels from 1",
+    )
     parser.add_argument("--image", metavar="EXT", help="extension of the image, where a sample has several (as thumb.jpg)")
-    parser.add_argument("--skip-incomplete", action="store_true", help="leave out samples without image or label")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="stop (the default): read everything, list what cannot be used, and write nothing; skip: leave out such samples "
+        "and shards, and list them in index-report.json beside the manifest",
+    )
+    parser.add_argument("--skip-incomplete", action="store_true", help="leave out samples without image or label only")
     parser.add_argument("--verify", action="store_true", help="read all shards again and compare every checksum")
     parser.add_argument("--threads", type=int, default=4, metavar="N", help="shards that are read side by side (default 4)")
 
@@ -37,47 +49,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """See `jobs.cli.Job`."""
     if args.threads < 1:
-        raise ConfigError(f"--threads {args.threads}: must be at least 1")
+        raise ConfigError(f"--threads {args.threads} must be at least 1: add --threads 4")
+    if args.verify:
+        return _verify(args)
 
-    from pipeline.addresses import is_web
-    from pipeline.indexing import Rules, find_shards, index_shards
-    from pipeline.verify import verify
-    from pipeline.wording import hide_secrets
+    from pipeline.destination import refuse_http
+    from pipeline.index_report import summary
+    from pipeline.indexing import find_shards, index_shards
+    from pipeline.labels import empty_classes, read_names
+    from pipeline.sample_rules import Rules
 
     began = time.perf_counter()
-    if args.verify:
+    names = read_names(args.classes) if args.classes else None
+    rules = Rules(args.label, args.image, names, args.skip_incomplete, args.on_error == "skip", args.renumber)
+    if not args.out:
+        refuse_http(args.uri)
+    tars = find_shards(args.uri)
+    destination = args.out or tars.folder
+    try:
         with _progress() as progress:
-            faults = verify(args.uri, args.threads, progress)
-        if faults:
-            print("\n".join(faults), file=sys.stderr)
-            raise DataError(f"{args.uri}: {len(faults)} faults; restore the files named above, or make them again")
-        print(f"{args.uri}: every checksum is right ({time.perf_counter() - began:.0f} s)")
-        return
-    rules = Rules(args.label, args.image, _names(args.classes), args.skip_incomplete)
-    folder, names = find_shards(args.uri)
-    if not args.out and is_web(folder):
-        raise ConfigError(f"{hide_secrets(folder)} is read only, as all of HTTP: add --out DIR for the index")
-    with _progress() as progress:
-        manifest, skipped = index_shards(folder, names, args.out or folder, rules, args.threads, progress)
+            manifest, report = index_shards(tars, destination, rules, args.threads, progress)
+    except UserError as error:
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        raise
     size = sum(shard.bytes for shard in manifest.shards) / 2**20
     form = f"{manifest.resolution} x {manifest.resolution}" if manifest.resolution else "of different sizes"
     print(
-        f"{args.out or folder}: {manifest.samples:,} images, {'grey' if manifest.channels == 1 else 'RGB'} {form}, "
-        f"{len(manifest.classes)} classes, {len(manifest.shards)} shards, {size:,.1f} MiB, {time.perf_counter() - began:.0f} s "
-        f"({manifest.fingerprint})" + (f"; {skipped:,} incomplete samples left out" if skipped else "")
+        f"{destination}: {plural(manifest.samples, 'image')}, {'grey' if manifest.channels == 1 else 'RGB'} {form}, "
+        f"{plural(len(manifest.classes), 'class', 'classes')}, {plural(len(manifest.shards), 'shard')}, {size:,.1f} MiB, "
+        f"{time.perf_counter() - began:.0f} s ({manifest.fingerprint})"
     )
+    empty = empty_classes(manifest.classes, manifest.class_counts, names is None and not args.renumber)
+    for line in (*summary(report, destination), *([empty] if empty else [])):
+        print(f"  {line}")
 
 
-def _names(path: str | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        names = tuple(Path(path).read_text().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {path}: cannot read it ({error})") from None
-    if len(set(names)) < len(names) or not all(names):
-        raise ConfigError(f"--classes {path}: each line must be another name")
-    return names
+def _verify(args: argparse.Namespace) -> None:
+    from pipeline.verify import verify
+
+    began = time.perf_counter()
+    with _progress() as progress:
+        faults = verify(args.uri, args.threads, progress)
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
+        raise DataError(f"{args.uri} has {plural(len(faults), 'fault')}: restore the files named above, or make them again")
+    print(f"{args.uri}: every checksum is right ({time.perf_counter() - began:.0f} s)")
 
 
 @contextmanager

@@ -8,8 +8,10 @@ are and the note on the source: one number stands for all the data.
 
 import hashlib
 import json
+import os
+import re
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import google_crc32c
@@ -19,11 +21,17 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.addresses import is_web, split_query
 from pipeline.errors import ConfigError, DataError
+from pipeline.wording import command, plural
 
 MANIFEST = "manifest.json"
 VERSION = 2
 _HEADER = struct.Struct("<8sIIQQ")
-_MAGIC = b"BGSHARD\n"
+MAGIC = b"BGSHARD\n"
+INDEXED = "biggan index"
+"""`Manifest.source` of shards that another program wrote; that of packed shards is their recipe."""
+_FORMAT = "biggan shards"
+_OURS = re.compile(rb'\s*\{\s*"format"\s*:\s*"biggan shards"')  # also where the rest is lost
+COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 
 # One row of an index. Offsets are counted in tar's blocks of 512 bytes, so that 32 bits reach 2 TiB.
 ROW = np.dtype(
@@ -64,6 +72,16 @@ class Part:
     weight: float
     labels: tuple[int, ...]
     """The mixture's label for each of the set's own."""
+    source: str = ""
+    """As of its manifest."""
+
+    @property
+    def mend(self) -> str:
+        """What to do where a tar or an index is damaged."""
+        return f"restore the file, or {again(self.uri, self.source, self.tars)}"
+
+
+_NOTES = ("source", "tars", "tars_from_here", "parts")  # not in the fingerprint, so that runs know their data everywhere
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,9 @@ class Manifest:
     channels: int
     """1 (every image is grey) or 3 (RGB)."""
     tars: str = ""
-    """URI of the folder of the tars, where they are not beside the manifest (shards that somebody else wrote)."""
+    """URI of the folder of the tars, where they are not beside the manifest (shards that another program wrote)."""
+    tars_from_here: str = ""
+    """The same as a path from the manifest's folder, where both are on one disk: it still holds where both are moved."""
     source: str = ""
     """What was packed and how (a hash), to recognise a finished pack; not part of the fingerprint."""
     parts: tuple[Part, ...] = ()
@@ -93,34 +113,59 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Hash of the content: equal for equal data, whatever it was packed from."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("source", "tars", "parts")}
+        content = {name: value for name, value in asdict(self).items() if name not in _NOTES}
         if self.parts:
             content["parts"] = [(part.shards, part.weight, part.labels) for part in self.parts]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def is_ours(document: bytes) -> bool:
-    """Return whether a `manifest.json` was written by this program, in any version of it, damaged or not."""
-    return b'"format": "biggan shards"' in document
-
-
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`."""
-    document = {"format": "biggan shards", "version": VERSION, "fingerprint": manifest.fingerprint}
+    document = {"format": _FORMAT, "version": VERSION, "fingerprint": manifest.fingerprint}
     document |= {"samples": manifest.samples, **asdict(manifest)}
     del document["parts"]
+    if not manifest.tars_from_here:
+        del document["tars_from_here"]
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def load_manifest(uri: str) -> Manifest:
-    """Read and check the manifest of the shards at `uri`. Raises ConfigError where none is, DataError if damaged."""
-    address, _ = split_query(uri)
-    if uri.startswith("pipe:") or "{" in address or address.endswith((".tar", ".tar.gz", ".tgz")):
-        raise ConfigError(f"{uri} names tars: type `biggan index '{uri}' --out FOLDER` once, and then the folder")
+    """Read and check the manifest of the shards at `uri`.
+
+    Raises ConfigError where none is, or where the one that is there belongs to another program; DataError if it is damaged
+    or the tars are not where it says.
+    """
+    if uri.startswith("pipe:"):
+        anew = command("index", "URI", "--out", "DIR")
+        raise ConfigError(
+            f"{uri} is a command, and tars are read from the middle: index what it reads with {anew}, and name DIR"
+        )
+    path, _ = split_query(uri)
+    if "{" in path or path.endswith((".tar", *COMPRESSED)):
+        first = ": unpack them first (gunzip), then " if path.endswith(COMPRESSED) else ": "
+        anew = command("index", uri.removesuffix(".gz"), "--out", "DIR")
+        raise ConfigError(f"{uri} names tars{first}index them once with {anew}, and name DIR")
     try:
         return _load_manifest(uri)
     except DataError:  # once more: it may have been damaged on its way
         return _load_manifest(uri)
+
+
+def is_manifest(data: bytes) -> bool:
+    """Return whether these bytes are a manifest of shards, whole or damaged, and not a file of another program."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return _OURS.match(data) is not None
+    return isinstance(document, dict) and document.get("format") == _FORMAT
+
+
+def again(uri: str, source: str, tars: str = "") -> str:
+    """Return how to make what is missing or damaged at `uri` again, for a manifest with this source."""
+    if source == INDEXED:
+        out = ("--out", uri) if tars not in ("", uri) else ()
+        return f"index the tars again with {command('index', tars or uri, *out)} and the flags of the first time"
+    return f"pack again with {command('shard', 'SRC', uri, '--overwrite')}"
 
 
 def _load_manifest(uri: str) -> Manifest:
@@ -128,28 +173,73 @@ def _load_manifest(uri: str) -> Manifest:
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:
-        splits = (
-            []
-            if is_web(uri)
-            else [name for name in storage.names(uri)[:20] if storage.exists(storage.join(uri, name, MANIFEST))]
-        )
-        hint = f"pack them with `biggan shard SRC {uri}`"
-        if splits:
-            hint = f"name one of its splits: {', '.join(storage.join(uri, name) for name in splits)}"
-        raise ConfigError(f"no shards at {uri}: {hint}") from None
+        raise ConfigError(f"no shards at {uri}: {_instead(uri)}") from None
+    if not is_manifest(data):
+        raise ConfigError(f"{place} is not a manifest of biggan but a file of another program: {_instead(uri, apart=True)}")
     try:
         document = json.loads(data)
+        source, tars = str(document["source"]), str(document["tars"])
+    except (ValueError, KeyError):  # too damaged to say who made it
+        anew = command("index", "TARS", "--out", uri)
+        raise DataError(
+            f"{place} is damaged: restore it, {again(uri, '')} if biggan packed these shards, or {anew} if it indexed them"
+        ) from None
+    try:
         if document["version"] != VERSION:
             raise ConfigError(
-                f"{place} has version {document['version']}, this program reads {VERSION}: type `biggan index {uri}` "
-                "or pack again"
+                f"{place} has version {document['version']}, this program reads {VERSION}: {again(uri, source, tars)}"
             )
         manifest = _parse(document)
         if manifest.fingerprint != document["fingerprint"]:
             raise ValueError("its fingerprint does not fit its content")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} is damaged ({error}): pack again with `biggan shard SRC {uri} --overwrite`") from None
-    return manifest
+        raise DataError(f"{place} is damaged ({error}): restore it, or {again(uri, source, tars)}") from None
+    return replace(manifest, tars=_find_tars(uri, manifest))
+
+
+def _instead(uri: str, apart: bool = False) -> str:
+    """Return what to do at `uri`, which has no manifest. `apart`: what is written there must go to another folder."""
+    if is_web(uri):
+        return f"index the tars with {command('index', uri.rstrip('/') + '/{FIRST..LAST}.tar', '--out', 'DIR')}, and name DIR"
+    names = storage.names(uri)
+    if tars := [name for name in names if name.endswith(".tar")]:
+        out = ("--out", "DIR") if apart else ()
+        then = " and name DIR" if apart else ""
+        return f"index the {plural(len(tars), 'tar')} there with {command('index', uri, *out)}{then}"
+    if packed := [name for name in names if ".tar" in name and name.endswith(COMPRESSED)]:
+        return f"{packed[0]} is compressed: unpack the tars, then index them with {command('index', uri)}"
+    below = [storage.join(uri, name) for name in names[:20]]
+    if splits := [place for place in below if storage.exists(storage.join(place, MANIFEST))]:
+        return f"name one of its splits: {', '.join(splits)}"
+    if tars := [place for place in below if any(name.endswith(".tar") for name in storage.names(place))]:
+        return f"index the tars below it with {command('index', tars[0])}, and name that folder"
+    if apart:
+        return "name the folder that `biggan shard` or `biggan index` wrote"
+    return f"pack them with {command('shard', 'SRC', uri)}"
+
+
+def _find_tars(uri: str, manifest: Manifest) -> str:
+    """Return where the tars are: as said, or as seen from the manifest, where both were moved. Raises DataError."""
+    said, here = manifest.tars, storage.local_path(uri)
+    if not said or not (path := storage.local_path(said)):
+        return said
+    places = [said]
+    if here and manifest.tars_from_here:
+        places.insert(0, os.path.normpath(here.resolve() / manifest.tars_from_here))
+    others = [uri] if here else []
+    if here and not path.is_absolute():  # of an earlier version: from the folder where it was made, which was above it or not
+        others = [str(folder / path) for folder in (here, *here.absolute().parents)] + others
+    first = manifest.shards[0]
+    for place in places + others:
+        tar = storage.join(place, first.name)
+        if storage.exists(tar) and storage.size(tar) == first.bytes:
+            return place
+    if found := next((place for place in places if os.path.isdir(place)), None):
+        return found
+    raise DataError(
+        f"{storage.join(uri, MANIFEST)} says that the tars are in {said}, which is not there: move them back, or "
+        f"{again(uri, manifest.source, 'TARS')}"
+    )
 
 
 def _parse(document: dict[str, Any]) -> Manifest:
@@ -160,6 +250,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         resolution=document["resolution"],
         channels=document["channels"],
         tars=document["tars"],
+        tars_from_here=document.get("tars_from_here", ""),
         source=document["source"],
     )
 
@@ -171,17 +262,20 @@ def index_name(shard: str) -> str:
 
 def dump_index(rows: Index, tar_bytes: int) -> bytes:
     """The bytes of an index: `rows` is [samples] of `ROW`."""
-    return _HEADER.pack(_MAGIC, VERSION, ROW.itemsize, len(rows), tar_bytes) + rows.tobytes()
+    return _HEADER.pack(MAGIC, VERSION, ROW.itemsize, len(rows), tar_bytes) + rows.tobytes()
 
 
-def load_index(uri: str, shard: Shard) -> Index:
-    """Rows [samples] of `ROW` for one shard at `uri`. Raises DataError if it is not the one that the manifest means."""
+def load_index(uri: str, shard: Shard, source: str = "", tars: str = "") -> Index:
+    """Rows [samples] of `ROW` for one shard at `uri`; `source` and `tars` are those of its manifest, for the advice.
+
+    Raises DataError if it is not the one that the manifest means.
+    """
     place = storage.join(uri, index_name(shard.name))
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:
-        raise DataError(f"{place} is missing: restore it, or pack again with --overwrite") from None
-    expected = _HEADER.pack(_MAGIC, VERSION, ROW.itemsize, shard.samples, shard.bytes)
+        raise DataError(f"{place} is missing: restore it, or {again(uri, source, tars)}") from None
+    expected = _HEADER.pack(MAGIC, VERSION, ROW.itemsize, shard.samples, shard.bytes)
     if data[: _HEADER.size] != expected or google_crc32c.value(data) != shard.index_crc32c:
-        raise DataError(f"{place} is damaged or of another pack: restore it, or pack again with --overwrite")
+        raise DataError(f"{place} is damaged or of another pack: restore it, or {again(uri, source, tars)}")
     return np.frombuffer(data, ROW, offset=_HEADER.size)

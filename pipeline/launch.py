@@ -99,11 +99,14 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     from pipeline import run
     from pipeline.batch import plan_batch
     from pipeline.dataset import load_data
+    from pipeline.labels import empty_classes
 
     config = job.config
     plan_batch(config.batch, processes * topology.nodes)
     manifest = load_data(config.data)
     run.check_model(config, manifest)
+    if topology.rank == 0 and (empty := empty_classes(manifest.classes, manifest.class_counts)):
+        print(f"biggan: warning: {empty}", file=sys.stderr)
     finished = False
     if topology.rank == 0:
         if config.checkpoint.uri:

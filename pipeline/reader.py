@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import google_crc32c
@@ -38,7 +39,6 @@ _INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
 _HEDGE_AFTER = 4.0  # times the median, and not below `_HEDGE_LEAST` seconds
 _HEDGE_LEAST = 0.5
 _HEDGE_SHARE = 0.05  # of all requests, at most
-_RESTORE = "restore it from a copy, or make the shards again from their source"
 
 
 class Encoded(NamedTuple):
@@ -107,7 +107,7 @@ class Reader:
         self.hedged = 0
         """Second requests sent because the first was late."""
         self._capacity, self._cache = capacity, cache
-        self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, ()),)
+        self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, (), manifest.source),)
         self._part_ends = np.cumsum([part.shards for part in self._parts])
         # Files are read by the thread that needs them, and ahead by the kernel: handing a run over costs more than reading it.
         self._direct = cache is None and all(storage.local_path(part.tars) for part in self._parts)
@@ -240,7 +240,7 @@ class Reader:
             return _Run(start, data, shard)
         data = self._read(shard, start, stop)
         if len(data) != stop - start:
-            raise DataError(f"{hide_secrets(shard.place)} became shorter while it was read; {_RESTORE}")
+            raise DataError(f"{hide_secrets(shard.place)} became shorter while it was read; {shard.part.mend}")
         with self._lock:
             self.bytes_read += len(data)
         if self._cache:
@@ -257,9 +257,9 @@ class Reader:
         try:
             return self._patiently(shard.place, ask if local else lambda: self._hedged(ask))
         except storage.NotFoundError:
-            raise DataError(f"{place} is missing; {_RESTORE}") from None
+            raise DataError(f"{place} is missing; {shard.part.mend}") from None
         except storage.ChangedError:
-            raise DataError(f"{place} is another file than when this process first read it; {_RESTORE}") from None
+            raise DataError(f"{place} is another file than when this process first read it; {shard.part.mend}") from None
 
     def _patiently(self, place: str, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, or `PATIENCE` is spent."""
@@ -311,14 +311,15 @@ class Reader:
         expected = self.manifest.shards[number]
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
         place = storage.join(part.tars, expected.name)
+        load = partial(load_index, part.uri, expected, part.source, part.tars)
         try:
             size, version = self._patiently(place, lambda: storage.head(place))
         except storage.NotFoundError:
-            raise DataError(f"{hide_secrets(place)} is missing; {_RESTORE}") from None
+            raise DataError(f"{hide_secrets(place)} is missing; {part.mend}") from None
         try:
-            rows = self._patiently(part.uri, lambda: load_index(part.uri, expected))
+            rows = self._patiently(part.uri, load)
         except DataError:  # once more: it may have been damaged on its way
-            rows = self._patiently(part.uri, lambda: load_index(part.uri, expected))
+            rows = self._patiently(part.uri, load)
         return _Shard(
             place, expected.name, self._first[number], rows, size, version, part, str(storage.local_path(place) or "")
         )

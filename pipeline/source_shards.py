@@ -4,14 +4,13 @@ A stretch of a tar is read at once and kept while its images are packed, so that
 """
 
 import itertools
-import json
 
 import google_crc32c
 import numpy as np
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.index import MANIFEST, Index, Manifest, load_index, load_manifest
+from pipeline.index import MANIFEST, Index, Manifest, is_manifest, load_index, load_manifest
 from pipeline.layout import split_name, split_order
 from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source
 from pipeline.wording import command
@@ -35,11 +34,7 @@ def open_shards(uri: str) -> list[Source]:
 
 def _is_ours(uri: str) -> bool:
     """Whether this manifest.json is one of shards, good or damaged; other programs write files of that name."""
-    try:
-        document = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
-    except ValueError:
-        return any(name.endswith(".tar.idx") for name in storage.names(uri))
-    return isinstance(document, dict) and document.get("format") == "biggan shards"
+    return is_manifest(storage.read_bytes(storage.join(uri, MANIFEST)))
 
 
 def foreign(place: str) -> ConfigError:
@@ -52,7 +47,7 @@ def foreign(place: str) -> ConfigError:
 
 def _source(split: str, uri: str) -> Source:
     manifest = load_manifest(uri)
-    rows = np.concatenate([load_index(uri, shard) for shard in manifest.shards])
+    rows = np.concatenate([load_index(uri, shard, manifest.source, manifest.tars) for shard in manifest.shards])
     firsts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
     starts = np.concatenate([*_starts(manifest, rows, firsts), [len(rows)]]).astype(np.int64)
     window = max(1, BLOCK_BYTES // _STRETCH)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 BLOCK = 512
 _MAX_NAME = 1 << 20  # of a long name or a pax header; more is damage
 _FILES, _NOTHING = b"0\0" + b"7", b"123456"  # with data; links, devices, folders, pipes: without
+_KINDS = {b"1": "link", b"2": "link", b"5": "folder"}
 
 
 class TarError(ValueError):
@@ -18,7 +19,7 @@ class TarError(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file."""
+    """A regular file, or what else a tar holds."""
 
     name: str
     offset: int
@@ -26,14 +27,21 @@ class Member:
     size: int
     data: bytes | None
     """None if it was not wanted."""
+    kind: str = "file"
+    """file, link, folder or device."""
+    target: str = ""
+    """Of a link: the name that it points to."""
 
 
-def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda name, size: True) -> Iterator[Member]:
-    """The regular files of a tar that comes as `chunks`, in their order.
+def members(
+    chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda name, size: True, *, every: bool = False
+) -> Iterator[Member]:
+    """Yield the regular files of a tar that comes as `chunks`, in their order.
 
     Args:
         chunks: consecutive bytes of the tar, cut anywhere.
         wanted: says by name and size whether a member's data are to be collected; otherwise they pass by.
+        every: yield links, folders and devices too, without data.
 
     Raises TarError where the tar is damaged, cut, or of a kind that has no place in a data set (sparse, multi-volume).
     """
@@ -64,13 +72,17 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
                     raise TarError(f"the header at byte {start} gives all members one size")
             continue
         records, extended = shared | extended, {}
+        name = _text(records.get(b"path") or records.get(b"L") or _name(header))
         if kind in _NOTHING or (kind == b"\0" and header[:100].rstrip(b"\0").endswith(b"/")):
+            if every:
+                target = records.get(b"linkpath") or records.get(b"K") or header[157:257].split(b"\0")[0]
+                what = _KINDS.get(kind, "folder" if kind == b"\0" else "device")
+                yield Member(name, stream.offset, 0, None, what, _text(target))
             continue
         if kind not in _FILES or any(key.startswith(b"GNU.sparse") for key in records):
             raise TarError(f"the member at byte {start} is of type {kind.decode('latin-1')!r} or sparse: write plain files")
         if b"size" in records:
             size = _decimal(records[b"size"], start)
-        name = (records.get(b"path") or records.get(b"L") or _name(header)).decode("utf-8", "surrogateescape")
         if not name:
             raise TarError(f"the member at byte {start} has no name")
         offset = stream.offset
@@ -79,6 +91,10 @@ def members(chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda
             stream.skip(size, name)
         stream.skip(-size % BLOCK, name)
         yield Member(name, offset, size, data)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 class _Stream:

@@ -8,8 +8,9 @@ import google_crc32c
 from pipeline import storage
 from pipeline.errors import DataError, UserError
 from pipeline.index import Manifest, Shard, load_index, load_manifest
-from pipeline.indexing import MAX_MEMBER, Progress, Scan, pieces
 from pipeline.tar import BLOCK, TarError, members
+from pipeline.tar_samples import MAX_MEMBER, Progress, Scan, pieces
+from pipeline.wording import plural
 
 
 def verify(uri: str, threads: int, progress: Progress) -> list[str]:
@@ -27,7 +28,8 @@ def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> I
     place, found = storage.join(manifest.tars or uri, shard.name), Scan(shard.name)
     rows: dict[int, tuple[int, int]] = {}
     try:
-        rows = {block: (length, crc) for block, length, crc, _ in load_index(uri, shard).tolist()}
+        index = load_index(uri, shard, manifest.source, manifest.tars)
+        rows = {block: (length, crc) for block, length, crc, _ in index.tolist()}
     except DataError as error:
         yield str(error)
     try:
@@ -39,7 +41,7 @@ def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> I
         yield f"{place}: {error}"
         return
     if rows:
-        yield f"{place} lacks {len(rows)} images of its index"
+        yield f"{place} lacks {plural(len(rows), 'image')} of its index"
     if found.bytes != shard.bytes:
         yield f"{place} has {found.bytes:,} bytes instead of {shard.bytes:,}"
     elif found.crc32c != shard.crc32c:

@@ -6,6 +6,7 @@ import pytest
 from jobs.cli import main
 from pipeline.index import load_manifest
 from tests.jobs.test_register import refusal
+from tests.pipeline.test_indexing import GOOD, picture, write
 
 
 @pytest.fixture
@@ -36,6 +37,27 @@ def test_index_then_verify_then_train_on_them(
     assert shard.name in said and "biggan: error:" in said
 
 
+def test_a_pass_that_stops_and_one_that_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the refusal advises works as it is typed, and says what it cost."""
+    folder = tmp_path / "my tars"
+    write(folder / "0.tar", [*GOOD, ("b.png", b"<html>"), ("b.cls", b"1"), ("c.png", picture(2)), ("c.cls", b"2")])
+    (folder / "1.tar").write_bytes(b"")
+    (folder / "0.parquet").touch()
+    assert main(["index", str(folder)]) == 65
+    *notes, last = capsys.readouterr().err.splitlines()
+    assert "--on-error skip to leave out 1 of 3 samples and 1 of 2 shards" in last and last.startswith("biggan: error: ")
+    assert "1 sample with a broken image: replace it" in notes and any("1.tar has 0 bytes" in note for note in notes)
+    assert sorted(path.name for path in folder.iterdir()) == ["0.parquet", "0.tar", "1.tar"]
+    assert main(["index", str(folder), "--on-error", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "2 images, RGB 16 x 16, 3 classes, 1 shard" in said
+    assert f"left out: 1 sample with a broken image, 1 damaged shard; {folder}/index-report.json lists them" in said
+    assert "passed over beside the tars: .parquet (1)" in said
+    assert "1 class has no image: 0; if labels count from 1, add --renumber" in said
+    assert main(["index", str(folder), "--on-error", "skip", "--renumber", "--out", str(tmp_path / "o")]) == 0
+    assert load_manifest(str(tmp_path / "o")).classes == ("1", "2")
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -44,6 +66,8 @@ def test_index_then_verify_then_train_on_them(
         (["TARS", "--label", "folder"], "--label folder"),
         (["TARS", "--classes", "nofile"], "--classes nofile"),
         (["TARS", "--label", "name"], "has no label"),
+        (["TARS", "--classes", __file__], "line 3 is empty"),
+        (["http://127.0.0.1:1/{000..001}.tar"], "HTTP is read only: add --out DIR"),
     ],
 )
 def test_bad_input(tars: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str) -> None:

@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from PIL import Image
 
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError
-from pipeline.index import load_manifest
+from pipeline.index import dump_manifest, load_manifest
 from pipeline.packing import PackConfig, pack
 from pipeline.sources import open_source
 from pipeline.stream import DataConfig, MicroBatch, PartConfig, Stream, load_all
@@ -87,3 +89,25 @@ def test_parts_that_do_not_fit(shards: Path, shards_grey: Path) -> None:
         load_data(DataConfig(mix={"rgb": PartConfig(str(shards)), "grey": PartConfig(str(shards_grey))}))
     with pytest.raises(ConfigError, match="no shards at nowhere"):
         load_data(DataConfig(mix={"x": PartConfig("nowhere")}))
+
+
+def named(shards: Path, folder: Path, classes: tuple[str, ...]) -> str:
+    """The four classes of the shards with other names."""
+    shutil.copytree(shards, folder)
+    manifest = replace(load_manifest(str(shards)), classes=classes)
+    (folder / "manifest.json").write_bytes(dump_manifest(manifest))
+    return str(folder)
+
+
+def test_classes_of_one_name_in_one_set_stay_two(shards: Path, colours: Path, tmp_path: Path) -> None:
+    """ImageNet has two cranes, a bird and a machine."""
+    birds = named(shards, tmp_path / "birds", ("tench", "crane", "jay", "crane"))
+    data = load_data(DataConfig(mix={"birds": PartConfig(birds), "colours": PartConfig(str(colours))}))
+    assert data.classes == ("tench", "crane", "jay", "crane", "red", "stripes")
+    assert data.class_counts == (64, 64, 64, 64, 15, 15)
+    assert [part.labels for part in data.parts] == [(0, 1, 2, 3), (4, 5)]
+    twice = load_data(DataConfig(mix={"one": PartConfig(birds), "two": PartConfig(birds)}))
+    assert twice.class_counts == (128,) * 4
+    other = named(shards, tmp_path / "other", ("crane", "a", "b", "c"))
+    with pytest.raises(ConfigError, match=r"data.mix.one has 2 classes, data.mix.two has 1 class of the name crane"):
+        load_data(DataConfig(mix={"one": PartConfig(birds), "two": PartConfig(other)}))

@@ -17,8 +17,10 @@ from webdataset.tariterators import base_plus_ext
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.index import load_index, load_manifest
-from pipeline.indexing import Rules, find_shards, index_shards, key_of
+from pipeline.indexing import find_shards, index_shards
+from pipeline.sample_rules import Rules
 from pipeline.stream import DataConfig, load_all
+from pipeline.tar_samples import key_of
 from pipeline.verify import verify
 from tests.conftest import S3Server
 
@@ -44,8 +46,9 @@ def write(path: Path, files: list[tuple[str, bytes]], form: int = tarfile.PAX_FO
 
 
 def index(uri: Path | str, out: Path | str | None = None, **rules: Any) -> Any:
-    folder, names = find_shards(str(uri))
-    return index_shards(folder, names, str(out or folder), Rules(**rules), 2, silent)
+    """The manifest and the report."""
+    tars = find_shards(str(uri))
+    return index_shards(tars, str(out or tars.folder), Rules(**rules), 2, silent)
 
 
 def labels_of(uri: Path) -> list[int]:
@@ -56,8 +59,8 @@ def labels_of(uri: Path) -> list[int]:
 def test_packed_shards_are_indexed_as_they_were_packed(shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     before = load_manifest(str(copy))
-    found, skipped = index(copy, classes=before.classes)
-    assert skipped == 0 and found.fingerprint == before.fingerprint
+    found, report = index(copy, classes=before.classes)
+    assert report["faults"] == [] and found.fingerprint == before.fingerprint
     assert found == replace(before, source=found.source)
     for path in shards.glob("*.idx"):
         assert (copy / path.name).read_bytes() == path.read_bytes()
@@ -145,24 +148,28 @@ GOOD = [("a.cls", b"1"), ("a.png", picture(1))]
 @pytest.mark.parametrize(
     ("files", "rules", "says"),
     [
-        ([("a.cls", b"1")], {}, "sample a has no image among cls: type --image"),
-        ([("a.txt", b"1"), ("a.png", picture(1))], {}, "sample a has no label among txt, png: type --label cls"),
-        ([*GOOD, ("a.jpg", picture(1, form="JPEG"))], {}, "several images: type --image png or jpg"),
-        ([*GOOD, ("b.png", picture(1)), ("b.cls", b"1"), *GOOD], {}, "sample a: a second one with this key"),
-        ([*GOOD, ("a.png", picture(1))], {}, "two members of one extension"),
+        ([("a.cls", b"1")], {}, "sample a has no image among cls: add --image"),
+        ([("a.txt", b"1"), ("a.png", picture(1))], {}, "sample a has no label among txt, png: add --label cls"),
+        ([*GOOD, ("a.jpg", picture(1, form="JPEG"))], {}, "several images (png, jpg): add --image png, or --image jpg"),
+        ([*GOOD, ("b.png", picture(1)), ("b.cls", b"1"), *GOOD], {}, "sample a is a second one with this key"),
+        ([*GOOD, ("a.png", picture(1))], {}, "has two members .png"),
         ([("../a.png", picture(1))], {}, "points outside"),
-        ([("a.cls", b"\xff\xfe"), ("a.png", picture(1))], {}, "cannot read the label in .cls"),
+        ([("a.cls", b"\xff\xfe"), ("a.png", picture(1))], {}, "has a label in .cls that cannot be read"),
         (
-            [("a.cls", b"-1"), ("a.png", picture(1)), ("b.cls", b"7"), ("b.png", picture(1))],
+            [("a.cls", b"-1"), ("a.png", picture(1)), ("b.cls", b"0"), ("b.png", picture(1))],
             {"classes": ("x", "y")},
-            "label '-1'",
+            "label '-1', which is below 0",
         ),
         ([("a.cls", b"7"), ("a.png", picture(1))], {"classes": ("x", "y")}, "label '7', but --classes has 2 names"),
-        ([*GOOD, ("b.cls", b"x1"), ("b.png", picture(1))], {}, "the label 'x1', others have numbers"),
-        ([("a.cls", b"5000000"), ("a.png", picture(1))], {}, "labels end at 1,000,000"),
-        ([("a.json", b"{"), ("a.png", picture(1))], {"label": "json:x"}, "cannot read the label in .json"),
+        ([*GOOD, ("b.cls", b"x1"), ("b.png", picture(1))], {}, "the label 'x1', and others have numbers"),
+        (
+            [("a.cls", b"5000000"), ("a.png", picture(1))],
+            {},
+            "1 number from 5000000 to 5000000, which would be 5,000,001 classes",
+        ),
+        ([("a.json", b"{"), ("a.png", picture(1))], {"label": "json:x"}, "has a label in .json that cannot be read"),
         ([("a.json", b'{"x": [1]}'), ("a.png", picture(1))], {"label": "json:x"}, "no number and no text"),
-        ([("a.cls", b"1"), ("a.png", b"junk")], {}, "sample a: no image"),
+        ([("a.cls", b"1"), ("a.png", b"junk")], {}, "sample a has no image that can be decoded"),
         ([("a.cls", b"1"), ("a.png", picture(1, 12_000, 9_000, mode="1"))], {}, "12000 x 9000 pixels"),
         ([], {}, "hold no sample"),
     ],
@@ -178,8 +185,8 @@ def test_bad_samples_are_named_and_nothing_is_written(tmp_path: Path, files: Any
 
 def test_incomplete_samples_can_be_left_out(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [*GOOD, ("b.cls", b"1"), ("c.png", picture(0)), ("d.cls", b"0"), ("d.png", picture(0))])
-    manifest, skipped = index(tmp_path, skip_incomplete=True)
-    assert (manifest.samples, skipped, labels_of(tmp_path)) == (2, 2, [1, 0])
+    manifest, report = index(tmp_path, skip_incomplete=True)
+    assert (manifest.samples, report["left_out"]["samples"], labels_of(tmp_path)) == (2, 2, [1, 0])
 
 
 @pytest.mark.parametrize(
