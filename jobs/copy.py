@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """See `pipeline.registry_copy`."""
     from pipeline import registry
-    from pipeline.mlflow_errors import hide_password
     from pipeline.registry_copy import copy_version
+    from pipeline.wording import hide_secrets
 
     registry.check_names(args.name or "biggan", args.alias)
     uri = registry.model_uri(args.model)
@@ -26,5 +26,5 @@ def run(args: argparse.Namespace) -> None:
     done = copy_version(store, uri, to, args.name, args.alias)
     print(
         f"{'copied before' if done.known else 'copied'}: {uri} is {done.name} version {done.version}, "
-        f"alias {args.alias}, in {hide_password(to)}"
+        f"alias {args.alias}, in {hide_secrets(to)}"
     )

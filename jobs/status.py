@@ -116,13 +116,13 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
 
 def _page(folder: Path, config: "RunConfig") -> str:
     from pipeline import journal
-    from pipeline.mlflow_errors import hide_password
     from pipeline.mlflow_store import store_uri
+    from pipeline.wording import hide_secrets
 
     if config.tracking.mode == "off":
         return "off"
     tracked = [record["open"]["uri"] for record, _ in journal.read(folder) if "open" in record]
-    uri = hide_password(store_uri(folder, tracked[-1] if tracked else config.tracking.uri))
+    uri = hide_secrets(store_uri(folder, tracked[-1] if tracked else config.tracking.uri))
     if not uri.startswith("http"):
         return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
     try:

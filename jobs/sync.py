@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
-    from pipeline.mlflow_errors import hide_password
     from pipeline.moved_store import settle
     from pipeline.reaper import reap
     from pipeline.run import is_training
     from pipeline.tracking import Delivery
+    from pipeline.wording import hide_secrets
 
     delivery = Delivery(folder, args.tracking)
     if args.moved:
@@ -65,7 +65,7 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
         return
     run_id = _deliver(delivery, args.wait, away)
     print(
-        f"{folder}: {delivery.rows:,} rows and {delivery.files:,} files sent; MLflow at {hide_password(delivery.uri)} has "
+        f"{folder}: {delivery.rows:,} rows and {delivery.files:,} files sent; MLflow at {hide_secrets(delivery.uri)} has "
         f"{'all so far, training goes on' if is_training(folder) else 'all of it'} as run {run_id}",
         flush=True,
     )
@@ -79,7 +79,8 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
 
 def _deliver(delivery: "Delivery", wait: float, away: set[str]) -> str:
     """Deliver, trying for `wait` seconds; a server that was `away` a moment ago is not waited for again."""
-    from pipeline.mlflow_errors import first_line, hide_password, is_from_store
+    from pipeline.mlflow_errors import first_line, is_from_store
+    from pipeline.wording import hide_secrets
 
     deadline = time.monotonic() + (0 if delivery.uri in away else wait)
     told = False
@@ -91,7 +92,7 @@ def _deliver(delivery: "Delivery", wait: float, away: set[str]) -> str:
         except Exception as error:
             if not is_from_store(error):
                 raise
-            where, left = f"MLflow at {hide_password(delivery.uri)}", deadline - time.monotonic()
+            where, left = f"MLflow at {hide_secrets(delivery.uri)}", deadline - time.monotonic()
             if left <= 0:
                 away.add(delivery.uri)
                 raise StorageError(

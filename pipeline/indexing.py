@@ -141,10 +141,10 @@ def find_shards(uri: str) -> Tars:
     """
     if uri.startswith("pipe:"):
         raise ConfigError(f"{uri}: a command's output cannot be read from the middle; name the URI itself (s3://, gs://, ...)")
-    path, _ = split_query(uri)
-    if path.endswith(COMPRESSED):
+    named, _ = split_query(uri)
+    if named.endswith(COMPRESSED):
         raise ConfigError(f"{uri} is compressed, and has no places to jump to: unpack it first (gunzip)")
-    if "{" in path or path.endswith(".tar"):
+    if "{" in named or named.endswith(".tar"):
         return _named(uri)
     names = storage.names(uri)
     path = storage.local_path(uri)

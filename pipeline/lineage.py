@@ -12,7 +12,7 @@ from pipeline.batch import BatchPlan
 from pipeline.config import RunConfig, to_yaml
 from pipeline.engines import Ranks
 from pipeline.index import Manifest
-from pipeline.mlflow_errors import hide_password
+from pipeline.wording import hide_secrets
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME", "SLURM_ARRAY_TASK_ID")
 
@@ -42,7 +42,7 @@ def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
     rows = []
     for name, uri in uris.items():
         where = uri if "://" in uri else str(Path(uri).resolve())
-        rows.append({"name": name, "uri": hide_password(where), "fingerprint": manifest.fingerprint, "profile": profile})
+        rows.append({"name": name, "uri": hide_secrets(where), "fingerprint": manifest.fingerprint, "profile": profile})
     return rows
 
 

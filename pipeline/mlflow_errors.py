@@ -4,7 +4,7 @@ import re
 from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, StorageError, UserError
-from pipeline.wording import hide_secrets as hide_password
+from pipeline.wording import hide_secrets
 
 _LONGEST = 300
 _MODULES = {"mlflow", "requests", "sqlalchemy", "alembic"}
@@ -49,7 +49,7 @@ class Refused(ConfigError):
 
 def first_line(error: Exception) -> str:
     """Return what `error` says, as one line that keeps its cause, without the password that a URI in it may carry."""
-    line = hide_password((str(error).strip() or type(error).__name__).splitlines()[0])
+    line = hide_secrets((str(error).strip() or type(error).__name__).splitlines()[0])
     if "(Caused by " in line:  # it stands behind addresses that take up pages, and within quotes and brackets
         cause = re.sub(r"""["']\)*$""", "", line.partition("(Caused by ")[2])
         line = re.split(r"""\): |\(["']|, ["']""", cause)[-1]
@@ -63,12 +63,12 @@ def is_from_store(error: Exception) -> bool:
 
 def as_line(error: Exception, uri: str) -> UserError:
     """Return `error`, from the MLflow at `uri`, as one line: Refused if trying again cannot help, else StorageError."""
-    return refusal(error, uri) or StorageError(f"MLflow at {hide_password(uri)}: {first_line(error)}")
+    return refusal(error, uri) or StorageError(f"MLflow at {hide_secrets(uri)}: {first_line(error)}")
 
 
 def refusal(error: Exception, uri: str) -> Refused | None:
     """Return what to do about an `error` that trying again cannot mend; None for a fault that may pass."""
-    where, said, code = f"MLflow at {hide_password(uri)}", str(error), getattr(error, "error_code", None)
+    where, said, code = f"MLflow at {hide_secrets(uri)}", str(error), getattr(error, "error_code", None)
     host = urlsplit(uri).netloc.rpartition("@")[2]
     if "DNS rebinding" in said:
         return Refused(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.mlflow_errors import Refused, hide_password
+from pipeline.mlflow_errors import Refused
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +79,7 @@ def connect(uri: str) -> "MlflowClient":
         kind = uri.partition(":")[0].partition("+")[0]
         package, scheme = _DRIVERS.get(kind, ("DRIVER", f"{kind}+DRIVER"))
         raise ConfigError(
-            f"MLflow at {hide_password(uri)}: no driver for this database ({error}): `pip install {package}`, and write the "
+            f"MLflow at {hide_secrets(uri)}: no driver for this database ({error}): `pip install {package}`, and write the "
             f"address as {scheme}://USER:PASSWORD@HOST/NAME"
         ) from None
 
@@ -97,7 +98,7 @@ def check_version(uri: str) -> None:
     version = re.fullmatch(r"(\d+)\.\d+[\w.+-]*", answer.text.strip()) if answer.status_code == 200 else None
     if version and int(version[1]) < OLDEST_SERVER:
         raise Refused(
-            f"MLflow at {hide_password(uri)} is version {version[0]}, and a run needs MLflow {OLDEST_SERVER}.0 or newer: "
+            f"MLflow at {hide_secrets(uri)} is version {version[0]}, and a run needs MLflow {OLDEST_SERVER}.0 or newer: "
             "upgrade the server, or name another one"
         )
 

@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.chart import COLOURS, Points, line_chart
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, read, read_file
-from pipeline.mlflow_errors import hide_password
 from pipeline.run import Status, read_status
 from pipeline.tracking import NODE_JOURNALS
+from pipeline.wording import hide_secrets
 
 _SAMPLES = 12
 _EVENTS = 200
@@ -71,7 +71,7 @@ def run_page(folder: Path) -> str:
         f'<meta charset="utf-8"><title>{name}</title><meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
     )
     # Configuration, events and messages may name a URI with a password in it.
-    return hide_password(f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n')
+    return hide_secrets(f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n')
 
 
 def _load(folder: Path) -> _Run:

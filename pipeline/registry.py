@@ -16,9 +16,10 @@ import pipeline.export
 from pipeline import evaluations, moved_store
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluations import Evaluation
-from pipeline.mlflow_errors import as_line, hide_password, is_from_store
+from pipeline.mlflow_errors import as_line, is_from_store
 from pipeline.mlflow_store import connect, sqlite_file, store_uri
 from pipeline.tracking import Delivery
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +100,7 @@ def check_registry(store: str) -> None:
     other = os.environ.get(_REGISTRY)
     if other and store_uri(Path(), other) != store:
         raise ConfigError(
-            f"{_REGISTRY}={hide_password(other)} is another MLflow than {hide_password(store)}, and models are registered "
+            f"{_REGISTRY}={hide_secrets(other)} is another MLflow than {hide_secrets(store)}, and models are registered "
             f"where their runs are tracked: unset {_REGISTRY}, or name its MLflow everywhere"
         )
 

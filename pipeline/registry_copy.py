@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pipeline import evaluations
 from pipeline.errors import ConfigError, DataError
-from pipeline.mlflow_errors import hide_password
 from pipeline.mlflow_store import artifacts_beside
 from pipeline.registry import Registered, check_names, check_weights, download, find, resolve, store_errors, use
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +67,7 @@ def _create(client: "MlflowClient", model: Path, source: "ModelVersion", name: s
         experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT, artifacts_beside(client.tracking_uri))
     )
     origin = {
-        "src_store": hide_password(store),
+        "src_store": hide_secrets(store),
         "src_name": source.name,
         "src_version": str(source.version),
         "src_run_id": source.run_id or "",

@@ -23,7 +23,6 @@ from pipeline.efficiency import efficiency
 from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
-from pipeline.mlflow_errors import hide_password
 from pipeline.order import lanes_for
 from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
@@ -33,6 +32,7 @@ from pipeline.terminal import Told
 from pipeline.trace import trace
 from pipeline.tracker import Status, Tracker
 from pipeline.watchdog import SLOW, Spread, Watchdog
+from pipeline.wording import hide_secrets
 
 
 class Recorder:
@@ -219,5 +219,5 @@ def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifes
     tags = lineage.tags(config, ranks, plan, manifest, start.images)
     data = lineage.datasets(config, manifest)
     tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags, data)
-    tracker.artifact_text(hide_password(to_yaml(config)), "config.yaml")
+    tracker.artifact_text(hide_secrets(to_yaml(config)), "config.yaml")
     return tracker

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path, read
-from pipeline.mlflow_errors import first_line, hide_password
+from pipeline.mlflow_errors import first_line
 from pipeline.mlflow_store import absolute
 from pipeline.process import this_process
 from pipeline.tracking import Delivery
-from pipeline.wording import command
+from pipeline.wording import command, hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Tracker:
         self._journal = Journal(self._run_dir)
         self._process = this_process()
         self._lost = 0
-        flat = {key: hide_password(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
+        flat = {key: hide_secrets(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
         self._journal.append(
@@ -189,7 +189,7 @@ class Tracker:
                 self._delivery.deliver()
             except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
                 if not away:
-                    where = f"MLflow at {hide_password(self._delivery.uri)}"
+                    where = f"MLflow at {hide_secrets(self._delivery.uri)}"
                     what = f"{where} does not take this run's records ({first_line(error).removeprefix(f'{where}: ')}); "
                     later = f"training goes on without it, and {command('sync', self._run_dir.resolve())} delivers them later"
                     self._say("away", what + later)

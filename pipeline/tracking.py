@@ -16,8 +16,9 @@ from pipeline import moved_store, tracking_records
 from pipeline.errors import ConfigError
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
 from pipeline.locks import lock_file
-from pipeline.mlflow_errors import Refused, first_line, hide_password, is_from_store, refusal
+from pipeline.mlflow_errors import Refused, first_line, is_from_store, refusal
 from pipeline.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -218,7 +219,7 @@ class Delivery:
 
     @property
     def _shell(self) -> str:
-        return f"MLFLOW_TRACKING_URI={shlex.quote(hide_password(self.uri))}"
+        return f"MLFLOW_TRACKING_URI={shlex.quote(hide_secrets(self.uri))}"
 
     def _note(self, why: str | None) -> None:
         """Keep for `biggan status` why MLflow lacks some of the run; None: it has all that it takes."""

@@ -13,9 +13,10 @@ import pytest
 
 from jobs.cli import main
 from pipeline.errors import UserError
-from pipeline.mlflow_errors import as_line, hide_password, is_from_store
+from pipeline.mlflow_errors import as_line, is_from_store
 from pipeline.mlflow_store import connect
 from pipeline.tracking import undelivered
+from pipeline.wording import hide_secrets
 from tests.jobs.tiny_runs import assert_one_line
 from tests.pipeline.tracked import track
 
@@ -127,7 +128,7 @@ def test_the_cause_is_not_cut_off(uri: str, code: int, said: str) -> None:
     error = asked(uri)
     line = str(error)
     assert error.exit_code == code and said in line and "\n" not in line and len(line) < 500
-    assert "secret" not in line and "word" not in hide_password(line).partition("127.0.0.1")[0]
+    assert "secret" not in line and "word" not in hide_secrets(line).partition("127.0.0.1")[0]
 
 
 def test_what_is_wrong_with_a_certificate(
