@@ -215,6 +215,8 @@ def _instead(uri: str, apart: bool = False) -> str:
         return f"index the tars below it with {command('index', tars[0])}, and name that folder"
     if apart:
         return "name the folder that `biggan shard` or `biggan index` wrote"
+    if names:  # the source itself, it may be
+        return f"pack the images of a folder with {command('shard', uri, 'DIR')}, and name DIR"
     return f"pack them with {command('shard', 'SRC', uri)}"
 
 

@@ -164,8 +164,8 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
             f"batch.global_batch={1 << manifest.samples.bit_length() - 1} or name more images"
         )
     side, _, channels = config.data.shape(manifest)
-    if config.data.resolution and side != config.model.resolution:
-        raise ConfigError(f"data.resolution={side} but model.resolution={config.model.resolution}: type the same for both")
+    if config.data.resolution and side != (wanted := config.model.resolution):
+        raise ConfigError(f"data.resolution={side} but model.resolution={wanted}: set data.resolution={wanted}")
     where = config.data.uri or ", ".join(part.uri for part in config.data.mix.values())
     for key, stored in (("num_classes", len(manifest.classes)), ("resolution", side), ("channels", channels)):
         if getattr(config.model, key) != stored:

@@ -46,10 +46,10 @@ class OptimConfig:
         if self.lr_batch is not None and self.lr_batch < 1:
             raise ValueError(f"lr_batch={self.lr_batch}: must be at least 1")
         if (self.lr_scaling == "none") != (self.lr_batch is None):
-            missing = "lr_batch=BATCH" if self.lr_batch is None else "lr_scaling=linear or sqrt"
-            raise ValueError(
-                f"lr_scaling={self.lr_scaling}: and lr_batch={self.lr_batch} say nothing apart: type optim.{missing}"
-            )
+            has, lacks = f"lr_batch={self.lr_batch}", "optim.lr_scaling=linear or optim.lr_scaling=sqrt"
+            if self.lr_batch is None:
+                has, lacks = f"lr_scaling={self.lr_scaling}", "optim.lr_batch=BATCH"
+            raise ValueError(f"{has} needs {lacks.partition('=')[0]}, and vice versa: set {lacks}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
 

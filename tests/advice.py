@@ -182,10 +182,11 @@ class Way:
     followed: list[Advice] = field(default_factory=list)
 
 
-def follow(scene: Callable[[], Sequence[str]], choice: int, fills: Mapping[str, str]) -> Way | None:
+def follow(scene: Callable[[], Sequence[str]], choice: int, fills: Mapping[str, str], instead: bool = False) -> Way | None:
     """Type what `scene` sets up, then do what each refusal says, until the command is taken.
 
-    Of the first message, advice number `choice` is taken, later the first one. None where there are not so many. Fails if
+    Of the first message, advice number `choice` is taken, later the first one. With `instead`, a command that is advised does
+    what the user wanted, and the refused one is not typed again. None where there are not so many. Fails if
     the same message comes twice, or if a message gives no advice to follow.
     """
     words = list(scene())
@@ -201,13 +202,15 @@ def follow(scene: Callable[[], Sequence[str]], choice: int, fills: Mapping[str, 
         one = ways[number].filled(fills)
         assert one.concrete, f"{one} of {path.messages[-1]!r} has to be filled in"
         path.followed.append(one)
-        if one.command:
+        if one.command and (one.command[0] != path.words[0] or instead):
             code, message = typed(one.command)
             assert code == 0, f"{path.messages[-1]!r} says `biggan {shlex.join(one.command)}`, which says {message!r}"
-            if one.command[0] == path.words[0]:
-                path.code = 0  # it was the command itself, put right
-                break
-        path.words = [*_without(path.words, one), *one.settings, *one.flags]
+            if instead:
+                return path
+        if one.command and one.command[0] == path.words[0]:  # it is the command itself, put right
+            path.words = list(one.command)
+        else:
+            path.words = [*_without(path.words, one), *one.settings, *one.flags]
         code, messages = _said(path.words)
         path.code = code
         assert not messages or messages[0] not in path.messages, f"in a circle: {path.messages} then {messages}"

@@ -1,14 +1,23 @@
 """What refusals say to do is done, as typed, also with spaces in names: it leads on, and never in a circle."""
 
+import io
+import shutil
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from tests.advice import Advice, advice, follow, wrong
-from tests.conftest import write_tree
+from pipeline.checkpoint import COMMIT
+from pipeline.config import build
+from pipeline.index import MANIFEST, load_manifest
+from pipeline.run import prepare
+from tests.advice import Advice, advice, follow, typed, wrong
+from tests.conftest import PATTERNS, write_tree
 from tests.jobs.tiny_runs import TINY
 
 
@@ -18,15 +27,90 @@ class Scene:
 
     words: Callable[[Path], Sequence[str]]
     fills: dict[str, str] = field(default_factory=dict)
+    instead: bool = False
+    """Whether a command that is advised takes the place of the refused one."""
 
 
 def _train(*overrides: str) -> Callable[[Path], list[str]]:
     return lambda at: ["train", str(at / "my tiny.yaml"), f"run={at / 'a run'}", *overrides]
 
 
-def _tree(at: Path) -> str:
+def _tree(at: Path, name: str = "my pictures") -> str:
     """A folder of pictures in class folders, with a space in its name."""
-    return str(write_tree(at / "my pictures", 2, grey=True))
+    return str(write_tree(at / name, 2, grey=True))
+
+
+def _half_split(at: Path) -> str:
+    """A split with class folders beside one without."""
+    flat = at / "my set" / "val"
+    for i, file in enumerate(sorted(Path(_tree(at, "my set/train")).glob("*/*.png"))[:3]):
+        flat.mkdir(exist_ok=True)
+        shutil.copy(file, flat / f"{i}.png")
+    return str(flat.parent)
+
+
+def _one_split(at: Path) -> str:
+    """A split beside a folder of another name."""
+    train = Path(_tree(at, "my set/train"))
+    shutil.copytree(train / PATTERNS[0], train.parent / "extra")
+    return str(train.parent)
+
+
+def _tars(at: Path, *labels: str) -> str:
+    """A tar of four images of 32 px that another program wrote, labelled in turn."""
+    folder = at / "my tars"
+    folder.mkdir()
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(image, "PNG")
+    with tarfile.open(folder / "000.tar", "w") as tar:
+        for i in range(4):
+            for extension, data in (("png", image.getvalue()), ("cls", labels[i % len(labels)].encode())):
+                member = tarfile.TarInfo(f"{i}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return str(folder)
+
+
+def _foreign(at: Path) -> str:
+    """The same beside the manifest of that program."""
+    folder = Path(_tars(at, "0", "1"))
+    (folder / MANIFEST).write_text("{}")
+    return str(folder)
+
+
+def _packed_otherwise(at: Path) -> list[str]:
+    again = ["shard", _tree(at), str(at / "my shards"), "--resolution"]
+    assert typed([*again, "32"])[0] == 0
+    return [*again, "16"]
+
+
+def _of_tars(folder: Callable[[Path], str], *overrides: str) -> Callable[[Path], list[str]]:
+    """A training on tars that have no index of ours yet."""
+    small = ("model.num_classes=2", "model.channels=1", "batch.global_batch=4", "batch.micro_batch=2", "batch.norm_group=2")
+    return lambda at: [*_train(*small, *overrides)(at), f"data.uri={folder(at)}"]
+
+
+def _damaged(at: Path) -> list[str]:
+    """A run whose only checkpoint has lost its commit marker."""
+    words = _train("model.num_classes=4", "model.channels=3")(at)
+    tree = yaml.safe_load(Path(words[1]).read_text()) | {"run": str(at / "a run")}
+    prepare(build(tree), load_manifest(tree["data"]["uri"]))
+    folder = at / "a run" / "checkpoints" / "0000000064-0001"
+    folder.mkdir(parents=True)
+    (folder / COMMIT).write_text("{")
+    return words
+
+
+def _gaps(at: Path) -> list[str]:
+    """Labels that only a list of thirty names, or new numbers, makes classes of."""
+    (at / "names.txt").write_text("\n".join(f"name {i}" for i in range(30)))
+    return ["index", _tars(at, "1", "29")]
+
+
+def _two_sources(at: Path) -> list[str]:
+    words = _train()(at)
+    uri = yaml.safe_load(Path(words[1]).read_text())["data"]["uri"]
+    return [*words, f"data.uri={uri}", f"data.mix.a.uri={uri}"]
 
 
 SCENES: dict[str, Scene] = {
@@ -34,26 +118,46 @@ SCENES: dict[str, Scene] = {
     "batch for the group": Scene(_train("batch.global_batch=40")),
     "group for the batch": Scene(_train("batch.norm_group=12")),
     "micro-batch": Scene(_train("batch.micro_batch=5")),
+    "memory without auto": Scene(_train("batch.memory_gb=2")),
+    "scaled rates": Scene(_train("optim.lr_scaling=linear"), {"BATCH": "64"}),
+    "batch of rates": Scene(_train("optim.lr_batch=64")),
     "classes": Scene(_train("model.num_classes=10")),
     "channels": Scene(_train("model.channels=1")),
     "resolution": Scene(_train("model.resolution=64", "model.ch=8", "model.z_dim=20")),
+    "resolution of the data": Scene(_train("data.resolution=16")),
     "compile and ZeRO-3": Scene(_train("compile=true", "zero.stage=3")),
-    "--keep and --resolution": Scene(lambda at: ["shard", _tree(at), str(at / "o"), "--keep", "--resolution", "32"]),
-    "quality of png": Scene(lambda at: ["shard", _tree(at), str(at / "o"), "--resolution", "32", "--quality", "90"]),
-    "no resolution": Scene(lambda at: ["shard", _tree(at), str(at / "o")]),
     "compile and R1": Scene(_train("compile=true", "objective.r1=1")),
+    "R1 and ZeRO-3": Scene(_train("zero.stage=3", "objective.r1=1")),
+    "R1 and batch norm": Scene(_train("model.discriminator=strided", "objective.r1=1")),
+    "no intact checkpoint": Scene(_damaged, {"NEW_RUN": "another run"}),
+    "two sources of data": Scene(_two_sources),
+    "tars without index": Scene(_of_tars(lambda at: _tars(at, "0", "1"))),
+    "labels with gaps": Scene(_gaps, {"FILE": "names.txt"}),
+    "manifest of another program": Scene(lambda at: ["index", _foreign(at)], {"DIR": "my index"}),
+    "pack of tars": Scene(lambda at: ["shard", _foreign(at), "my shards", "--resolution", "32"], {"DST": "my index"}, True),
+    "pack over another": Scene(_packed_otherwise),
+    "a flat split": Scene(lambda at: ["shard", _half_split(at), "my shards", "--resolution", "32"]),
+    "a folder beside a split": Scene(lambda at: ["shard", _one_split(at), "my shards", "--resolution", "32"]),
+    "one level too deep": Scene(
+        lambda at: ["shard", str(Path(_tree(at, "a/my set/images")).parents[1]), "my shards", "--resolution", "32"],
+        {"DST": "my shards"},
+    ),
+    "--keep and --resolution": Scene(lambda at: ["shard", _tree(at), "my shards", "--keep", "--resolution", "32"]),
+    "quality of png": Scene(lambda at: ["shard", _tree(at), "my shards", "--resolution", "32", "--quality", "90"]),
+    "no resolution": Scene(lambda at: ["shard", _tree(at), "my shards"]),
 }
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_advice_leads_on(name: str, shards: Path, tmp_path: Path) -> None:
+def test_advice_leads_on(name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, number = SCENES[name], 0
     while True:
         at = tmp_path / f"place {number}"
         at.mkdir()
+        monkeypatch.chdir(at)
         file = at / "my tiny.yaml"
         file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards)}}))
-        if follow(lambda at=at: scene.words(at), number, scene.fills) is None:  # type: ignore[misc]
+        if follow(lambda at=at: scene.words(at), number, scene.fills, scene.instead) is None:  # type: ignore[misc]
             break
         number += 1
     assert number, "there was no advice"
