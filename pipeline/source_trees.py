@@ -171,7 +171,7 @@ def _by_folder(
     if loose:
         return "a flat folder, one class", ALL, np.zeros(len(below), np.int64)
     if label is None:
-        _no_wrapper(files, place, below, _by_name(split))
+        _no_wrapper(files, place, prefix, below, _by_name(split))
         _no_numbered_parts(place, list(holding), below, _by_name(split))
         _no_splits_below(place, below, _by_name(split))
     bare = [top for top in tops if not holding[top]]
@@ -194,22 +194,23 @@ def _by_folder(
     return form, tuple(tops), np.array([number[path.partition("/")[0]] for path in below], np.int64)
 
 
-def _no_wrapper(files: Files, place: str, below: list[str], by_name: str) -> None:
+def _no_wrapper(files: Files, place: str, prefix: str, below: list[str], by_name: str) -> None:
     """Raise ConfigError where all images are in one folder that holds several folders, or that holds labels."""
-    wrapper, rest = "", below
-    while len(tops := {path.partition("/")[0] for path in rest}) == 1 and all("/" in path for path in rest):
-        (top,) = tops
-        wrapper, rest = f"{wrapper}{top}/", [path.partition("/")[2] for path in rest]
+    wrapper, rest, labelled = "", below, False
+    while not labelled and len({path.partition("/")[0] for path in rest}) == 1 and "/" in rest[0]:
+        wrapper += f"{rest[0].partition('/')[0]}/"
+        rest = [path.partition("/")[2] for path in rest]
+        labelled = f"{prefix}{wrapper}{LABELS}" in files.others
     inside = sorted({path.partition("/")[0] for path in rest if "/" in path})
-    labelled = wrapper and f"{wrapper}{LABELS}" in files.others
-    if not wrapper or not (labelled or (len(inside) > 1 and len(inside) > len([path for path in rest if "/" not in path]))):
+    if not wrapper or not (labelled or len(inside) > 1):
         return
+    loose = [path for path in rest if "/" not in path and not labelled]
     what = LABELS if labelled else f"{plural(len(inside), 'folder')} ({_some(inside)})"
-    way = (
-        f"unpack it and name the folder {wrapper}"
-        if files.is_zip
-        else command("shard", f"{place}/{wrapper}".rstrip("/"), "DST")
-    )
+    way = f"move {loose[0]} into one of them, then " if loose else ""
+    if files.is_zip:
+        way += f"unpack it and name the folder {wrapper}"
+    else:
+        way += command("shard", f"{place}/{wrapper}".rstrip("/"), "DST")
     raise ConfigError(
         f"SRC {place}: all images are in the folder {wrapper} with {what} inside: for classes there, {way}; "
         f"for one class {wrapper.partition('/')[0]}, {by_name}"
