@@ -6,6 +6,7 @@ import pytest
 from jobs.cli import main
 from pipeline.index import load_manifest
 from tests.jobs.test_register import refusal
+from tests.jobs.tiny_runs import disk, remount
 from tests.pipeline.test_indexing import GOOD, picture, write
 
 
@@ -56,6 +57,14 @@ def test_a_pass_that_stops_and_one_that_leaves_out(tmp_path: Path, capsys: pytes
     assert "1 class has no image: 0; if labels count from 1, add --renumber" in said
     assert main(["index", str(folder), "--on-error", "skip", "--renumber", "--out", str(tmp_path / "o")]) == 0
     assert load_manifest(str(tmp_path / "o")).classes == ("1", "2")
+
+
+def test_a_read_only_disk_is_noticed_before_the_tars_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with disk(tmp_path / "disk", "1m") as folder:
+        (folder / "0.tar").write_bytes(b"damaged, which would be said if it were read")
+        remount(folder, "ro")
+        code, line = refusal(capsys, "index", str(folder))
+    assert code == 78 and f"cannot write {folder}: Read-only file system; add --out DIR" in line
 
 
 @pytest.mark.parametrize(
