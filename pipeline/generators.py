@@ -56,16 +56,14 @@ class TrainedGenerator:
         rows = 0 if self.recorded is None else len(self.recorded["truncations"])
         return "scaled-truncated-normal" if rows > 1 else "truncated-normal"
 
-    def prepare(
-        self, truncation: float | None = None, method: Truncation = "truncated-normal", standing: int | None = None
-    ) -> None:
+    def prepare(self, truncation: float | None = None, method: Truncation | None = None, standing: int | None = None) -> None:
         """Give the generator the batch-norm statistics of these latents, to which they belong (BigGAN, appendix E).
 
         They are those that were recorded with the weights, or standing ones: of `standing` samples, which has precedence, or
         of 2,048 where nothing was recorded.
         """
         if self.recorded is None or standing is not None:
-            stand(self.generator, truncation, method, standing)
+            stand(self.generator, truncation, method or self.method, standing)
         else:
             self.generator.load_state_dict(self.generator.state_dict() | recorded_at(self.recorded, truncation))
             self.generator.eval()
@@ -167,7 +165,7 @@ def load_generator(
     if exported and truncation is None and standing is None:
         generator.eval()  # its statistics are those
     else:
-        trained.prepare(truncation, method or trained.method, standing)
+        trained.prepare(truncation, method, standing)
     state = generator.state_dict()
     if broken := not_finite(state):
         print(f"biggan: warning: {source} has {broken}: its samples are worthless", file=sys.stderr)

@@ -114,7 +114,7 @@ def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Painte
         classes=trained.classes,
         images=trained.images,
         weights_sha256=trained.weights_sha256,
-        prepare=lambda truncation: trained.prepare(truncation, standing=standing),
+        prepare=lambda truncation: trained.prepare(truncation, "truncated-normal", standing),
     )
 
 

@@ -68,6 +68,16 @@ def test_imported_weights_are_sampled_with_their_own_statistics_and_vectors(impo
     assert not torch.allclose(anew.generator.output_bn.norm.mean, found.generator.output_bn.norm.mean, atol=0.1)
 
 
+def test_latents_are_truncated_as_the_source_of_recorded_statistics_did(imported: str, tmp_path: Path) -> None:
+    """Statistics of several truncations belong to T times a normal within -2..2, and those of a run to -T..T."""
+    command = ["sample", imported, str(tmp_path / "o.png"), "--per-class", "1", "--truncation", "0.5"]
+    drawn = []
+    for words in ([], ["--truncation-method", "scaled-truncated-normal"], ["--truncation-method", "truncated-normal"]):
+        assert main([*command, *words]) == 0
+        drawn.append(pixels(tmp_path / "o.png"))
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+
+
 def test_a_checkpoint_is_found_by_each_of_its_names(imported: str, tmp_path: Path) -> None:
     drawn = []
     for source in (imported, f"{imported}/0000000000", f"{imported}/"):
