@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Self, TextIO, cast
@@ -129,7 +130,8 @@ class Show:
         with open(self._progress.name) as file:
             images = int(file.read() or 0)
         if images and not self._bar.n:
-            self._bar.initial = images  # a resume: what was there before says nothing about the speed
+            # What a resume finds there, and the seconds of the start, say nothing about the speed.
+            self._bar.initial, self._bar.start_t = images, time.time()
         self._bar.n = max(images, self._bar.n)
         self._bar.refresh()
 
