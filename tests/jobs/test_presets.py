@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+import os
 import re
 from importlib import resources
 from typing import Any
@@ -50,7 +51,9 @@ def test_the_header_is_a_receipt(name: str) -> None:
     config = load_config(name)
     text = resources.files("jobs.presets").joinpath(f"{name}.yaml").read_text()
     header = " ".join(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
-    assert re.search(rf"biggan shard \S+ {config.data.uri}( --resolution \d+)? && biggan train {name} Hardware", header)
+    assert re.search(
+        rf"biggan shard \S+ {os.path.relpath(config.data.uri)}( --resolution \d+)? && biggan train {name} Hardware", header
+    )
     assert f"Hardware: {'1 GPU' if config.processes == 1 else '8 GPUs of 80 GB'}" in header
     assert re.search(r"Expected FID(, untruncated: published \d|: the paper has none).* Not yet run here\.", header)
     hours = re.search(r"Expected: (\d+) hours if", header)
@@ -67,7 +70,7 @@ def test_the_header_is_a_receipt(name: str) -> None:
 def test_imagenet_presets_are_the_papers(name: str) -> None:
     config = load_config(name)
     _, *deep, resolution = name.split("-")
-    assert (config.run, config.data.uri) == (f"runs/{name}", f"shards/imagenet-{resolution}/train")
+    assert (config.run, os.path.relpath(config.data.uri)) == (f"runs/{name}", f"shards/imagenet-{resolution}/train")
     model = config.model
     assert (model.resolution, model.num_classes, model.shared_dim, model.hierarchical) == (int(resolution), 1000, 128, True)
     assert model.generator == model.discriminator == ("biggan-deep" if deep else "biggan")
