@@ -1,12 +1,16 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.cli import main
-from pipeline.index import load_manifest
+from pipeline import launch
+from pipeline.errors import ConfigError
+from pipeline.index import dump_manifest, load_manifest
 from tests.jobs.test_register import refusal
-from tests.jobs.tiny_runs import disk, remount
+from tests.jobs.tiny_runs import TINY, disk, remount
 from tests.pipeline.test_indexing import GOOD, picture, write
 
 
@@ -57,6 +61,23 @@ def test_a_pass_that_stops_and_one_that_leaves_out(tmp_path: Path, capsys: pytes
     assert "1 class has no image: 0; if labels count from 1, add --renumber" in said
     assert main(["index", str(folder), "--on-error", "skip", "--renumber", "--out", str(tmp_path / "o")]) == 0
     assert load_manifest(str(tmp_path / "o")).classes == ("1", "2")
+
+
+def test_train_names_classes_without_images(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of an index that an earlier version made without a word; once, before anything else."""
+
+    def enough(run: Path) -> None:
+        raise ConfigError("enough")
+
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    manifest = replace(load_manifest(str(copy)), class_counts=(0, 128, 64, 64))
+    (copy / "manifest.json").write_bytes(dump_manifest(manifest))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data": {"uri": str(copy)}}))
+    monkeypatch.setattr(launch, "forget_stop", enough)  # what follows
+    assert main(["train", str(tmp_path / "tiny.yaml"), f"run={tmp_path / 'run'}"]) == 78
+    assert capsys.readouterr().err.splitlines() == ["biggan: warning: 1 class has no image: bars", "biggan: error: enough"]
 
 
 def test_a_read_only_disk_is_noticed_before_the_tars_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
