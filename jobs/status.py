@@ -108,7 +108,7 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
     lacks = undelivered(folder)
     lines = [_page(folder, config)]
     if why := lacks.get("why"):
-        lines.append(f"lacks records ({why}): {command('sync', folder)} delivers them later")
+        lines.append(f"lacks records ({why}): once that is fixed, {command('sync', folder)} delivers them")
     if refused := lacks.get("refused"):
         lines.append(f"refuses {plural(len(refused), 'record')}, which journal.jsonl keeps: {refused[0]}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
 from pipeline.mlflow_errors import Refused
@@ -35,19 +36,24 @@ _ENVIRONMENT = {
 
 def store_uri(run_dir: Path, uri: str | None) -> str:
     """Return `uri`, or that of the run's own sqlite store, with an absolute path: MLflow's depend on the working directory."""
-    return absolute(uri) or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
+    return absolute(uri) or sqlite_uri(run_dir.resolve() / "mlflow.db")
 
 
 def absolute(uri: str | None) -> str | None:
     """Return `uri`; the file of a `sqlite:///FILE` becomes absolute, against the working directory, and `~` is expanded."""
     file = sqlite_file(uri or "")
-    return f"sqlite:///{file.absolute()}" if file else uri
+    return sqlite_uri(file.absolute()) + "".join((uri or "").partition("?")[1:]) if file else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a `sqlite:///FILE`; None for any other store."""
-    found = re.fullmatch(r"sqlite(\+\w+)?:///(?!:memory:)(.+)", uri)
-    return Path(found[2]).expanduser() if found else None
+    found = re.match(r"sqlite(\+\w+)?:///(?!:memory:)([^?]+)", uri)
+    return Path(unquote(found[2])).expanduser() if found else None
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the URI of the store in `file`: SQLAlchemy decodes %25 and the like, and takes what follows ? for options."""
+    return "sqlite:///" + str(file).replace("%", "%25").replace("?", "%3F")
 
 
 def calm_mlflow() -> None:
@@ -108,7 +114,7 @@ def _make_store(path: Path) -> None:
     from mlflow.store.db import utils
 
     half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{half}")  # type: ignore[no-untyped-call]
+    engine = utils.create_sqlalchemy_engine(sqlite_uri(half))  # type: ignore[no-untyped-call]
     try:
         utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         engine.dispose()

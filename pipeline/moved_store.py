@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
 from pipeline.journal import journal_path
-from pipeline.mlflow_store import calm_mlflow, sqlite_file
+from pipeline.mlflow_store import calm_mlflow, sqlite_file, sqlite_uri
 from pipeline.wording import command, plural
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def for_reading(uri: str) -> str:
     with contextlib.closing(_read_only(found.file)) as store, contextlib.closing(sqlite3.connect(file)) as copy:
         store.backup(copy)
         _point_to(copy, found)
-    return f"sqlite:///{file}"
+    return sqlite_uri(file)
 
 
 def _look(uri: str) -> _Moved | None:

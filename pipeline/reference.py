@@ -16,6 +16,7 @@ from pipeline.addresses import is_web
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import Judged, Real
 from pipeline.extractors import Extractor
+from pipeline.wording import plural
 
 FOLDER = "evaluation"
 """Below a split's folder."""
@@ -55,7 +56,7 @@ def obtain(extractor: Extractor, images: Real, cache: str, compute: Callable[[],
     for folder in (beside, cache):
         if (found := _load(folder, key, wanted)) is not None:
             return found
-    say(f"{extractor.name} looks at {images.count:,} images of {images.config.uri}")
+    say(f"{extractor.name} looks at {plural(images.count, 'image')} of {images.config.uri}")
     made = compute()
     folder = _save(beside, cache, key, wanted, made, say)
     # Read back even when it is new: the same figures then come out the second time, to the last digit.

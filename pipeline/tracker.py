@@ -191,7 +191,7 @@ class Tracker:
                 if not away:
                     where = f"MLflow at {hide_secrets(self._delivery.uri)}"
                     what = f"{where} does not take this run's records ({first_line(error).removeprefix(f'{where}: ')}); "
-                    later = f"training goes on without it, and {command('sync', self._run_dir.resolve())} delivers them later"
+                    later = f"training goes on; once that is fixed, {command('sync', self._run_dir.resolve())} delivers them"
                     self._say("away", what + later)
                 away = True
             else:

@@ -158,7 +158,7 @@ def test_an_old_server_is_named_at_once_in_training_and_status(
     tracker.close("FINISHED")
     (line,) = capsys.readouterr().out.splitlines()  # once, though it was tried again and again
     assert line.startswith("biggan: warning: ") and "is version 2.22.5, and a run needs MLflow 3.0 or newer" in line
-    assert f"`biggan sync '{run}'` delivers them later" in line
+    assert f"`biggan sync '{run}'` delivers them" in line
     assert "2.22.5" in undelivered(run)["why"]
     assert main(["sync", str(run)]) == 78
     assert_one_line(capsys.readouterr().err, 78, 78, "is version 2.22.5", "upgrade the server")
