@@ -23,13 +23,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.index import COMPRESSED, INDEXED, MANIFEST, ROW, Manifest, Shard, dump_index, dump_manifest, index_name
 from pipeline.index_report import Tars, refusal, report
 from pipeline.labels import Classes, number_labels
+from pipeline.layout import SPLITS, split_within
 from pipeline.sample_rules import BAD_LABEL, Fault, Rules
 from pipeline.tar_samples import Progress, Scan, scan
 from pipeline.wording import command
 
 _HOPELESS = 100  # samples that the rules do not fit, before any that they do
-_SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val", "testing": "test"}
-_SPLIT = re.compile(rf"(?<![a-z])(train|val|test|{'|'.join(_SPLITS)})(?![a-z])")
 _NUMBERED = re.compile(r"(.*?)(\d+)((?:-of-(\d+))?\.tar)", re.IGNORECASE)
 
 
@@ -208,8 +207,8 @@ def _refuse_splits(uri: str, names: list[str]) -> None:
     """Raise ConfigError where the names of the tars are those of several splits."""
     splits: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        match = _SPLIT.search(name.lower())
-        splits[_SPLITS.get(match[1], match[1]) if match else "no split"].append(name)
+        split = split_within(re.sub(r"\.tar$", "", name, flags=re.IGNORECASE))
+        splits[split if split in SPLITS else "no split"].append(name)
     if len(splits) > 1:
         kinds = ", ".join(f"{split} ({found[0]})" for split, found in sorted(splits.items()))
         first = next(found for split, found in splits.items() if split != "no split")
