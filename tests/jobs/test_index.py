@@ -96,7 +96,7 @@ def test_a_read_only_disk_is_noticed_before_the_tars_are_read(tmp_path: Path, ca
         (["TARS", "--label", "folder"], "--label folder"),
         (["TARS", "--classes", "nofile"], "--classes nofile"),
         (["TARS", "--label", "name"], "has no label"),
-        (["TARS", "--classes", __file__], "line 3 is empty"),
+        (["TARS", "--classes", __file__], "is empty: write a name for label"),
         (["http://127.0.0.1:1/{000..001}.tar"], "HTTP is read only: add --out DIR"),
     ],
 )
