@@ -89,7 +89,7 @@ def test_a_moved_run_takes_its_artifacts_along_and_what_is_printed_works(
 ) -> None:
     first = shutil.copytree(registered_run, tmp_path / "first" / "run")
     assert main(["sync", str(first), "--moved"]) == 0
-    run = tmp_path / "50%20 & #2" / "run"
+    run = tmp_path / "50 % & #2" / "run"
     run.parent.mkdir()
     first.rename(run)
     first.parent.rmdir()
