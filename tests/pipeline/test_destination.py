@@ -89,7 +89,7 @@ def test_a_store_is_tried_and_left_as_it_was(tmp_path: Path, s3: S3Server) -> No
     index(tmp_path, f"{s3.uri}/probed")
     assert storage.names(f"{s3.uri}/probed") == ["a.tar.idx", "index-report.json", MANIFEST]
     assert load_manifest(f"{s3.uri}/probed").tars == str(tmp_path)
-    with pytest.raises(storage.StorageError, match=r"add --out DIR to write the index elsewhere"):
+    with pytest.raises(ConfigError, match=r"add --out DIR to write the index elsewhere"):
         index(tmp_path, "s3://no-such-bucket/x")
 
 

@@ -35,7 +35,11 @@ def test_tars_are_indexed_and_read_from_any_server_with_ranges(
         assert main(["index", str(out), "--verify"]) == 0
         assert images(out) == images(shards)
         assert not any(request.startswith(("HEAD", "PROPFIND")) for request in server.asked)
-    assert {path.name for path in out.iterdir()} == {"manifest.json", *(path.name for path in shards.glob("*.tar.idx"))}
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "index-report.json",
+        *(path.name for path in shards.glob("*.tar.idx")),
+    }
     assert SIGNATURE not in "".join(capfd.readouterr())
 
 

@@ -9,8 +9,9 @@ import pytest
 from jobs.cli import main
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.indexing import Rules, find_shards, index_shards
+from pipeline.indexing import find_shards, index_shards
 from pipeline.packing import pack, packed
+from pipeline.sample_rules import Rules
 from pipeline.sources import Source, open_source
 from tests.conftest import write_tree
 from tests.pipeline.test_encode import quiet
@@ -52,8 +53,7 @@ def test_tars_that_are_only_indexed_are_not_replaced(source: Source, tmp_path: P
     pack(source, str(dst), CONFIG, quiet)
     for name in ("manifest.json", "report.json"):
         (dst / name).unlink()
-    folder, names = find_shards(str(dst))
-    index_shards(folder, names, folder, Rules(), 1, lambda samples, size: None)
+    index_shards(find_shards(str(dst)), str(dst), Rules(), 1, lambda samples, size: None)
     before = contents(dst)
     with pytest.raises(ConfigError, match=r"holds 000000\.tar and \d+ other such files, which .* name another DST$"):
         packed(source, str(dst), SMALL, overwrite=True)
