@@ -132,13 +132,14 @@ def summary(folder: Path, figures: dict[str, Any], spent: dict[str, float], fail
     binaries = Path(sys.executable).parent
     biggan, mlflow = (_typed(binaries / program) for program in ("biggan", "mlflow"))
     store = f"sqlite:///{(folder / 'run' / 'mlflow.db').resolve()}"
+    floor = figures["real"].get(f"{name} of training images")  # None where there are fewer of them than samples
     sample = f"models:/{NAME}@{ALIAS} {shlex.quote(str(folder / 'truncated.png'))}"
     return [
         "",
         f"after {figures['images']:,} images, {figures['samples']:,} samples against real test images that training never saw:",
         f"  class accuracy  {figures['accuracy']:.1%}   (real images {figures['real']['test_accuracy']:.1%})",
         f"  worst class     {worst}, {figures['class_accuracy'][worst]:.1%}",
-        f"  {name}  {distance:.1f}   (real images {figures['real'][name + ' of training images']:.2f})",
+        f"  {name}  {distance:.1f}" + ("" if floor is None else f"   (real images {floor:.2f})"),
         f"time {total / 60:.1f} min: " + ", ".join(f"{step} {seconds / total:.0%}" for step, seconds in spent.items()),
         f"samples, classes as columns: {folder / 'samples.png'}",
         *(f"NOT GOOD ENOUGH: {failure}" for failure in failures),

@@ -142,7 +142,7 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
         field.press("Enter")
         page.wait_for_function("document.querySelector('#samples-error').hidden")
         assert page.locator("[aria-invalid]").count() == 0
-    assert page.get_by_text("From 1 to 64").is_visible()
+    assert page.get_by_text("From 1 to 64", exact=True).is_visible()
     drawn.nth(5).wait_for()
 
     # Nothing is cut off, wide or narrow, and small images keep their pixels.
