@@ -55,9 +55,12 @@ def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
         return error.code, json.loads(error.read())
 
 
-def build(dockerfile: Path, model: Path, environment: dict[str, str]) -> None:
+def build(dockerfile: Path, environment: dict[str, str]) -> None:
     """Do what the image's RUN lines do to Python, with the environment's own and the model where it lies here."""
-    lines = [line.removeprefix("RUN ") for line in dockerfile.read_text().splitlines() if re.match("RUN (pip|python) ", line)]
+    text = dockerfile.read_text()
+    (source,) = re.findall(r"^COPY (\S+) /opt/ml/model$", text, re.MULTILINE)
+    model = dockerfile.parent / source
+    lines = [line.removeprefix("RUN ") for line in text.splitlines() if re.match("RUN (pip|python) ", line)]
     assert any("mlflow" in line for line in lines) and any("_install_pyfunc_deps" in line for line in lines), lines
     for line in lines:
         command = line.replace("/opt/ml/model", str(model))
@@ -82,7 +85,7 @@ def test_a_fresh_environment_serves_it(registered_run: Path, tmp_path: Path, cap
     if index := os.environ.get("TORCH_INDEX"):
         key = "PIP_FIND_LINKS" if Path(index).is_dir() else "PIP_EXTRA_INDEX_URL"
         environment[key] = f"{environment.get(key, '')} {index}".strip()
-    build(image / "Dockerfile", image / "model_dir", environment)
+    build(image / "Dockerfile", environment)
     look = "import importlib.util as u; print(*(u.find_spec(name) for name in ('model', 'pipeline', 'jobs', 'deepspeed')))"
     command = [f"{tmp_path}/venv/bin/python", "-c", look]
     found = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=True).stdout
