@@ -146,7 +146,8 @@ def test_bad_images_can_be_skipped_and_are_reported(tree: Path, tmp_path: Path, 
     said = capsys.readouterr().out
     assert "15 images, RGB 64 x 64" in said
     assert "shorter side 48 to 48 px (median 48), 15 smaller than the resolution" in said
-    assert "left out 1 images, such as blob/0002.png" in said
+    assert "4 classes, 1 shard, " in said
+    assert "left out 1 image, such as blob/0002.png" in said
     (rejected,) = json.loads((dst / "report.json").read_bytes())["rejected"]
     assert rejected["name"] == "blob/0002.png"
 
