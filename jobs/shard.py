@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.wording import plural
+from pipeline.wording import hide_secrets, plural
 
 if TYPE_CHECKING:
     from pipeline.encode import PackConfig
@@ -78,11 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
     from pipeline import storage
+    from pipeline.addresses import is_web
     from pipeline.packing import pack, packed
     from pipeline.progress import progress
     from pipeline.sources import open_source
 
     _check(args)
+    if is_web(args.dst):
+        raise ConfigError(f"DST {hide_secrets(args.dst)} cannot be written, as HTTP is read only: name another DST")
     sources = open_source(args.src, print, args.split, args.label)
     plans = []
     for source in sources:
