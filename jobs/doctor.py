@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.node_probe import Places
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int | None:
             raise ConfigError(f"--{name} {value:g}: must be above 0")
     if args.cluster:
         return _cluster(args)
-    if args.data is None:
+    if not args.data:
         raise ConfigError("what to examine? Type --data URI for a set of shards, or on every node --cluster")
     _data(args)
     return None
@@ -138,7 +139,7 @@ def _data(args: argparse.Namespace) -> None:
         print(json.dumps(asdict(found) | {"bound": found.bound, "advice": found.advice}))
         return
     print(
-        f"{args.data}: {manifest.samples:,} images of {found.image_bytes / 1e3:,.1f} kB\n"
+        f"{args.data}: {plural(manifest.samples, 'image')} of {found.image_bytes / 1e3:,.1f} kB\n"
         f"  store    {found.store:10,.0f} images/s   {found.store * found.image_bytes / 1e6:,.0f} MB/s; first byte after "
         f"{found.latency * 1e3:,.1f} ms, a run after {found.request * 1e3:,.1f} ms\n"
         f"  tar      {found.tar:10,.0f} images/s   checksums, on one thread\n"

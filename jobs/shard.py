@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.wording import hide_secrets, plural
 
 if TYPE_CHECKING:
     from pipeline.encode import PackConfig
@@ -77,11 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
     from pipeline import storage
+    from pipeline.addresses import is_web
     from pipeline.packing import pack, packed
     from pipeline.progress import progress
     from pipeline.sources import open_source
 
     _check(args)
+    if is_web(args.dst):
+        raise ConfigError(f"DST {hide_secrets(args.dst)} cannot be written, as HTTP is read only: name another DST")
     sources = open_source(args.src, print, args.split, args.label)
     plans = []
     for source in sources:
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace) -> int | None:
         plans.append((source, uri, config, done))
     for source, uri, config, done in plans:
         if done:
-            print(f"{uri}: already packed, {done.samples:,} images ({done.fingerprint})")
+            print(f"{uri}: already packed, {plural(done.samples, 'image')} ({done.fingerprint})")
             continue
         with progress(f"packing {source.split or 'images'}", len(source.labels), resumes=True) as update:
             manifest = pack(source, uri, config, update, resume=not args.overwrite)
@@ -119,8 +123,9 @@ def _say(uri: str, manifest: "Manifest") -> None:
     size = sum(shard.bytes for shard in manifest.shards) / 2**20
     side = f"{manifest.resolution} x {manifest.resolution}" if manifest.resolution else "of any size"
     print(
-        f"{uri}: {manifest.samples:,} images, {'grey' if manifest.channels == 1 else 'RGB'} {side}, "
-        f"{len(manifest.classes)} classes, {len(manifest.shards)} shards, {size:,.1f} MiB ({manifest.fingerprint})"
+        f"{uri}: {plural(manifest.samples, 'image')}, {'grey' if manifest.channels == 1 else 'RGB'} {side}, "
+        f"{plural(len(manifest.classes), 'class', 'classes')}, {plural(len(manifest.shards), 'shard')}, "
+        f"{size:,.1f} MiB ({manifest.fingerprint})"
     )
     for line in summary(read_report(uri), uri):
         print(f"  {line}")

@@ -1,6 +1,7 @@
 """The meaning of names in a source: splits, files of desktops and tools, image files, equal class names."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -54,21 +55,27 @@ def split_order(split: str) -> tuple[int, str]:
 
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` so that no two are equal or empty: the second `crane` is `crane (2)`, an empty name 3 is `class 3`.
+    """Return `names` so that no two look equal (NFC) or are empty.
+
+    The second `crane` is `crane (2)`, an empty name 3 is `class 3`.
 
     Bytes that are no UTF-8 (in names of folders) are shown as U+FFFD.
     """
     given = [printable(name) for name in names]
-    taken = set(given)
-    used: dict[str, None] = {}
+    taken = {_composed(name) for name in given}
+    used: dict[str, str] = {}
     for number, name in enumerate(given):
         base, count = (name if name.strip() else f"class {number}"), 1
         text = base
-        while text in used or (text != name and text in taken):
+        while _composed(text) in used or (text != name and _composed(text) in taken):
             count += 1
             text = f"{base} ({count})"
-        used[text] = None
-    return tuple(used)
+        used[_composed(text)] = text
+    return tuple(used.values())
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(text: str) -> str:

@@ -58,7 +58,7 @@ class Order:
         """First sample of each run, and the number of samples at the end: [runs + 1]."""
         self.samples = int(self.starts[-1])
         if self.samples == 0:
-            raise ConfigError("the data set holds no samples: pack it again with `biggan shard SRC DST --overwrite`")
+            raise ConfigError("the data set holds no samples: set data.uri=URI to shards with images, or that part of data.mix")
         self._lane_length = self.samples // lanes
         self._window = WINDOW * -(-self.samples // (len(self.starts) - 1))
         self._runs = lru_cache(maxsize=2)(self._permuted_runs)  # two epochs, for the batch that holds both

@@ -11,6 +11,7 @@ from pipeline.encode import PackConfig, Sample, as_json
 from pipeline.errors import DataError
 from pipeline.index import Manifest, Shard, load_index
 from pipeline.source import Source
+from pipeline.wording import plural
 
 STATE, REPORT = "pack.json", "report.json"
 
@@ -128,9 +129,11 @@ def summary(document: dict[str, Any], uri: str) -> list[str]:
     lines = [text, f"{document['seconds']:,.1f} s, {document['images_per_second']:,.0f} images/s"]
     if rejected := document["rejected"]:
         first = rejected[0]
-        lines.append(f"left out {len(rejected):,} images, such as {first['name']}; all are in {storage.join(uri, REPORT)}")
+        lines.append(
+            f"left out {plural(len(rejected), 'image')}, such as {first['name']}; all are in {storage.join(uri, REPORT)}"
+        )
     if empty := [name for name, count in document["classes"].items() if count == 0]:
-        lines.append(f"{len(empty)} classes have no image, such as {empty[0]}")
+        lines.append(f"{plural(len(empty), 'class has', 'classes have')} no image, such as {empty[0]}")
     return lines
 
 

@@ -209,7 +209,8 @@ def _check_labels(source: Source) -> None:
     if len(wrong):
         label, name = source.labels[wrong[0]], source.names[int(wrong[0])]
         raise ConfigError(
-            f"{name} has the label {label}, and there are {len(source.classes)} classes: mend it, or choose another --split"
+            f"{name} has the label {label}, and there are {plural(len(source.classes), 'class', 'classes')}: "
+            "fix it, or pack another split"
         )
 
 

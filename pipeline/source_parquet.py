@@ -171,7 +171,7 @@ def _split(split: str, place: str, paths: list[Path], chosen_label: str | None) 
         block, row = where(i)
         data = cache.get(block)[row]
         if data is None:
-            raise DataError(f"{name(i)} has a path, but no bytes: embed the images (`embed_external_files=True`)")
+            raise DataError(f"{name(i)} has no bytes, at most a path: embed the images (`embed_external_files=True`)")
         return data
 
     return Source(

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import source_cifar, source_idx, source_imagenet, source_parquet, source_shards, source_trees, storage
 from pipeline.errors import ConfigError
+from pipeline.index import MANIFEST
 from pipeline.layout import distinct, kind_of, printable, said, split_name
 from pipeline.source import Source
 from pipeline.source_files import Files, folder_files, zip_files
@@ -54,13 +55,13 @@ def _open(place: str, say: Callable[[str], None], split: str | None, label: str 
     name, _, where = place.partition(":")
     if name == "fashion-mnist":
         return source_idx.open_fashion_mnist(where, say)
-    if "://" in place:
+    path = storage.local_path(place)
+    if path is None:
         if shards := source_shards.open_shards(place):
             return shards
         if any(name.endswith(".tar") for name in storage.names(place)):
             raise source_shards.foreign(place)
         raise ConfigError(f"SRC {place} has no shards; images are packed from this machine's disk: copy them here first")
-    path = Path(place)
     if not path.exists():
         if "{" in place and ".tar" in place:
             raise source_shards.foreign(place)
@@ -78,10 +79,17 @@ def _chosen(place: str, sources: list[Source], split: str) -> list[Source]:
 
 
 def _folder(path: Path, say: Callable[[str], None], split: str | None, label: str | None) -> list[Source]:
-    if shards := source_shards.open_shards(str(path)):
+    shards = source_shards.open_shards(str(path))
+    if shards and not shards[0].split:
         return shards
     files = folder_files(path)
     pictures = [image for image in files.paths if "/" in image]
+    if shards:
+        splits = {source.split for source in shards}
+        if apart := [image for image in pictures if image.partition("/")[0] not in splits]:
+            manifests = [f"{name}/{MANIFEST}" for name in sorted(splits)]
+            raise _two_readings(path, "shards", manifests, "images in folders", apart)
+        return shards
     tars = [name for name in files.others if name.endswith(_TARS)]
     if known := _known(path, files, say):
         what, sources, used = known

@@ -147,6 +147,8 @@ def of_os(error: OSError, uri: str, verb: str, local: bool) -> ConfigError | Sto
         return absent(uri, verb)
     if local and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ConfigError(f"cannot {verb} {uri}: {error.strerror}; name another place or fix its permissions")
+    if local and error.errno in (errno.EEXIST, errno.EISDIR):
+        return ConfigError(f"cannot {verb} {uri}: a file or folder of that name is in the way; name another place")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"cannot {verb} {uri}: the disk is full; free some space, then run the same command again")
     said = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -8,13 +8,17 @@ import google_crc32c
 from pipeline import storage
 from pipeline.errors import DataError, UserError
 from pipeline.index import Manifest, Shard, load_index, load_manifest
+from pipeline.store_errors import RefusedError
 from pipeline.tar import BLOCK, TarError, members
 from pipeline.tar_samples import MAX_MEMBER, Progress, Scan, pieces
-from pipeline.wording import plural
+from pipeline.wording import hide_secrets, plural
 
 
 def verify(uri: str, threads: int, progress: Progress) -> list[str]:
-    """Read everything again; returns what is not as index and manifest say, one line each."""
+    """Read everything again; returns what is not as index and manifest say, one line each.
+
+    Raises RefusedError if the store refuses for good.
+    """
     manifest = load_manifest(uri)
 
     def check(shard: Shard) -> list[str]:
@@ -25,7 +29,8 @@ def verify(uri: str, threads: int, progress: Progress) -> list[str]:
 
 
 def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> Iterator[str]:
-    place, found = storage.join(manifest.tars or uri, shard.name), Scan(shard.name)
+    tar, found = storage.join(manifest.tars or uri, shard.name), Scan(shard.name)
+    place = hide_secrets(tar)
     rows: dict[int, tuple[int, int]] = {}
     try:
         index = load_index(uri, shard, manifest.source, manifest.tars)
@@ -33,10 +38,12 @@ def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> I
     except DataError as error:
         yield str(error)
     try:
-        for member in members(pieces(place, found, progress), lambda _, size: size <= MAX_MEMBER):
+        for member in members(pieces(tar, found, progress), lambda _, size: size <= MAX_MEMBER):
             expected = rows.pop(member.offset // BLOCK, None)
             if expected and expected != (member.size, google_crc32c.value(member.data or b"")):
                 yield f"{place}: {member.name} is not the image that its index means"
+    except RefusedError:  # by a store or server for good: says nothing of the shards
+        raise
     except (TarError, UserError) as error:
         yield f"{place}: {error}"
         return

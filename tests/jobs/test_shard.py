@@ -146,7 +146,8 @@ def test_bad_images_can_be_skipped_and_are_reported(tree: Path, tmp_path: Path, 
     said = capsys.readouterr().out
     assert "15 images, RGB 64 x 64" in said
     assert "shorter side 48 to 48 px (median 48), 15 smaller than the resolution" in said
-    assert "left out 1 images, such as blob/0002.png" in said
+    assert "4 classes, 1 shard, " in said
+    assert "left out 1 image, such as blob/0002.png" in said
     (rejected,) = json.loads((dst / "report.json").read_bytes())["rejected"]
     assert rejected["name"] == "blob/0002.png"
 
@@ -208,3 +209,10 @@ def test_fashion_mnist_in_one_command(tmp_path: Path) -> None:
         manifest = load_manifest(str(tmp_path / split))
         assert manifest.class_counts == (each,) * 10
         assert (manifest.resolution, manifest.channels, manifest.classes[9]) == (32, 1, "Ankle boot")
+
+
+def test_a_file_in_place_of_the_destination_is_kept(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dst").write_bytes(b"mine")
+    assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "8"]) == 78
+    assert "is in the way; name another place" in capsys.readouterr().err
+    assert (tmp_path / "dst").read_bytes() == b"mine"

@@ -35,11 +35,8 @@ def test_tars_are_indexed_and_read_from_any_server_with_ranges(
         assert main(["index", str(out), "--verify"]) == 0
         assert images(out) == images(shards)
         assert not any(request.startswith(("HEAD", "PROPFIND")) for request in server.asked)
-    assert {path.name for path in out.iterdir()} == {
-        "manifest.json",
-        "index-report.json",
-        *(path.name for path in shards.glob("*.tar.idx")),
-    }
+    written = {"manifest.json", "index-report.json", *(path.name for path in shards.glob("*.tar.idx"))}
+    assert {path.name for path in out.iterdir()} == written
     assert SIGNATURE not in "".join(capfd.readouterr())
 
 
@@ -62,11 +59,31 @@ def test_a_wrong_signature_ends_at_once_and_is_not_shown(
     assert "old-secret" not in said and "<html" not in said
 
 
+def test_a_damaged_tar_behind_a_signature_is_named_without_it(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    tar = copy / "000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    with serve(copy, "signed") as server:
+        assert main(["index", f"{server.address}?{SIGNATURE}", "--verify"]) == 65
+        said = capsys.readouterr().err
+    assert f"{server.address}/000000.tar?..." in said and SIGNATURE not in said
+
+
+def test_images_are_not_packed_to_a_web_server(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["shard", str(shards), "http://127.0.0.1:9/x?sig=secret", "--resolution", "8"])
+    said = capsys.readouterr().err
+    assert_one_line(said, code, 78, "DST http://127.0.0.1:9/x?... cannot be written", "name another DST")
+
+
 def test_a_server_without_ranges_is_named_before_a_shard_is_read(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
 ) -> None:
     with serve(shards, "plain") as server:
         code = main(["index", f"{server.address}/000000.tar", "--out", str(tmp_path / "out"), *names])
+        assert_one_line(capsys.readouterr().err, code, 78, f"{server.address}/000000.tar", "no HTTP ranges")
+        code = main(["index", server.address, "--verify"])  # 65 would mean that the tars are damaged
         assert_one_line(capsys.readouterr().err, code, 78, f"{server.address}/000000.tar", "no HTTP ranges")
         found = open_reader(server.address)  # manifest and indexes are read whole, and need none
         asked = len(server.asked)

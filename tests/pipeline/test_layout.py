@@ -15,6 +15,7 @@ def test_names_of_splits() -> None:
 
 def test_equal_names_are_told_apart() -> None:
     assert distinct(["crane", "jay", "crane", "crane (2)", "crane"]) == ("crane", "jay", "crane (3)", "crane (2)", "crane (4)")
+    assert distinct(["cafe\u0301", "caf\u00e9", "caf\u00e9"]) == ("cafe\u0301", "caf\u00e9 (2)", "caf\u00e9 (3)")
     assert distinct(["", "a", " ", "class 0"]) == ("class 0 (2)", "a", "class 2", "class 0")
 
 

@@ -184,7 +184,7 @@ def test_lanes_out_of_range_are_refused(lanes: int) -> None:
 
 @pytest.mark.parametrize("shards", [[], [Shard("000000.tar", 0, 1024, 0, 0)]])
 def test_an_empty_set_is_refused(shards: list[Shard]) -> None:
-    with pytest.raises(ConfigError, match="no samples"):
+    with pytest.raises(ConfigError, match=r"no samples: set data\.uri=URI to"):
         Order(shards, 0)
 
 

@@ -108,7 +108,7 @@ def test_bad_rows_and_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(error, match=message):
             open_source(str(tmp_path / f"{name}.parquet"))
     (source,) = open_source(str(tmp_path / "path.parquet"))
-    with pytest.raises(DataError, match=r"path\.parquet, row group 0, row 1 has a path, but no bytes"):
+    with pytest.raises(DataError, match=r"path\.parquet, row group 0, row 1 has no bytes, at most a path"):
         source.read(1)
 
 

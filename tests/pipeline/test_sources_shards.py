@@ -97,3 +97,19 @@ def test_stretches_cover_each_image_once(packed: Path) -> None:
     lengths = np.diff(source.blocks.starts)
     assert (lengths > 0).all()
     assert lengths.sum() == 80
+
+
+def test_shards_packed_into_their_source_do_not_hide_its_images(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "a tree", 1, grey=False)
+    pack(open_source(str(tree))[0], str(tree / "out"), PackConfig(8), lambda _: None)
+    with pytest.raises(ConfigError, match=r"holds shards \(out/manifest.json\) and images in folders") as refused:
+        open_source(str(tree))
+    assert f"`biggan shard '{tree}/out' DST`" in str(refused.value)
+    assert len(open_source(str(tree / "out"))[0].labels) == len(PATTERNS)
+
+
+def test_a_source_may_be_a_file_uri_or_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = write_tree(tmp_path / "a tree", 1, grey=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (tree.as_uri(), "~/a tree"):
+        assert open_source(place)[0].classes == PATTERNS
