@@ -276,7 +276,7 @@ def test_a_status_that_was_never_written_whole_is_none(tmp_path: Path, text: str
 
 def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, manifest: Manifest) -> None:
     check_model(config, manifest)
-    with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: type the same"):
+    with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: set data.resolution=32"):
         check_model(replace(config, data=replace(config.data, resolution=64)), manifest)
     with pytest.raises(ConfigError, match=r"batch.global_batch=512 but the shards have 256 images: set batch.global_batch=256"):
         check_model(replace(config, batch=BatchConfig(512, 8)), manifest)
