@@ -57,7 +57,7 @@ def _tell(source: str, *, read: bool) -> None:
         damaged += bool(fault) and not fault.startswith("not committed")
         print(f"{name:17}  {what}{fault or ('every byte is right' if read else 'whole')}", flush=True)
     if not folders:
-        raise ConfigError(f"{source} has no checkpoints: type a run's folder, or a folder or URI of checkpoints")
+        raise ConfigError(f"{source} has no checkpoints: name a run's folder, or a folder or URI of checkpoints")
     if damaged:
         raise DataError(f"{source}: {damaged} of {len(folders)} checkpoints are damaged; training passes them over")
 

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from pipeline.wording import plural
+
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.costs import Costs, Device, Machines
@@ -82,7 +84,8 @@ def _rows(
     rows = [
         (
             "batch",
-            f"global {plan.global_batch} = {plan.world_size} ranks x {plan.accumulation} micro-batches of {plan.micro_batch}",
+            f"global {plan.global_batch} = {plural(plan.world_size, 'rank')} x "
+            f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')} of {plan.micro_batch}",
         ),
         ("", f"batch norm over {plan.norm_group} samples on {plan.ranks_per_group} ranks; ZeRO-{config.zero.stage}"),
         (

@@ -98,7 +98,15 @@ def _checkpoint(config: "RunConfig") -> str:
         newest = next(checkpoint.committed(checkpoint_uri(config)), None)
     except UserError as error:
         return str(error)
-    return f"{newest.images:,} images, {_span(time.time() - newest.time)} ago, {newest.uri}" if newest else "none yet"
+    return f"{newest.images:,} images, {_span(time.time() - newest.time)} ago, {newest.uri}" if newest else _none(config)
+
+
+def _none(config: "RunConfig") -> str:
+    from pipeline.resume import saved_images
+    from pipeline.run import checkpoint_uri
+
+    saved = saved_images(Path(config.run))
+    return f"none at {checkpoint_uri(config)}, but the run was saved at image {saved:,}" if saved else "none yet"
 
 
 def _mlflow(folder: Path, config: "RunConfig") -> str:

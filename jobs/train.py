@@ -111,12 +111,12 @@ def as_known(error: Exception, config: "RunConfig") -> UserError | None:
     if out_of_memory(error):
         size = config.batch.micro_batch or "the largest there is"
         return ConfigError(
-            f"the memory is not enough for batch.micro_batch={size}: type batch.micro_batch=auto or a smaller one, or "
+            f"the memory is not enough for batch.micro_batch={size}: set batch.micro_batch=auto or a smaller one, or "
             "activation_checkpointing=blocks"
         )
     if isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit):
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return ConfigError(f"compile=true: torch.compile failed: {line.strip()}: type compile=false, or mend it")
+        return ConfigError(f"compile=true: torch.compile failed: {line.strip()}: set compile=false, or fix it")
     return None
 
 

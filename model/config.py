@@ -129,8 +129,8 @@ class ModelConfig:
         slots, z = self.latent_slots, self.latent_dim
         if z % slots:
             low, high = z - z % slots, z - z % slots + slots
-            nearest = f"{low} or {high}" if low else f"{high}"
-            raise ValueError(f"z_dim={z}: must split into {slots} equal parts at {self.resolution} px: type {nearest}")
+            nearest = " or ".join(f"model.z_dim={value}" for value in (low, high) if value)
+            raise ValueError(f"z_dim={z}: must split into {slots} equal parts at {self.resolution} px: set {nearest}")
 
     def _check_attention(self, name: str) -> None:
         sizes = self.g_sizes if name[0] == "g" else self.d_sizes

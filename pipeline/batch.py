@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError
+from pipeline.wording import plural
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BatchConfig:
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.memory_gb is not None and self.micro_batch != "auto":
-            raise ValueError(f"memory_gb={self.memory_gb}: only micro_batch=auto heeds it: type batch.micro_batch=auto")
+            raise ValueError(f"memory_gb={self.memory_gb}: only micro_batch=auto uses it: set batch.micro_batch=auto")
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise ValueError(f"memory_gb={self.memory_gb}: must be above 0")
 
@@ -71,14 +72,14 @@ def micro_batches(config: BatchConfig, world_size: int) -> list[int]:
     totals = [_typed(config, world_size, global_batch=value) for value in _around(total, unit)]
     if total % world_size:
         raise ConfigError(
-            f"batch.global_batch={total} cannot be shared by {world_size} ranks in whole groups of {group}: type "
+            f"batch.global_batch={total} cannot be shared by {plural(world_size, 'rank')} in whole groups of {group}: set "
             + " or ".join(totals)
         )
     divisors = [value for value in range(1, total + 1) if total % value == 0]
     below, above = [g for g in divisors if g < group], [g for g in divisors if g > group]
     groups = [_typed(config, world_size, norm_group=value) for value in below[-1:] + above[:1]]
     raise ConfigError(
-        f"batch.norm_group={group} does not divide batch.global_batch={total}: type {' or '.join(groups + totals)}"
+        f"batch.norm_group={group} does not divide batch.global_batch={total}: set {' or '.join(groups + totals)}"
     )
 
 
@@ -98,8 +99,8 @@ def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
         if _fits(group, world_size, micro):
             ways += [_typed(config, world_size, global_batch=value) for value in _around(total, together)]
         raise ConfigError(
-            f"batch.global_batch={total} cannot be shared by {world_size} ranks in micro-batches of {micro}: "
-            f"type {' or '.join(ways)}"
+            f"batch.global_batch={total} cannot be shared by {plural(world_size, 'rank')} in micro-batches of {micro}: "
+            f"set {' or '.join(ways)}"
         )
     groups = [g for g in range(1, together + 1) if _fits(g, world_size, micro)]
     ways.append(_typed(config, world_size, norm_group=_nearest(group, groups)))
@@ -107,8 +108,8 @@ def plan_batch(config: BatchConfig, world_size: int) -> BatchPlan:
     if ranks := next(enough, None):
         ways.append(f"train on {ranks} ranks")
     raise ConfigError(
-        f"batch.norm_group={group} does not fit the {together} samples that {world_size} ranks hold at once in "
-        f"micro-batches of {micro}: type {' or '.join(ways)}"
+        f"batch.norm_group={group} does not fit the {together} samples at once of {plural(world_size, 'rank')} in "
+        f"micro-batches of {micro}: set {' or '.join(ways)}"
     )
 
 

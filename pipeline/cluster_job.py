@@ -151,11 +151,12 @@ def _refuse_local(config: "RunConfig") -> None:
             raise ConfigError(f"{key}={uri or ''}: the machines have disks of their own; name a store: {key}=s3://bucket/...")
     if config.tracking.mode == "offline":
         raise ConfigError(
-            "tracking.mode=offline: what waits for `biggan sync` would go with a machine's disk: type auto or off"
+            "tracking.mode=offline: what waits for `biggan sync` would go with a machine's disk: set "
+            "tracking.mode=auto or tracking.mode=off"
         )
     if config.tracking.mode == "auto" and not _is_remote(config.tracking.uri):
         raise ConfigError(
-            f"tracking.uri={config.tracking.uri or ''}: MLflow's store would go with a machine's disk: type "
+            f"tracking.uri={config.tracking.uri or ''}: MLflow's store would go with a machine's disk: set "
             "tracking.uri=https://... or tracking.mode=off"
         )
 

@@ -86,13 +86,13 @@ class RunConfig:
             raise ValueError(f"peak_tflops={self.peak_tflops}: must be above 0")
         for key, clash in (("objective.r1=0", self.objective.r1), ("zero.stage=2", self.zero.stage == 3)):
             if self.compile and clash:
-                raise ValueError(f"compile=true: knows neither R1's second derivatives nor ZeRO-3: type compile=false or {key}")
+                raise ValueError(f"compile=true supports neither R1 nor ZeRO-3: set compile=false or {key}")
         if self.compile and self.model.discriminator == "strided":
-            raise ValueError("compile=true: the strided D has no blocks to compile: type compile=false")
+            raise ValueError("compile=true: the strided D has no blocks to compile: set compile=false")
         if self.objective.r1 and self.model.discriminator == "strided":
-            raise ValueError("objective.r1: needs a D without batch norm: type model.discriminator=biggan or objective.r1=0")
+            raise ValueError("objective.r1: needs a D without batch norm: set model.discriminator=biggan or objective.r1=0")
         if self.objective.r1 and self.zero.stage == 3:
-            raise ValueError("objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2 or objective.r1=0")
+            raise ValueError("objective.r1: differentiates D twice, which ZeRO-3 cannot: set zero.stage=2 or objective.r1=0")
 
     @property
     def bf16(self) -> bool:
@@ -153,8 +153,8 @@ def build(tree: Mapping[str, Any]) -> RunConfig:
         first = error.errors()[0]
         key = ".".join(_named(first["loc"], tree))
         if first["type"] == "missing":
-            raise ConfigError(f"config key {key} is missing: add it to the file or type {key}=VALUE") from None
-        message = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"config key {key} is missing: set {key}=VALUE") from None
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         if first["type"] == "value_error":
             raise ConfigError(f"config {key + '.' if key else ''}{message}") from None
         raise ConfigError(f"config key {key}={first['input']!r}: {message}") from None
@@ -209,6 +209,8 @@ def _refuse_unknown(tree: Mapping[str, Any], node: Any, prefix: str) -> None:
                 below, value = next(iter(value.items()))
                 key = f"{key}.{below}"
             _unknown(f"{prefix}{key}")
+        if isinstance(value, bool) and bool not in (hints[key], *typing.get_args(hints[key])):
+            raise ConfigError(f"config key {prefix}{key}={str(value).lower()}: must not be true or false")
         inner, named = section_in(hints[key]), named_sections_in(hints[key])
         if inner and isinstance(value, Mapping):
             _refuse_unknown(value, inner, f"{prefix}{key}.")

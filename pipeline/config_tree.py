@@ -58,6 +58,8 @@ def read(source: str, root: type, above: tuple[str, ...] = ()) -> Tree:
     base = tree.pop("preset", None)
     if not base:
         return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{source}: preset: {base} is not a name: name one preset or file")
     if base in (way := (*above, source)):
         raise ConfigError(f"{source}: preset: {base} leads back to it ({' -> '.join((*way, base))}): name another preset")
     return merge(without_source(read(base, root, way), tree), tree)

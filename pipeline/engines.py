@@ -45,7 +45,7 @@ class ZeroConfig:
         if self.gradient_clipping < 0:
             raise ValueError(f"gradient_clipping={self.gradient_clipping}: must not be negative")
         if self.offload == "optimizer" and self.stage == 0:
-            raise ValueError("offload=optimizer: stage 0 shares no optimiser state: type zero.stage=1, or zero.offload=none")
+            raise ValueError("offload=optimizer: stage 0 shares no optimiser state: set zero.stage=1, or zero.offload=none")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Engine:
         # Emulated, it would be slower than fp32.
         if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name(device)
-            raise ConfigError(f"precision=bf16: {name} does not compute in bf16: type precision=fp32")
+            raise ConfigError(f"precision=bf16: {name} does not compute in bf16: set precision=fp32")
         self.optimizer, self.bf16, self.stage = optimizer, bf16, int(config.stage)
         self._engine, *_ = deepspeed.initialize(
             model=network, optimizer=optimizer, config=_deepspeed_config(config, micro_batch, bf16)

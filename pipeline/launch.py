@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 from pipeline import imports, kept, stop, terminal
 from pipeline.process import PARENT_VARIABLE, die_with_parent
 from pipeline.topology import Topology, without_launchers
+from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -79,7 +80,7 @@ def launch(job: Launch, topology: Topology) -> int:
     name = "stderr.log" if topology.nodes == 1 else f"stderr-node{topology.rank}.log"
     with open(logs / name, "ab") as errors, stop.forwarded(folder):
         began = errors.tell()
-        print(f"starting {processes} workers with accelerate launch; their stderr is in {errors.name}", flush=True)
+        print(f"starting {plural(processes, 'worker')} with accelerate launch; their stderr is in {errors.name}", flush=True)
         end, trace = _run(job, topology, processes, errors, roll)
         if roll:
             end = _most_telling(end, roll, folder)

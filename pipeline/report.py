@@ -32,7 +32,7 @@ from pipeline.terminal import Told
 from pipeline.trace import trace
 from pipeline.tracker import Status, Tracker
 from pipeline.watchdog import SLOW, Spread, Watchdog
-from pipeline.wording import hide_secrets
+from pipeline.wording import hide_secrets, plural
 
 
 class Recorder:
@@ -71,7 +71,8 @@ class Recorder:
         self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
         self.say(
             f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
-            f"global batch {plan.global_batch} = {plan.world_size} ranks x {plan.accumulation} micro-batches of "
+            f"global batch {plan.global_batch} = {plural(plan.world_size, 'rank')} x "
+            f"{plural(plan.accumulation, 'micro-batch', 'micro-batches')} of "
             f"{plan.micro_batch}, batch norm over {plan.norm_group}, ZeRO-{config.zero.stage}, "
             f"{config.precision}, {ranks.device.type}"
         )

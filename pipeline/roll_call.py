@@ -215,7 +215,7 @@ def mismatch(cards: Mapping[int, Card], skews: Mapping[int, float]) -> str:
             return f"{where} has other code than node 0 ({first.host}): install the same version on both"
         if card.processes != first.processes:
             return (
-                f"{where} would start {card.processes} processes, node 0 ({first.host}) {first.processes}: type processes=N, "
+                f"{where} would start {card.processes} processes, node 0 ({first.host}) {first.processes}: set processes=N, "
                 "or use nodes with the same number of GPUs"
             )
         if card.config != first.config:

@@ -160,7 +160,7 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the networks and the shards do not speak of the same images."""
     if manifest.samples < config.batch.global_batch:
         raise ConfigError(
-            f"batch.global_batch={config.batch.global_batch} but the shards have {manifest.samples} images: type "
+            f"batch.global_batch={config.batch.global_batch} but the shards have {manifest.samples} images: set "
             f"batch.global_batch={1 << manifest.samples.bit_length() - 1} or name more images"
         )
     side, _, channels = config.data.shape(manifest)
@@ -174,7 +174,7 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
             crop = f", data.resolution={config.model.resolution} (to resample while reading)" if key == "resolution" else ""
             raise ConfigError(
                 f"model.{key}={getattr(config.model, key)} but the shards at {where} have {stored}: "
-                f"type model.{key}={stored}{crop} or name other shards"
+                f"set model.{key}={stored}{crop} or name other shards"
             )
 
 
@@ -221,7 +221,7 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
         at = "" if images is None else f" at {images} images"
         if config or have != "none":
             raise ConfigError(f"{source} has no checkpoint{at}; it has: {have}")
-        raise ConfigError(f"no model {source}: type a run's folder, or a folder or URI of checkpoints")
+        raise ConfigError(f"no model {source}: name a run's folder, or a folder or URI of checkpoints")
     return found
 
 
@@ -278,7 +278,7 @@ def is_training(folder: Path) -> bool:
     try:
         with open(folder / "lock", "r+") as file:
             return _try_lock(file) == "held" and not superseded(_holder(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

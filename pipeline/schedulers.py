@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 
 PORT = 29500
 """Of the first node, where nobody names another: torchrun's own."""
-FLAGS = "type --nodes, --node-rank and --main-address"
+FLAGS = "pass --nodes, --node-rank and --main-address"
 """What ends every error here."""
 _SLURM_STEPS_END = 0xFFFFFFF0
 """Numbers from here on are no steps of srun's: batch script, interactive shell, extern (slurm/slurm.h)."""
@@ -153,7 +153,7 @@ def _slurm(row: Row, environ: Mapping[str, str]) -> Topology | None:
     if tasks != nodes or (nodes > 1 and not in_step):
         what = f"srun started {tasks} processes on {nodes} nodes" if in_step else f"this shell is one process of {nodes} nodes"
         raise ConfigError(
-            f"Slurm job {job}: {what}, but each node needs one: type srun --ntasks-per-node=1 --nodes={nodes} biggan node ..."
+            f"Slurm job {job}: {what}, but each node needs one: use srun --ntasks-per-node=1 --nodes={nodes} biggan node ..."
         )
     if nodes == 1:
         return Topology(1, 0, "127.0.0.1", PORT, row.source)

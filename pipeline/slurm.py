@@ -52,13 +52,13 @@ def is_here() -> bool:
 def require() -> None:
     """Raises ConfigError where there is no Slurm."""
     if not is_here():
-        raise ConfigError("there is no sbatch here: type this on a login node of the Slurm cluster")
+        raise ConfigError("there is no sbatch here: run this on a login node of the Slurm cluster")
 
 
 def find(job_id: str) -> Job | None:
     """The job, or None if Slurm no longer knows it: some minutes after its end. Raises SlurmError."""
     if not is_here():
-        raise SlurmError("Slurm's commands are not here: type this on a login node of the cluster")
+        raise SlurmError("Slurm's commands are not here: run this on a login node of the cluster")
     done = _run(["scontrol", "-o", "show", "job", job_id])
     if done.returncode:
         if "Invalid job id" in done.stderr:

@@ -75,7 +75,7 @@ def duration(text: str) -> float:
             return sum(scale * float(number) for scale, number in scaled if number)
     except ValueError:
         pass
-    raise ValueError(f"max_time={text}: type seconds, or a time as in 3h50m")
+    raise ValueError(f"max_time={text}: set seconds, or a time as in 3h50m")
 
 
 class Signals:
@@ -228,7 +228,7 @@ class SpotWatch:
                 time.sleep(attempt)
         raise ConfigError(
             f"stop.spot_notice={self._cloud}: {self._url} does not answer as its metadata server does ({reason}): "
-            "type another cloud, or none"
+            "name another cloud, or none"
         )
 
     def run(self, notice: threading.Event) -> None:

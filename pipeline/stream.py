@@ -83,7 +83,7 @@ class DataConfig:
             raise ValueError(
                 "uri and data.mix are both given: leave out data.uri, or every key of data.mix"
                 if self.uri
-                else "uri is missing: add it to the file or type data.uri=VALUE"
+                else "uri is missing: set data.uri=VALUE"
             )
         for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "crop", "resolution"):
             value = getattr(self, name)

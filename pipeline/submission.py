@@ -92,7 +92,7 @@ def read(run: Path) -> Submission | None:
     """The last submission of a run; None if it has never been submitted."""
     try:
         return Submission(**json.loads((folder(run) / "job.json").read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

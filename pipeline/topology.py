@@ -39,7 +39,7 @@ def find(environ: Mapping[str, str], flags: Flags | None = None) -> Topology:
         )
     found = _flagged(flags) if flags.nodes is not None else _scheduled(environ)
     if flags.nodes is None and flags.rank is not None:
-        raise ConfigError(f"--node-rank {flags.rank} without --nodes: type how many nodes there are")
+        raise ConfigError(f"--node-rank {flags.rank} without --nodes: add --nodes N")
     found = replace(found, address=flags.address or found.address, port=found.port if flags.port is None else flags.port)
     _check(found)
     if found.nodes == 1:
@@ -79,9 +79,9 @@ _LAUNCHERS = re.compile(
 def _flagged(flags: Flags) -> Topology:
     assert flags.nodes is not None
     if flags.nodes > 1:
-        for name, value in (("--node-rank", flags.rank), ("--main-address", flags.address)):
+        for name, what, value in (("--node-rank", "R", flags.rank), ("--main-address", "HOST", flags.address)):
             if value is None:
-                raise ConfigError(f"--nodes {flags.nodes} without {name}: type it too")
+                raise ConfigError(f"--nodes {flags.nodes} without {name}: add {name} {what}")
     return Topology(flags.nodes, flags.rank or 0, flags.address or "127.0.0.1", PORT, "--nodes")
 
 

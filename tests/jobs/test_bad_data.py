@@ -89,7 +89,7 @@ def test_shards_of_others_with_a_path_that_leads_out(tmp_path: Path, capsys: pyt
 
 def test_fewer_images_than_a_batch(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["train", tiny, f"run={tmp_path / 'run'}", "batch.global_batch=512"])
-    assert_one_line(capsys.readouterr().err, code, 78, "batch.global_batch=512", "256 images", "type batch.global_batch=256")
+    assert_one_line(capsys.readouterr().err, code, 78, "batch.global_batch=512", "256 images", "set batch.global_batch=256")
     assert not (tmp_path / "run").exists()
 
 

@@ -44,7 +44,7 @@ def test_defaults_are_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
         (("--mfu", "0.3", "--tflops", "100"), "leave one out"),
         (
             ("--nodes", "3", "--gpus", "1"),
-            "batch.global_batch=256 cannot be shared by 3 ranks in whole groups of 32: type batch.global_batch=192 or",
+            "batch.global_batch=256 cannot be shared by 3 ranks in whole groups of 32: set batch.global_batch=192 or",
         ),
         (("modell.ch=3",), "unknown config key modell.ch"),
         (("--nodes", "2", "nonsense"), "unrecognized arguments: nonsense"),

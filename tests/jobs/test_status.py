@@ -10,6 +10,7 @@ import pytest
 from jobs.cli import main
 from pipeline import submission
 from pipeline.journal import append_line, journal_path
+from pipeline.resume import note_saved
 from pipeline.run import Status, lock, write_status
 from tests.pipeline.saved_run import save_run
 
@@ -78,6 +79,17 @@ def test_a_job_that_cannot_be_asked_about(
     monkeypatch.setenv("PATH", str(tmp_path))
     found = status(run, capsys)
     assert found["job"].startswith("Slurm 12: Slurm's commands are not here") and found["mlflow"] == "off"
+
+
+def test_checkpoints_that_were_deleted_are_not_none_yet(
+    shards_grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    save_run(run, shards_grey, mode="off")
+    shutil.rmtree(run / "checkpoints")
+    assert status(run, capsys)["checkpoint"] == "none yet"
+    note_saved(run, 4096)
+    assert status(run, capsys)["checkpoint"] == f"none at {run}/checkpoints, but the run was saved at image 4,096"
 
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,9 @@ def test_biggan_stop_asks_a_training_and_waits(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "run").mkdir()
     assert main(["stop", str(tmp_path / "run")]) == 78
     assert "is not being trained" in capsys.readouterr().err
+    (tmp_path / "config.yaml").touch()
+    assert main(["stop", str(tmp_path / "config.yaml")]) == 78
+    assert "is not being trained" in capsys.readouterr().err
     held = lock(tmp_path / "run")
     assert main(["stop", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "STOP").exists()

@@ -16,7 +16,7 @@ def test_what_follows_from_the_batch_is_told_recorded_and_kept(tmp_path: Path, t
     first = train(tiny, run, *asked, "total_images=64")
     assert first.returncode == 0, first.stderr + log(run)
     assert "batch.micro_batch=auto: trying which of 8, 16 fit into memory" in first.stdout
-    assert "global batch 32 = 2 ranks x 1 micro-batches of 16, batch norm over 16" in first.stdout
+    assert "global batch 32 = 2 ranks x 1 micro-batch of 16, batch norm over 16" in first.stdout
     assert "learning rates: G 0.002, D 0.002, sqrt in the batch from 8" in first.stdout
     (recorded,) = mlflow_runs(run)
     assert recorded.data.tags["biggan.micro_batch"] == "16"
@@ -25,4 +25,4 @@ def test_what_follows_from_the_batch_is_told_recorded_and_kept(tmp_path: Path, t
     assert [(point.step, point.value) for point in history] == [(64, pytest.approx(1e-3 * 2 / 4))]
 
     said = train_forked(tiny, run, *asked, "total_images=128")
-    assert "trying" not in said and "2 ranks x 1 micro-batches of 16" in said
+    assert "trying" not in said and "2 ranks x 1 micro-batch of 16" in said

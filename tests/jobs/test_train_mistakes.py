@@ -26,15 +26,15 @@ from tests.jobs.tiny_runs import Resumed, assert_one_line, disk, fill, remount, 
             ["batch.global_batch=33", "2 ranks", "batch.global_batch=32 or batch.global_batch=48"],
         ),
         (["batch.global_batch=40"], ["batch.norm_group=16", "batch.global_batch=32 or batch.global_batch=48"]),
-        (["batch.norm_group=12"], ["batch.norm_group=12", "type batch.norm_group=8 or batch.norm_group=16"]),
-        (["model.num_classes=10"], ["model.num_classes=10", "have 4", "type model.num_classes=4"]),
+        (["batch.norm_group=12"], ["batch.norm_group=12", "set batch.norm_group=8 or batch.norm_group=16"]),
+        (["model.num_classes=10"], ["model.num_classes=10", "have 4", "set model.num_classes=4"]),
         (["model.channels=1"], ["model.channels=1", "have 3"]),
         (["model.resolution=64", "model.ch=8", "model.z_dim=20"], ["model.resolution=64", "have 32"]),
         (["data.uri=nowhere"], ["no shards at /", "/nowhere: pack", "biggan shard"]),
         (["optim.g_lr=fast"], ["optim.g_lr"]),
         (["total_images"], ["key=value"]),
-        (["compile=true", "zero.stage=3"], ["compile=true", "type compile=false or zero.stage=2"]),
-        (["compile=true", "objective.r1=1"], ["compile=true", "type compile=false or objective.r1=0"]),
+        (["compile=true", "zero.stage=3"], ["compile=true", "set compile=false or zero.stage=2"]),
+        (["compile=true", "objective.r1=1"], ["compile=true", "set compile=false or objective.r1=0"]),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -50,7 +50,7 @@ def test_memory_that_is_not_enough_is_a_matter_of_the_micro_batch(tiny: str) -> 
         torch.empty(1 << 60)
     known = as_known(caught.value, load_config(tiny, ["run=r", "batch.micro_batch=8"]))
     assert known and known.exit_code == 78
-    assert "batch.micro_batch=8: type batch.micro_batch=auto or a smaller one" in str(known)
+    assert "batch.micro_batch=8: set batch.micro_batch=auto or a smaller one" in str(known)
     assert as_known(ValueError("a bug"), load_config(tiny, ["run=r"])) is None
 
 
@@ -59,7 +59,7 @@ def test_a_compiler_that_fails_is_told_in_a_line(tiny: str, tmp_path: Path, monk
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     done = train(tiny, tmp_path / "run", "compile=true")
-    assert_one_line(done.stderr, done.returncode, 78, "compile=true: torch.compile failed: ", "type compile=false, or mend it")
+    assert_one_line(done.stderr, done.returncode, 78, "compile=true: torch.compile failed: ", "set compile=false, or fix it")
 
 
 def test_a_missing_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

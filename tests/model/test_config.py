@@ -45,8 +45,11 @@ def test_widths() -> None:
         ({"z_dim": 0}, "z_dim=0"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"shared_dim": -1}, "shared_dim=-1: must be at least 1, or 0"),
-        ({"resolution": 256, "z_dim": 128}, "z_dim=128: must split into 7 equal parts at 256 px: type 126 or 133"),
-        ({"z_dim": 3}, "z_dim=3: must split into 4 equal parts at 32 px: type 4"),
+        (
+            {"resolution": 256, "z_dim": 128},
+            "z_dim=128: must split into 7 equal parts at 256 px: set model.z_dim=126 or model.z_dim=133",
+        ),
+        ({"z_dim": 3}, "z_dim=3: must split into 4 equal parts at 32 px: set model.z_dim=4"),
         ({"g_attention": (32, 7)}, r"g_attention=7: no such size in G; it has \[8, 16, 32\], the nearest is 8"),
         ({"d_attention": (32,)}, r"d_attention=32: no such size in D; it has \[16, 8\], the nearest is 16"),
         ({"g_attention": (32,), "ch": 1}, "g_attention=32: attention needs a width of at least 8, and ch=1 makes it 4"),

@@ -61,7 +61,7 @@ KEY = re.compile(r"batch\.(\w+)=(\d+)")
 
 def ways(message: str) -> list[dict[str, int]]:
     """What a refusal says to type instead: sets of keys, or a number of ranks."""
-    _, _, typed = message.partition(": type ")
+    _, _, typed = message.partition(": set ")
     assert typed, message
     found: list[dict[str, int]] = []
     for way in typed.split(" or "):
@@ -126,7 +126,7 @@ def test_no_micro_batch_is_overlooked_and_no_nearer_batch(total: int, group: int
         (BatchConfig(2048, 2048, 64), 8, "batch.micro_batch=256 or batch.norm_group=512 or train on 32 ranks"),
         (BatchConfig(2048, 2048, 512), 2, "batch.micro_batch=1024 or batch.norm_group=1024 or train on 4 ranks"),
         (BatchConfig(40, 16, 8), 2, "batch.norm_group=10 batch.micro_batch=5"),
-        (BatchConfig(96, 16, 10), 2, "type batch.micro_batch=8"),
+        (BatchConfig(96, 16, 10), 2, "set batch.micro_batch=8"),
     ],
 )
 def test_a_refusal_names_the_least_change(batch: BatchConfig, ranks: int, said: str) -> None:

@@ -143,7 +143,7 @@ def test_impossible_values_are_named(file: str, argument: str, fault: str) -> No
     [
         (
             ("objective.r1=1", "zero.stage=3"),
-            "objective.r1: differentiates D twice, which ZeRO-3 cannot: type zero.stage=2",
+            "objective.r1: differentiates D twice, which ZeRO-3 cannot: set zero.stage=2",
         ),
         (("zero.stage=0", "zero.offload=optimizer"), "config zero.offload=optimizer: stage 0 shares no optimiser state"),
     ],
@@ -159,7 +159,7 @@ def test_a_missing_key_is_named_with_what_to_type(tmp_path: Path, key: str) -> N
     del (config[parent] if parent else config)[last]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     named = {"data": "data.uri"}.get(key, key)
-    assert f"{named} is missing: add it to the file or type {named}=VALUE" in message(str(tmp_path / "config.yaml"))
+    assert f"{named} is missing: set {named}=VALUE" in message(str(tmp_path / "config.yaml"))
 
 
 @pytest.mark.parametrize("content", [b"run: [", b"- run", b"", b"\xff\xd8\xff\xe0 an image", b"just text"])

@@ -235,3 +235,16 @@ def test_what_is_absolute_stays(tmp_path: Path) -> None:
     assert located(config) == config
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config("x" * 5000)
+
+
+@pytest.mark.parametrize("base", ["[cifar10]", "{a: b}", "7"])
+def test_a_preset_is_one_name(base: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"preset: {base}\n")
+    with pytest.raises(ConfigError, match="no config file or preset '7'" if base == "7" else "is not a name: name one preset"):
+        load_config(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("typed", ["total_images=true", "optim.g_lr=True", "processes=false", "batch.micro_batch=true"])
+def test_a_number_is_not_true_or_false(typed: str) -> None:
+    with pytest.raises(ConfigError, match=typed.lower() + ": must not be true or false"):
+        load_config("cifar10", [typed])

@@ -155,7 +155,7 @@ def test_a_generator_over_ranks_is_the_one_of_one_process(ranks: Any) -> None:
     ("settings", "message"),
     [
         ({"gradient_clipping": -1}, "gradient_clipping=-1"),
-        ({"offload": "optimizer", "stage": 0}, "type zero.stage=1"),
+        ({"offload": "optimizer", "stage": 0}, "set zero.stage=1"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -198,7 +198,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_networks_for_other_images_are_refused(config: RunConfig, manifest: Manifest, key: str, value: int) -> None:
     check_model(config, manifest)
     right = getattr(config.model, key)
-    with pytest.raises(ConfigError, match=f"model.{key}={value} but the shards at .* have {right}: type model.{key}={right}"):
+    with pytest.raises(ConfigError, match=f"model.{key}={value} but the shards at .* have {right}: set model.{key}={right}"):
         check_model(replace(config, model=replace(config.model, **{key: value})), manifest)
 
 
@@ -276,15 +276,13 @@ def test_a_status_that_was_never_written_whole_is_none(tmp_path: Path, text: str
 
 def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, manifest: Manifest) -> None:
     check_model(config, manifest)
-    with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: type the same"):
+    with pytest.raises(ConfigError, match=r"data.resolution=64 but model.resolution=32: set data.resolution=32"):
         check_model(replace(config, data=replace(config.data, resolution=64)), manifest)
-    with pytest.raises(
-        ConfigError, match=r"batch.global_batch=512 but the shards have 256 images: type batch.global_batch=256"
-    ):
+    with pytest.raises(ConfigError, match=r"batch.global_batch=512 but the shards have 256 images: set batch.global_batch=256"):
         check_model(replace(config, batch=BatchConfig(512, 8)), manifest)
     mixed = replace(manifest, resolution=None)
     with pytest.raises(ConfigError, match=r"have different sizes: set data.resolution=N"):
         check_model(config, mixed)
     check_model(replace(config, data=replace(config.data, resolution=32)), mixed)
-    with pytest.raises(ConfigError, match=r"shards at .* have 64: type model.resolution=64, data.resolution=32 \(to resample"):
+    with pytest.raises(ConfigError, match=r"shards at .* have 64: set model.resolution=64, data.resolution=32 \(to resample"):
         check_model(config, replace(manifest, resolution=64))

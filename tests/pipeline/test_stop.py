@@ -211,7 +211,7 @@ def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
 def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv(stop.METADATA_VARIABLE, os.environ[stop.METADATA_VARIABLE] + "elsewhere")
-    with pytest.raises(ConfigError, match=r"stop.spot_notice=gcp: .*/elsewhere does not answer .* type another cloud, or none"):
+    with pytest.raises(ConfigError, match=r"stop.spot_notice=gcp: .*/elsewhere does not answer .* name another cloud, or none"):
         SpotWatch("gcp").check()
     monkeypatch.setenv(stop.METADATA_VARIABLE, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=aws"):
