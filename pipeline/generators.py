@@ -200,10 +200,15 @@ def find_exported(source: str) -> str | None:
 
 def _exported(folder: str) -> _Saved:
     """See `pipeline.export`. The network is built by our code; `models:/` URIs run the model's own."""
-    settings = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    about = storage.join(folder, "config.json")
+    try:
+        settings = json.loads(storage.read_bytes(about))
+        named = settings["weights_sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{about} is damaged: export or copy the model again") from None
     place = storage.join(folder, _WEIGHTS)
     weights = storage.read_bytes(place)
-    if hashlib.sha256(weights).hexdigest() != settings["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != named:
         raise DataError(f"{place} is damaged: export or copy the model again")
     config = from_saved(settings["model"])
     return _Saved(config, safetensors.torch.load(weights), settings["images"], tuple(settings["classes"]), finished=True)
