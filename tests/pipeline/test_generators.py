@@ -182,7 +182,7 @@ def test_checkpoints_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
         load_generator(tmp_path / "old")
     imported(str(tmp_path / "damaged"), [])
     (tmp_path / "damaged" / "0000000100" / "ema.rank00000.safetensors").write_bytes(b"0")
-    with pytest.raises(DataError, match="is not what was committed"):
+    with pytest.raises(DataError, match="is damaged: its SHA-256 is not that in COMMIT"):
         load_generator(tmp_path / "damaged", 100)
 
 
