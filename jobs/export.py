@@ -52,12 +52,13 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.export_onnx import save_onnx
     from pipeline.generators import TrainedGenerator, load_generator
     from pipeline.registry import local
+    from pipeline.sample_files import make_parent
 
     writers: dict[str, Callable[[TrainedGenerator, Path], None]]
     writers = {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}
     with local(args.model, args.tracking_uri) as model:
         trained = load_generator(model, args.checkpoint, standing=args.standing)
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(args.dst)
     half = args.dst.with_name(f"{args.dst.name}.{os.getpid()}.new")
     try:
         writers[kind](trained, half)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 from pipeline.wording import plural
@@ -35,13 +36,15 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from pipeline.config import load_config
-    from pipeline.costs import costs
+    from pipeline.costs import costs, steps
+    from pipeline.progress import progress
 
     config = load_config(args.config, args.overrides)
     if config.precision == "auto":
         config = replace(config, precision="bf16")  # as on every GPU
     device, machines = _machines(args, config.precision)
-    found = costs(config, machines)
+    with progress("planning", steps(config, machines), "step", log=sys.stderr) as tell:  # stdout is for the plan alone
+        found = costs(config, machines, tell)
     price = None if args.price is None else found.gpu_hours * args.price
     if args.json:
         assumed = {"gpu": asdict(device), "machines": asdict(machines)}

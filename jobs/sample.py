@@ -205,7 +205,7 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
-    if not args.model.startswith("models:/"):
+    if not registry.is_registered(args.model):
         server = client.Client(args.model)
         classes, ask = server.about["classes"], server.sample
     else:

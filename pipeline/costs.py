@@ -17,6 +17,7 @@ from pipeline.batch import BatchConfig, BatchPlan, micro_batches, plan_batch
 from pipeline.config import RunConfig
 from pipeline.engines import BUCKET
 from pipeline.memory import StepMemory, step_memory
+from pipeline.progress import Tell, silent
 
 _FP32 = 4
 _GIB = 2**30
@@ -118,12 +119,32 @@ class Costs:
         return sum(self.memory.values())
 
 
-def costs(config: RunConfig, machines: Machines) -> Costs:
-    """Raises ConfigError (`plan_batch`) where the machines cannot share the batch."""
+def steps(config: RunConfig, machines: Machines) -> int:
+    """Return how many steps `costs` takes, of a second or more each with large networks."""
+    searched = config.batch.micro_batch == "auto"
+    return 3 + (len(micro_batches(config.batch, machines.ranks)).bit_length() if searched else 1)
+
+
+def costs(config: RunConfig, machines: Machines, tell: Tell = silent) -> Costs:
+    """Compute them, and tell of every step (see `steps`).
+
+    Raises ConfigError (`plan_batch`) where the machines cannot share the batch.
+    """
+    left = steps(config, machines)
+
+    def done(more: int) -> None:
+        nonlocal left
+        left -= more
+        tell(more)
+
     g, d = network_sizes(config)
-    plan, needed = _fitting(config, machines, g, d)
+    done(1)
+    plan, needed = _fitting(config, machines, g, d, done)
     d_steps = config.batch.d_steps
     computed = training_cost(config.model, config.activation_checkpointing == "blocks").per_image(d_steps)
+    done(1)
+    flops = training_cost(config.model).per_image(d_steps)
+    done(left)  # with those of a search that took a step less
     sent = messages(config, plan, g, d)
     images = plan.global_batch * d_steps
     compute = computed * images / machines.ranks / machines.flops
@@ -134,7 +155,7 @@ def costs(config: RunConfig, machines: Machines) -> Costs:
     return Costs(
         plan,
         needed,
-        training_cost(config.model).per_image(d_steps),
+        flops,
         computed,
         sent,
         norm_collectives(config, plan, g, d),
@@ -148,12 +169,14 @@ def costs(config: RunConfig, machines: Machines) -> Costs:
     )
 
 
-def _fitting(config: RunConfig, machines: Machines, g: Sizes, d: Sizes) -> tuple[BatchPlan, dict[str, float]]:
+def _fitting(config: RunConfig, machines: Machines, g: Sizes, d: Sizes, tell: Tell) -> tuple[BatchPlan, dict[str, float]]:
     """The batch as it is shared, and its memory; of `auto` the largest micro-batch that fits, or the smallest there is."""
 
     def tried(batch: BatchConfig) -> tuple[BatchPlan, dict[str, float]]:
         plan = plan_batch(batch, machines.ranks)
-        return plan, memory(config, plan, g, d, step_memory(config, plan))
+        needed = memory(config, plan, g, d, step_memory(config, plan))
+        tell(1)
+        return plan, needed
 
     if config.batch.micro_batch != "auto":
         return tried(config.batch)

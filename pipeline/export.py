@@ -19,6 +19,7 @@ from model.sampling import generate, grid
 from pipeline.generators import TrainedGenerator
 from pipeline.images import png
 from pipeline.mlflow_store import calm_mlflow
+from pipeline.progress import progress
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -35,16 +36,19 @@ def save_model(trained: TrainedGenerator, path: Path, mlflow_model: "Model | Non
     import pandas as pd
     from mlflow import pyfunc
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, progress("writing the MLflow model", 2, "step") as tell:
+        artifacts = _write_artifacts(trained, Path(folder))
+        tell(1)
         pyfunc.save_model(
             path,
             mlflow_model=mlflow_model,
             python_model=str(Path(__file__).with_name("generator_pyfunc.py")),
-            artifacts=_write_artifacts(trained, Path(folder)),
+            artifacts=artifacts,
             signature=signature(),
             input_example=(pd.DataFrame({"class_id": [0, 0]}), {"seed": 7, "truncation": 0.5}),
             pip_requirements=requirements(),
         )
+        tell(1)
 
 
 def save_files(trained: TrainedGenerator, folder: Path) -> None:

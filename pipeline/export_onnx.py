@@ -19,6 +19,7 @@ from model.spectral import bake
 from pipeline.errors import ConfigError
 from pipeline.export import GOLDEN_SEED, describe, golden_labels, golden_png
 from pipeline.generators import TrainedGenerator
+from pipeline.progress import Tell, progress
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -63,14 +64,24 @@ class _Drawer(nn.Module):
 def save_onnx(trained: TrainedGenerator, path: Path) -> None:
     """Write `trained` to the file `path`. Raises ConfigError without the extra `onnx`, RuntimeError if it draws otherwise."""
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 (what torch.onnx writes with)
     except ImportError as error:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'biggan-pipeline[onnx]'") from None
+    with progress("writing the ONNX graph", 3, "step") as tell:
+        path.write_bytes(_checked(trained, tell))
+
+
+def _checked(trained: TrainedGenerator, tell: Tell) -> bytes:
+    """Return the file's bytes, in three steps. Raises RuntimeError if the graph draws otherwise than the network."""
+    import onnx
+    import onnxruntime
+
     labels = golden_labels(trained)
     z = latents(GOLDEN_SEED, Stream.SAMPLES, 0, len(labels), trained.config.latent_dim)
     model = _graph(trained.generator, len(labels) + 1)  # not as many as golden samples: they prove that any number is fine
+    tell(1)
     about = describe(trained) | _TEXTS | {"latent_dim": z.shape[1], "opset": OPSET}
     # The golden samples: these latents and classes gave these pictures, side by side, where the file was written.
     about |= {"golden_z": _base64(z.numpy().astype("<f4").tobytes()), "golden_class_id": labels.tolist()}
@@ -78,7 +89,8 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
     onnx.helper.set_model_props(model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()})
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
-    data = model.SerializeToString()
+    data = bytes(model.SerializeToString())
+    tell(1)
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     drawn = session.run(None, {"z": z.numpy(), "class_id": labels.numpy()})[0]
@@ -87,7 +99,8 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
         wanted = trained.generator(z.to(device), labels.to(device)).cpu().numpy()
     if not (off := float(np.abs(drawn - wanted).max())) <= TOLERANCE:
         raise RuntimeError(f"the ONNX graph draws other images than the network: values differ by {off}")
-    path.write_bytes(data)
+    tell(1)
+    return data
 
 
 def _graph(generator: Generator, samples: int) -> "ModelProto":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
 from pipeline.finite import not_finite
+from pipeline.progress import Tell, progress, silent
 from pipeline.run import load_run_config, locate
 from pipeline.wording import command
 
@@ -63,7 +65,9 @@ class TrainedGenerator:
         of 2,048 where nothing was recorded.
         """
         if self.recorded is None or standing is not None:
-            stand(self.generator, truncation, method or self.method, standing)
+            samples = standing or STANDING_SAMPLES
+            with progress("taking batch-norm statistics", samples, "sample") as tell:
+                stand(self.generator, truncation, method or self.method, samples, tell)
         else:
             self.generator.load_state_dict(self.generator.state_dict() | recorded_at(self.recorded, truncation))
             self.generator.eval()
@@ -98,20 +102,21 @@ def stand(
     truncation: float | None = None,
     method: Truncation = "truncated-normal",
     samples: int | None = None,
+    tell: Tell = silent,
 ) -> None:
     """Take standing statistics of these latents (default: 2,048): always the same for the same weights."""
     config, device = generator.config, next(generator.parameters()).device
     samples = samples or STANDING_SAMPLES
-    batches = (
-        (
-            latents(0, Stream.STANDING, start, n, config.latent_dim, truncation, method).to(device),
-            random_labels(0, Stream.STANDING, start, n, config.num_classes).to(device),
-        )
-        for start in range(0, samples, _STANDING_BATCH)
-        for n in [min(_STANDING_BATCH, samples - start)]
-    )
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, samples, _STANDING_BATCH):
+            n = min(_STANDING_BATCH, samples - start)
+            z = latents(0, Stream.STANDING, start, n, config.latent_dim, truncation, method).to(device)
+            yield z, random_labels(0, Stream.STANDING, start, n, config.num_classes).to(device)
+            tell(n)  # the generator has taken the batch by now
+
     with full_precision(device):
-        standing_statistics(generator, batches)
+        standing_statistics(generator, batches())
 
 
 def recorded_at(recorded: Tensors, truncation: float | None) -> Tensors:
@@ -195,10 +200,15 @@ def find_exported(source: str) -> str | None:
 
 def _exported(folder: str) -> _Saved:
     """See `pipeline.export`. The network is built by our code; `models:/` URIs run the model's own."""
-    settings = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    about = storage.join(folder, "config.json")
+    try:
+        settings = json.loads(storage.read_bytes(about))
+        named = settings["weights_sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{about} is damaged: export or copy the model again") from None
     place = storage.join(folder, _WEIGHTS)
     weights = storage.read_bytes(place)
-    if hashlib.sha256(weights).hexdigest() != settings["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != named:
         raise DataError(f"{place} is damaged: export or copy the model again")
     config = from_saved(settings["model"])
     return _Saved(config, safetensors.torch.load(weights), settings["images"], tuple(settings["classes"]), finished=True)

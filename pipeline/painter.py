@@ -11,7 +11,7 @@ from torch import Tensor
 
 import model.sampling
 from model.biggan import class_weights
-from model.latents import Stream, interpolated, latents
+from model.latents import Stream, Truncation, interpolated, latents
 from pipeline.generators import TrainedGenerator
 
 BATCH = 64
@@ -39,6 +39,7 @@ class Painter:
         images: real images that D had seen.
         weights_sha256: of the generator.
         prepare: gives the generator the statistics of a truncation; None: it has one kind of them for all.
+        method: how latents are truncated.
     """
 
     def __init__(
@@ -50,10 +51,14 @@ class Painter:
         images: int,
         weights_sha256: str,
         prepare: Callable[[float | None], None] | None,
+        method: Truncation = "truncated-normal",
     ) -> None:
         self.classes, self.images, self.weights_sha256 = classes, images, weights_sha256
         self.config = generator.config
         self._generator, self._sampling, self._prepare = generator, sampling, prepare
+        self._method: Truncation = method
+        # The `sampling` of a registered model may be older than the choice of a method.
+        self._options = {} if method == "truncated-normal" else {"method": method}
         self._lock = threading.Lock()
         self._truncation: float | None = None
         self._statistics: dict[float | None, dict[str, Tensor]] = {None: self._buffers()}
@@ -69,7 +74,7 @@ class Painter:
     def walk(self, start: Point, end: Point, steps: int, truncation: float | None) -> Tensor:
         """From one sample to another, both included: images uint8 [steps, C, r, r]. See `model.sampling.walks`."""
         dim, classes = self.config.latent_dim, self.config.num_classes
-        a, b = (latents(p.seed, Stream.SAMPLES, p.index, 1, dim, truncation) for p in (start, end))
+        a, b = (latents(p.seed, Stream.SAMPLES, p.index, 1, dim, truncation, self._method) for p in (start, end))
         from_weights, to_weights = class_weights(torch.tensor([start.label, end.label]), classes)
         t = torch.linspace(0, 1, steps)[:, None]
         with self._lock:
@@ -84,7 +89,8 @@ class Painter:
     def _generate(self, labels: Tensor, seed: int, start: int, truncation: float | None) -> Tensor:
         with self._lock:
             self._stand(truncation)
-            return self._sampling.generate(self._generator, labels, seed=seed, start=start, truncation=truncation, batch=BATCH)
+            options = {"seed": seed, "start": start, "truncation": truncation, "batch": BATCH} | self._options
+            return self._sampling.generate(self._generator, labels, **options)
 
     def _stand(self, truncation: float | None) -> None:
         if truncation == self._truncation or self._prepare is None:
@@ -114,7 +120,8 @@ def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Painte
         classes=trained.classes,
         images=trained.images,
         weights_sha256=trained.weights_sha256,
-        prepare=lambda truncation: trained.prepare(truncation, "truncated-normal", standing),
+        prepare=lambda truncation: trained.prepare(truncation, trained.method, standing),
+        method=trained.method,
     )
 
 

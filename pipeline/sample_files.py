@@ -31,12 +31,19 @@ def write_sheet(uri: str, images: Tensor, columns: int) -> None:
     storage.write_bytes(uri, ENCODERS[form](pixels))
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that `path` is to be in. Raises ConfigError where a file is in its way."""
+    if files := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
+        raise ConfigError(f"{path} cannot be written: {files[0]} is a file; name a path below a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_npz(path: Path, batches: Batches, count: int) -> None:
     """Write `count` images as `arr_0` [count, H, W, C] uint8 and their labels as `arr_1` [count] int64.
 
     guided-diffusion's evaluator reads `arr_0`. Only a batch is in memory at a time, and the file appears when it is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     labels: list[npt.NDArray[np.int64]] = []
     try:

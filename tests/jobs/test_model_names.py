@@ -125,3 +125,14 @@ def test_a_name_that_is_taken_is_read_back_by_mlflow_the_shell_and_docker(name: 
     assert condition["value"] == name
     assert shlex.split(command("sample", uri).strip("`")) == ["biggan", "sample", uri]
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", image_name(name))
+
+
+@pytest.mark.parametrize("argv", [("export", "RUN", "file/model"), ("sample", "RUN", "file/set.npz", "--count", "2")])
+def test_a_file_in_the_way_of_a_folder_is_named(
+    registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"mine")
+    assert main([str(registered_run) if word == "RUN" else word for word in argv]) == 78
+    assert "cannot be written: file is a file; name a path below a folder" in capsys.readouterr().err
+    assert Path("file").read_bytes() == b"mine"

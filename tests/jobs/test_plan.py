@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jobs.cli import main
+from pipeline import progress
 from tests.jobs.test_register import refusal
 
 SMALL = ("plan", "fashion-mnist", "--nodes", "2", "--gpus", "2", "batch.micro_batch=32")
@@ -26,6 +27,14 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     for said in ("A100", "10 of 312 TFLOP/s", "given", f"{found['flops_per_image'] / 1e9:.4g} GFLOP an image"):
         assert said in table
     assert f"{found['hours']:,.1f} hours" in table and "left for CUDA" in table
+
+
+def test_a_log_has_its_steps_apart_from_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    assert main([*SMALL, "model.ch=4", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["batch"]["global_batch"] == 256
+    assert [line.partition(",")[0] for line in said.err.splitlines()] == [f"planning: {n} of 4 steps" for n in (1, 2, 3, 4)]
 
 
 def test_defaults_are_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:

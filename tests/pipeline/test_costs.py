@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.batch import BatchPlan
 from pipeline.config import RunConfig, build, load_config
-from pipeline.costs import DEVICES, Costs, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives
+from pipeline.costs import DEVICES, Costs, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives, steps
 from pipeline.engines import ZeroConfig
 from pipeline.memory import LiveBytes, StepMemory, step_memory
 from tests.pipeline.measured_step import ENVIRONMENT
@@ -161,7 +161,10 @@ def gpu_run(shards: Path, run: Path, micro: int) -> tuple[RunConfig, dict[str, f
 def test_auto_takes_the_largest_micro_batch_that_fits() -> None:
     def planned(micro_batch: int | str, memory: float = math.inf) -> Costs:
         batch = {"global_batch": 64, "norm_group": 4, "micro_batch": micro_batch}
-        return costs(build(TREE | {"batch": batch}), Machines(1, 2, 1e12, 1e9, 1e6, memory))
+        asked, told = (build(TREE | {"batch": batch}), Machines(1, 2, 1e12, 1e9, 1e6, memory)), list[int]()
+        found = costs(*asked, told.append)
+        assert sum(told) == steps(*asked)
+        return found
 
     assert planned("auto").batch.micro_batch == 32
     assert planned("auto", memory=0).batch.micro_batch == 2

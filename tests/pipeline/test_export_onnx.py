@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.cli import main
 from model.config import ModelConfig
 from model.networks import build_generator
-from pipeline import export_onnx
+from pipeline import export_onnx, progress
 from pipeline.errors import ConfigError
 from pipeline.export_onnx import TOLERANCE, save_onnx
 from pipeline.generators import TrainedGenerator, load_generator, stand
@@ -130,9 +130,13 @@ def test_the_command_writes_the_file(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short_standing_statistics(monkeypatch)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     save_run(tmp_path / "run", shards, mode="off")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "g.onnx")]) == 0
-    assert "onnx, 4,096 images" in capsys.readouterr().out
+    statistics, *steps, last = capsys.readouterr().out.splitlines()
+    assert statistics.startswith("taking batch-norm statistics: 32 of 32 samples, ")
+    assert [line.partition(",")[0] for line in steps] == [f"writing the ONNX graph: {n} of 3 steps" for n in (1, 2, 3)]
+    assert "onnx, 4,096 images" in last
     trained = load_generator(tmp_path / "run")
     session = ort.InferenceSession(tmp_path / "g.onnx")
     assert session.get_modelmeta().custom_metadata_map["weights_sha256"] == trained.weights_sha256

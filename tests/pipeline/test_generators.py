@@ -194,3 +194,7 @@ def test_exports_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"\1")
     with pytest.raises(DataError, match=r"generator\.safetensors is damaged"):
         load_generator(tmp_path / "exported")
+    for text in (b"{", b"{}", b"[]"):
+        storage.write_bytes(weights.replace("generator.safetensors", "config.json"), text)
+        with pytest.raises(DataError, match=r"config\.json is damaged"):
+            load_generator(tmp_path / "exported")

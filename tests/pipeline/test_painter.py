@@ -1,5 +1,6 @@
 """What the page draws is what `generate` and `walks` draw, whatever was drawn before."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,16 @@ def test_few_truncations_stay_in_memory_and_all_are_right(ours: Painter, monkeyp
     monkeypatch.setattr(painter, "_KEPT", 3)
     before = {t: ours.samples([0, 1], 0, t) for t in (None, 0.3, 0.6, 0.9)}
     assert all(torch.equal(ours.samples([0, 1], 0, t), images) for t, images in before.items())
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_import_is_truncated_as_the_sample_command_does_it(ours: Painter, run: Path, rows: int) -> None:
+    trained = load_generator(run)
+    state = trained.generator.state_dict()
+    recorded = {name: torch.stack([tensor] * rows) for name, tensor in state.items() if name.endswith((".mean", ".var"))}
+    imported = replace(trained, recorded=recorded | {"truncations": torch.linspace(0.5, 1, rows)})
+    how = {"truncation": 0.6, "method": "truncated-normal" if rows == 1 else "scaled-truncated-normal"}
+    page, labels = painter_of(imported), torch.tensor([2, 0])
+    assert torch.equal(page.samples([2, 0], 4, 0.6), generate(trained.generator, labels, seed=4, **how))
+    z, weights = walks(trained.generator, labels, 5, seed=4, **how)
+    assert torch.equal(page.walk(Point(2, 4, 0), Point(0, 4, 1), 5, 0.6), draw(trained.generator, z, weights))

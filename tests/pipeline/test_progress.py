@@ -36,3 +36,14 @@ def test_lines_count_what_this_command_has_done(monkeypatch: pytest.MonkeyPatch,
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines] == [f"planning: {done} of 3 probes" for done in (1, 2, 3)]
     assert all(line.endswith(" probes/s") for line in lines)
+
+
+def test_slow_steps_have_a_speed_and_a_log_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter((0.0, 40.0))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with progress("planning", 4, "step", log=sys.stderr) as update:
+        update(1)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "planning: 1 of 4 steps, 0.025 steps/s\n")
