@@ -26,7 +26,7 @@ from pipeline.labels import Classes, number_labels
 from pipeline.layout import SPLITS, split_within
 from pipeline.sample_rules import BAD_LABEL, Fault, Rules
 from pipeline.tar_samples import Progress, Scan, scan
-from pipeline.wording import command
+from pipeline.wording import command, plural
 
 _HOPELESS = 100  # samples that the rules do not fit, before any that they do
 _NUMBERED = re.compile(r"(.*?)(\d+)((?:-of-(\d+))?\.tar)", re.IGNORECASE)
@@ -153,6 +153,9 @@ def find_shards(uri: str) -> Tars:
     packed = [name for name in files if (".tar." in name and name.endswith(COMPRESSED)) or name.endswith(".tgz")]
     if not tars:
         hint = f"{packed[0]} is compressed: unpack it first (gunzip)" if packed else "name a folder of .tar files"
+        places = [storage.join(uri, name) for name in folders]
+        if below := [place for place in places if any(name.lower().endswith(".tar") for name in storage.names(place))]:
+            hint = f"the tars are in {plural(len(below), 'folder')} below it: index each, as in {command('index', below[0])}"
         raise ConfigError(f"no shards at {uri}: {hint}")
     _refuse_splits(uri, tars)
     ours = {MANIFEST, REPORT, *map(index_name, tars), *tars, *packed}
@@ -173,7 +176,8 @@ def _named(uri: str) -> Tars:
     there = {name: storage.exists(storage.join(folder, name)) for name in names}
     missing = [name for name in names if not there[name]]
     if len(missing) == len(names):
-        raise ConfigError(f"{uri}: {len(missing)} of {len(names)} shards are not there, such as {missing[0]}")
+        which = f"there is no {names[0]}" if len(names) == 1 else f"none of the {len(names):,} shards is there"
+        raise ConfigError(f"{uri}: {which} in {folder}: check the folder and the name")
     return Tars(folder, tuple(name for name in names if there[name]), tuple(map(_missing, missing)))
 
 

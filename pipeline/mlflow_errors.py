@@ -50,6 +50,8 @@ class Refused(ConfigError):
 def first_line(error: Exception) -> str:
     """Return what `error` says, as one line that keeps its cause, without the password that a URI in it may carry."""
     line = hide_secrets((str(error).strip() or type(error).__name__).splitlines()[0])
+    if isinstance(error, UserError):  # one line already, with what to do at its end
+        return line
     if "(Caused by " in line:  # it stands behind addresses that take up pages, and within quotes and brackets
         cause = re.sub(r"""["']\)*$""", "", line.partition("(Caused by ")[2])
         line = re.split(r"""\): |\(["']|, ["']""", cause)[-1]

@@ -38,8 +38,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("g_lr", "d_lr", "eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0 and finite")
         for name in ("warmup", "ema_half_life", "ema_start"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")

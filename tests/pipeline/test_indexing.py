@@ -194,7 +194,7 @@ def test_incomplete_samples_can_be_left_out(tmp_path: Path) -> None:
     [
         ("pipe:cat x.tar", "a command's output cannot be read from the middle"),
         ("x/{000..003}.tar.gz", "unpack it first"),
-        ("x/{000..003}.tar", "4 of 4 shards are not there"),
+        ("x/{000..003}.tar", "none of the 4 shards is there"),
         ("nowhere", "no shards at nowhere"),
     ],
 )
@@ -202,6 +202,15 @@ def test_what_cannot_be_indexed(uri: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find_shards(uri)
     assert says in str(caught.value)
+
+
+def test_tars_of_the_folders_below_are_named(tmp_path: Path) -> None:
+    for name in ("train", "test", "notes"):
+        (tmp_path / name).mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / name / "a.tar", GOOD)
+    with pytest.raises(ConfigError, match=rf"in 2 folders below it: index each, as in `biggan index {tmp_path}/test`"):
+        index(tmp_path)
 
 
 def test_compressed_tars_are_refused(tmp_path: Path) -> None:
