@@ -1,5 +1,6 @@
 """Optimiser settings and their schedules, all in images, so that they survive another batch size."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
