@@ -47,7 +47,7 @@ def test_a_rule_scales_the_whole_schedule(batch: int, lr_batch: int, images: int
     ("settings", "said"),
     [
         ({"lr_scaling": "sqrt"}, "lr_scaling=sqrt: .*type optim.lr_batch=BATCH"),
-        ({"lr_batch": 256}, "type optim.lr_scaling=linear or sqrt"),
+        ({"lr_batch": 256}, "set optim.lr_scaling=linear or optim.lr_scaling=sqrt"),
         ({"lr_scaling": "linear", "lr_batch": 0}, "lr_batch=0: must be at least 1"),
     ],
 )
