@@ -46,7 +46,7 @@ def test_a_rule_scales_the_whole_schedule(batch: int, lr_batch: int, images: int
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lr_scaling": "sqrt"}, "lr_scaling=sqrt: .*type optim.lr_batch=BATCH"),
+        ({"lr_scaling": "sqrt"}, "lr_scaling=sqrt needs optim.lr_batch, and vice versa: set optim.lr_batch=BATCH"),
         ({"lr_batch": 256}, "set optim.lr_scaling=linear or optim.lr_scaling=sqrt"),
         ({"lr_scaling": "linear", "lr_batch": 0}, "lr_batch=0: must be at least 1"),
     ],
