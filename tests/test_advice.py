@@ -19,6 +19,7 @@ from pipeline.run import prepare
 from tests.advice import Advice, advice, follow, typed, wrong
 from tests.conftest import PATTERNS, write_tree
 from tests.jobs.tiny_runs import TINY
+from tests.pipeline.saved_run import save_run
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ def _damaged(at: Path) -> list[str]:
     return words
 
 
+def _init(at: Path) -> list[str]:
+    """Weights of networks with another width and latent."""
+    words = _train()(at)
+    save_run(at / "first run", Path(yaml.safe_load(Path(words[1]).read_text())["data"]["uri"]), mode="off")
+    return [*words, f"init={at / 'first run'}"]
+
+
 def _gaps(at: Path) -> list[str]:
     """Labels that only a list of thirty names, or new numbers, makes classes of."""
     (at / "names.txt").write_text("\n".join(f"name {i}" for i in range(30)))
@@ -131,6 +139,7 @@ SCENES: dict[str, Scene] = {
     "R1 and batch norm": Scene(_train("model.discriminator=strided", "objective.r1=1")),
     "no intact checkpoint": Scene(_damaged, {"NEW_RUN": "another run"}),
     "two sources of data": Scene(_two_sources),
+    "networks of init": Scene(_init),
     "tars without index": Scene(_of_tars(lambda at: _tars(at, "0", "1"))),
     "labels with gaps": Scene(_gaps, {"FILE": "names.txt"}),
     "manifest of another program": Scene(lambda at: ["index", _foreign(at)], {"DIR": "my index"}),

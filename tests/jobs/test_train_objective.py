@@ -42,7 +42,7 @@ def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: s
     old = ("model.generator=transposed", "model.discriminator=strided", "model.d_condition=concat", "objective.loss=minimax")
     train_forked(tiny, tmp_path / "first", *old, "total_images=64", "tracking.mode=off")
     assert main(["train", tiny, f"run={tmp_path}/other", f"init={tmp_path}/first", "total_images=64"]) == 78
-    assert "type model.generator=transposed model.discriminator=strided" in capsys.readouterr().err
+    assert "set model.generator=transposed model.discriminator=strided" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     # Steps that hardly move: what comes out is what went in.
     still = ("optim.g_lr=1e-12", "optim.d_lr=1e-12", "optim.warmup=0", "total_images=64", "tracking.mode=off")
