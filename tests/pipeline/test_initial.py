@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
+from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
-from pipeline.initial import ema_note, initial_checkpoint
+from pipeline.initial import ema_note, explicit, initial_checkpoint
 from pipeline.run import check_model
 from tests.pipeline.saved_run import save_checkpoint, save_run
 
@@ -70,3 +71,11 @@ def test_an_ema_that_stays_the_source_is_told(tmp_path: Path, shards_grey: Path)
     assert "after 500,000 images the EMA" in said and "still is 98.8% init=runs/a: set optim.ema_half_life=50000" in said
     assert noted(50_000) == ""
     assert noted(28_390_000, total_images=675_840_000) == noted(28_390_000, init=None) == noted(0) == ""
+
+
+@pytest.mark.parametrize("d", ["biggan", "biggan-deep", "strided"])
+@pytest.mark.parametrize("g", ["biggan", "biggan-deep", "transposed"])
+def test_what_a_message_says_to_set_makes_the_same_networks(g: str, d: str) -> None:
+    fields: dict[str, Any] = {"generator": g, "discriminator": d, "resolution": 64, "num_classes": 3, "ch": 16}
+    config = ModelConfig(**fields)
+    assert explicit(ModelConfig(**explicit(config))) == explicit(config)
