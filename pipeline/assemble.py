@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.decode import Pixels, UndecodableError, decode_into
 from pipeline.errors import DataError
+from pipeline.index import INDEXED
 from pipeline.order import Ints
 from pipeline.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.reader import Encoded, Reader
@@ -65,7 +66,7 @@ class Assembler:
         self._reader, self._shape, self._quarantine = reader, shape, quarantine
         self._crop, self._transform, self._seed = crop, transform or "", seed
         manifest = reader.manifest
-        indexed = manifest.source.startswith("biggan index")
+        indexed = manifest.source == INDEXED
         self._again = command(*(("index", "URI", "--out", "NEW") if indexed else ("shard", "SRC", "NEW")), "--on-error", "skip")
         small = sum(shard.bytes for shard in manifest.shards) < _THREAD_BYTES * manifest.samples
         self._parts = 1 if small and not transform else threads

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.index import MANIFEST, Shard, index_name, is_manifest
+from pipeline.index import INDEXED, MANIFEST, Shard, index_name, is_manifest
 from pipeline.pack_state import REPORT, STATE, is_state
 from pipeline.wording import plural
 
@@ -45,7 +45,7 @@ def inventory(uri: str) -> tuple[set[str], list[str]]:
 
 def _lists_packed(document: bytes) -> bool:
     """Whether it is a manifest of tars that packing wrote; those that `biggan index` lists are somebody else's."""
-    return is_manifest(document) and b'"source": "biggan index' not in document
+    return is_manifest(document) and f'"source": "{INDEXED}'.encode() not in document
 
 
 def remove(uri: str, names: Iterable[str]) -> None:

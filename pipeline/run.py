@@ -171,7 +171,7 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
         if getattr(config.model, key) != stored:
             if key == "num_classes" and config.init:
                 refuse_other_classes(config.init, locate(config.init).state()["model"]["num_classes"], stored, where)
-            crop = f", data.resolution={config.model.resolution} (to resample while reading)" if key == "resolution" else ""
+            crop = f" or data.resolution={config.model.resolution} (to resample while reading)," if key == "resolution" else ""
             raise ConfigError(
                 f"model.{key}={getattr(config.model, key)} but the shards at {where} have {stored}: "
                 f"set model.{key}={stored}{crop} or name other shards"
