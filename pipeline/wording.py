@@ -18,3 +18,8 @@ def hide_secrets(text: str) -> str:
     """Return `text` without passwords and signatures of addresses: `//user:password@host` and what follows `?` in http://."""
     text = re.sub(r"(?<!abfs:)//[^/?#\s]*@", "//", text)  # abfs://CONTAINER@ACCOUNT is no secret
     return re.sub(r"(https?://[^\s?#'\"`]*\?)(?!\.\.\.)[^\s'\"`<>,;)]*[^\s'\"`<>,;).:]", r"\1...", text)
+
+
+def printable(text: str) -> str:
+    """Return `text` in one line that a terminal only prints: control characters, line breaks and surrogates are escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
