@@ -6,9 +6,9 @@ store that fails stays a passing fault (`pipeline.storage`).
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pipeline.errors import DataError, UserError, as_user_error
 from pipeline.wording import printable
@@ -28,7 +28,8 @@ def parse(kind: type[T], data: bytes | str, what: str, advice: str = "", error: 
     import pydantic
 
     try:
-        return _adapter(kind).validate_json(data, strict=True)
+        found: T = _adapter(cast(Hashable, kind)).validate_json(data, strict=True)
+        return found
     except pydantic.ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
@@ -53,7 +54,7 @@ def parsing(what: str, advice: str = "", error: type[UserError] = DataError) -> 
         raise error(_line(what, f"{type(problem).__name__}: {problem}", advice)) from problem
 
 
-@functools.lru_cache
+@functools.cache
 def _adapter(kind: Any) -> "pydantic.TypeAdapter[Any]":
     import pydantic
 
