@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Address (or folder) of CPU wheels of torch, for a machine whose default index has only CUDA builds.
 TORCH_INDEX ?=
-export VENV TORCH_INDEX
+# "off" installs files that are not those of constraints.txt, too: for an index that builds its own.
+HASHES ?= on
+export VENV TORCH_INDEX HASHES
 
 RUN := $(VENV)/bin/python -m
 

@@ -2,22 +2,22 @@
 
 Needs Python >= 3.11 and its standard library. Running it again does nothing when nothing has changed, and repairs an
 installation that was interrupted. A machine without an NVIDIA GPU never gets the CUDA packages: pip is asked what it
-would install before it does. $TORCH_INDEX adds an index (or a folder) of torch wheels.
+would install before it does. torch, and only torch, comes from $TORCH_INDEX, an index or a folder of wheels, if that is set.
+
+Every file has to have a hash that constraints.txt lists. What it does not list (a build of torch from another index, CUDA
+packages, what another Python needs) is held to the hash that pip's index states, and named. HASHES=off does without.
 """
 
 import argparse
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,57 +27,14 @@ if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything co
         "name another, as in `make demo PYTHON=python3.12`".format(*sys.version_info)
     )
 
+import tomllib
+
+from installing.constraints import Constraints, torch_in
+from installing.environment import Environment, InstallError, Step
+
 HERE = Path(__file__).resolve().parent
 CUDA_PACKAGE = re.compile(r"nvidia-|cuda-|triton$")
 NAME_AN_INDEX = "make demo TORCH_INDEX=<address of a CPU wheel index; see 'Get Started' on the PyTorch site>"
-# A folder that holds more than these is somebody else's.
-VENV_MAKES = {"bin", "include", "lib", "lib64", "share", "pyvenv.cfg", ".gitignore", "install.log", "constraints.txt"}
-# What pip says, what to do about it. The first that is found counts.
-ADVICE = (
-    (r"No space left on device|Errno 28", "The disk is full: 4 GB are enough for everything."),
-    (r"onnection|timed out|resolve host|ProxyError|SSLError", "Is the network, or a proxy, in the way of pip's index?"),
-    (
-        r"No matching distribution|ResolutionImpossible",
-        "No version fits this Python: try PYTHON=python3.11 VENV=.venv311.",
-    ),
-)
-
-
-class InstallError(Exception):
-    """Ends the installation with its text, without a traceback."""
-
-
-class Step:
-    """One numbered line, with what pip is at while it works (on a terminal) and the seconds in the end."""
-
-    def __init__(self, number: int, total: int, title: str) -> None:
-        self.head, self.began = f"[{number}/{total}] {title}", time.monotonic()
-        self.said = ""
-
-    def __enter__(self) -> "Step":
-        print(f"{self.head} ...", end="", flush=True)
-        return self
-
-    def progress(self, line: str) -> None:
-        """Show the last thing that pip said, where a line can be overwritten."""
-        if sys.stdout.isatty():
-            room = shutil.get_terminal_size().columns - len(self.head) - 8
-            print(f"\r{self.head} ... {line[: max(room, 0)]}\x1b[K", end="", flush=True)
-
-    def say(self, text: str) -> None:
-        """What the step found out, for the end of its line."""
-        self.said = f": {text}"
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        clear = f"\r\x1b[K{self.head} ..." if sys.stdout.isatty() else ""
-        outcome = "failed" if kind else f"{time.monotonic() - self.began:.0f} s{self.said}"
-        print(f"{clear} {outcome}", flush=True)
-
-
-def advice(output: str) -> str:
-    """What to do about a pip that failed with `output`."""
-    found = [text for pattern, text in ADVICE if re.search(pattern, output)]
-    return " ".join([*found[:1], "Then run the same command again: what is already there is kept."])
 
 
 def refuse_cuda(plan: list[dict[str, Any]], gpu: bool) -> None:
@@ -105,147 +62,89 @@ def has_gpu() -> bool:
 def key(env: Path) -> str:
     """Changes whenever the installation has to be looked at again."""
     digest = hashlib.sha256(f"{HERE}\n{env}\n".encode())
-    for name in ("pyproject.toml", "constraints.txt", "install.py"):
-        digest.update((HERE / name).read_bytes())
+    for path in (HERE / "pyproject.toml", HERE / "constraints.txt", HERE / "install.py", *sorted(HERE.glob("installing/*.py"))):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def remove_half_installed(env: Path) -> list[str]:
-    """Make pip forget packages whose installation was cut short, so that it installs them again; return their names.
-
-    pip writes RECORD last and in one move: a package without it is not whole, though pip would take it for installed.
-    """
-    folders = env.glob("lib/python*/site-packages/*.dist-info")
-    halves = [folder for folder in folders if not (folder / "RECORD").exists()]
-    for folder in halves:
-        shutil.rmtree(folder)
-    return [folder.name.split("-")[0] for folder in halves]
+def requirements(extras: list[str]) -> list[str]:
+    """What pyproject.toml asks for, with these extras."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
 
 
-class Environment:
-    """The virtual environment at `root`, and pip in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.python = root, root / "bin" / "python"
-        self.log = root / "install.log"
-
-    def create(self) -> None:
-        """Make it, unless a Python with pip is there already; whatever an interrupted run has left is repaired."""
-        remove_half_installed(self.root)
-        state = 1
-        if self.python.exists():
-            probe = [str(self.python), "-c", "import sys, pip; sys.exit(3 if sys.version_info < (3, 11) else 0)"]
-            state = subprocess.run(probe, capture_output=True, check=False).returncode
-        if state == 3:
-            raise InstallError(f"the Python in {self.root} is too old: remove that folder, or name another in VENV")
-        if state == 0:
-            return
-        if not {path.name for path in self.root.iterdir()} <= VENV_MAKES:
-            raise InstallError(f"{self.root} is no virtual environment: name a new folder in VENV")
-        if importlib.util.find_spec("ensurepip") is None:  # Debian and its kin ship it apart
-            package = "python{}.{}-venv".format(*sys.version_info)
-            raise InstallError(f"this Python cannot make virtual environments; as root: apt-get install {package}")
-        made = subprocess.run([sys.executable, "-m", "venv", self.root], capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise InstallError(f"python -m venv failed:\n{made.stdout}{made.stderr}".strip())
-
-    def pip(self, step: Step, *arguments: object) -> None:
-        """Run `pip install`; its output goes to the log, its last lines into the error if it fails."""
-        # DS_BUILD_OPS: none of DeepSpeed's C++ is compiled, nor used. PIP_USER would defeat the environment.
-        settings = {**os.environ, "DS_BUILD_OPS": "0", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        # --no-compile: of 15,000 modules a run imports some 3,000, and Python compiles those itself.
-        options = ["--no-input", "--no-compile", "--progress-bar=off"]
-        command = [str(self.python), "-m", "pip", "install", *options, *map(str, arguments)]
-        tail: deque[str] = deque(maxlen=12)
-        with self.log.open("a") as log:
-            print("$", *command, file=log, flush=True)
-            process = subprocess.Popen(
-                command, env=settings, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                tail.append(line.rstrip())
-                step.progress(tail[-1].strip())
-        if process.wait():
-            said = "\n".join(f"    {line}" for line in tail)
-            raise InstallError(f"pip failed ({self.log} has all of it):\n{said}\n{advice(said)}")
-
-    def would_install(self, step: Step, *arguments: object) -> list[dict[str, Any]]:
-        """What pip would install for these arguments: items with `metadata`, as in its installation report."""
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.json"
-            self.pip(step, "--dry-run", "--report", report, *arguments)
-            plan: list[dict[str, Any]] = json.loads(report.read_text())["install"]
-        return plan
-
-    def has(self, distribution: str) -> bool:
-        """Is any version of it installed here?"""
-        return any(self.root.glob(f"lib/python*/site-packages/{distribution}-*.dist-info"))
-
-    def ask(self, code: str) -> str:
-        """The last line that a Python program prints here."""
-        done = subprocess.run([self.python, "-c", code], capture_output=True, text=True, cwd=HERE, check=False)
-        if done.returncode:
-            raise InstallError(f"what was installed does not work:\n{done.stderr.strip()[-2000:]}\n{advice('')}")
-        return done.stdout.strip().splitlines()[-1]
-
-
-def torch_in(text: str) -> str:
-    """The requirement on torch that constraints.txt or pyproject.toml states."""
-    found = re.search(r"^\W*(torch[=><][^\"\s]*)", text, re.MULTILINE)
-    assert found, "both name torch"
-    return found[1]
-
-
-def install(env: Environment, extras: list[str], constraints: str) -> None:
-    """Bring `env`, whatever it is now, to an environment in which the project runs."""
-    total = 5
-    tested, allowed = torch_in(constraints), torch_in((HERE / "pyproject.toml").read_text())
+def torch_plan(env: Environment, step: Step, lock: Constraints) -> tuple[list[dict[str, Any]], list[object]]:
+    """What pip would install for torch, itself first, and the options that find it."""
     index = os.environ.get("TORCH_INDEX", "")
-    wheels = ["--find-links" if Path(index).is_dir() else "--extra-index-url", index] if index else []
-    limits = env.root / "constraints.txt"
+    limits = lock.constrain(env.root, hashes=False)
+    if not index:
+        return env.would_install(step, *limits, lock.torch), []
+    where: list[object] = ["--find-links" if Path(index).is_dir() else "--index-url", index]
+    alone = env.would_install(step, "--no-deps", *where, *limits, lock.torch)
+    # Its dependencies come from pip's own index: whoever offers torch may not put another numpy in.
+    whole = env.would_install(step, *limits, *(f"torch @ {item['download_info']['url']}" for item in alone))
+    return [*alone, *(item for item in whole if item["metadata"]["name"] != "torch")], where
 
+
+def install(env: Environment, extras: list[str], lock: Constraints, image: bool = False) -> None:
+    """Bring `env`, whatever it is now, to an environment in which the project runs."""
+    total, unknown = 5, []
+    allowed = torch_in((HERE / "pyproject.toml").read_text())
     with Step(1, total, f"Python environment in {env.root}") as step:
         env.create()
-        limits.write_text(constraints)
         # An old pip downloads whole wheels to say what it would install; setuptools is for DeepSpeed's setup.py.
-        env.pip(step, "--upgrade", "-c", limits, "pip", "setuptools")
+        env.install_lines(step, [lock.requirement(name) for name in ("pip", "setuptools")], "--upgrade", "--no-deps")
     with Step(2, total, "what would pip install for torch?") as step:
         gpu = has_gpu()
         kept = env.has("torch") and not env.would_install(step, allowed)
-        plan = [] if kept else env.would_install(step, "-c", limits, *wheels, tested)
-        refuse_cuda(plan, gpu)
+        plan, where = ([], []) if kept else torch_plan(env, step, lock)
+        refuse_cuda(plan, gpu or image)
         step.say(f"{len(plan)} packages, on a machine with{'' if gpu else 'out'} a GPU")
-    with Step(3, total, allowed if kept else tested) as step:
-        if plan:
-            env.pip(step, "-c", limits, *wheels, tested)
+    with Step(3, total, allowed if kept else lock.torch) as step:
+        torch = [item for item in plan if item["metadata"]["name"] == "torch"]
+        unknown += env.install_plan(step, torch, lock, *where) if torch else []
+        others = [item for item in plan if item not in torch]
+        unknown += env.install_plan(step, others, lock) if others else []
         version = env.ask("import importlib.metadata; print(importlib.metadata.version('torch'))")
+        lock.build = f"torch=={version}"
         step.say(version)
     with Step(4, total, "everything else" + (f", with {' and '.join(extras)}" if extras else "")) as step:
-        # From here on this very torch is the only one that pip may consider.
-        limits.write_text(constraints.replace(tested, f"torch=={version}"))
-        project = f"{HERE}[{','.join(extras)}]" if extras else HERE
         # DeepSpeed comes as source, and its setup.py looks at torch: it shall find this one, not fetch another.
-        env.pip(step, "-c", limits, "--no-build-isolation", "--editable", project)
+        unknown += env.install_all(step, requirements(extras), lock, "--no-build-isolation")
+        env.pip(step, "--no-deps", "--no-build-isolation", *([] if image else ["--editable"]), HERE)
+        but = f" but {', '.join(unknown)}" if unknown else ""
+        step.say(f"all{but} by a hash in constraints.txt" if lock.hashed else "by no hash")
     with Step(5, total, "does it start?") as step:
         device = "'GPU' if torch.cuda.is_available() else 'CPU'"
         step.say(f"on the {env.ask(f'import deepspeed, mlflow, torch, jobs.cli; print({device})')}")
 
 
 def lock() -> None:
-    """Write constraints.txt: what pip chooses today for the project with its dev extras, around the pinned torch."""
+    """Write constraints.txt: what pip chooses today for the project with all it is tested with, around the pinned torch."""
     path = HERE / "constraints.txt"
     tested = torch_in(path.read_text())
     with tempfile.TemporaryDirectory() as folder:
         env = Environment(Path(folder))
-        install(env, ["dev"], f"{tested}\n")
-        freeze = [str(env.python), "-m", "pip", "freeze", "--all", "--exclude-editable"]
+        install(env, ["dev", "gpu"], Constraints(f"{tested}\n", hashed=False))
+        freeze = [str(env.python), "-m", "pip", "list", "--format=freeze", "--exclude-editable"]
         frozen = subprocess.run(freeze, stdout=subprocess.PIPE, text=True, check=True).stdout
-    # Which build of torch it was ("+cpu") is this machine's affair.
-    frozen = re.sub(r"^torch==.*$", tested, frozen, flags=re.MULTILINE)
+        # Which build of torch it was ("+cpu") is this machine's affair.
+        (env.root / "pins.in").write_text(re.sub(r"^torch==.*$", tested, frozen, flags=re.MULTILINE))
+        subprocess.run([sys.executable, "-m", "venv", env.root / "uv"], check=True)
+        subprocess.run([env.root / "uv/bin/pip", "install", "-q", "uv"], check=True)
+        compiling: list[str | Path] = [
+            env.root / "uv/bin/uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-deps",
+            "--generate-hashes",
+            "--no-annotate",
+        ]
+        compiling += ["--no-header", "--python", env.python, env.root / "pins.in"]
+        pins = subprocess.run(compiling, stdout=subprocess.PIPE, text=True, check=True).stdout
     python = "{}.{}".format(*sys.version_info)
-    path.write_text(f"# What the tests have passed on (Python {python}, CPU). Written by `make lock`.\n{frozen}")
+    path.write_text(f"# What the tests have passed on (Python {python}, CPU). Written by `make lock`.\n{pins}")
     print(f"wrote {path}: run the tests before you commit it")
 
 
@@ -253,6 +152,7 @@ def main() -> None:
     """Install unless the stamp says that it was done; the stamp is written last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extra", action="append", default=[], help="an extra of pyproject.toml, such as dev")
+    parser.add_argument("--image", action="store_true", help="for another machine: a copy of the project, CUDA allowed")
     parser.add_argument("--lock", action="store_true", help="rewrite constraints.txt instead")
     args = parser.parse_args()
     if args.lock:
@@ -267,7 +167,8 @@ def main() -> None:
         return None
     stamp.unlink(missing_ok=True)
     began, extras = time.monotonic(), sorted({*args.extra, *done["extras"]})
-    install(env, extras, (HERE / "constraints.txt").read_text())
+    hashed = os.environ.get("HASHES") != "off"
+    install(env, extras, Constraints((HERE / "constraints.txt").read_text(), hashed), image=args.image)
     # In one move: a stamp is whole or not there.
     (env.root / "installed.new").write_text(json.dumps({"key": key(env.root), "extras": extras}))
     (env.root / "installed.new").replace(stamp)

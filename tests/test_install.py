@@ -3,6 +3,7 @@
 import ast
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import install
+from installing import environment
+from installing.constraints import torch_in
+from installing.environment import Environment, InstallError, Step
 
 ROOT = Path(install.__file__).parent
 
@@ -26,31 +30,31 @@ def _wheel(folder: Path, name: str, version: str, *requires: str) -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> install.Environment:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     """The environment of these tests, for dry runs alone: without an index, looking for wheels in tmp_path."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    environment = install.Environment(Path(sys.prefix))
+    environment = Environment(Path(sys.prefix))
     environment.log = tmp_path / "install.log"
     return environment
 
 
-def _step() -> install.Step:
-    return install.Step(1, 1, "test")
+def _step() -> Step:
+    return Step(1, 1, "test")
 
 
-def test_cuda_packages_are_refused_without_a_gpu(here: install.Environment, tmp_path: Path) -> None:
+def test_cuda_packages_are_refused_without_a_gpu(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "nvidia-cudnn-cu13", "9.19")
     _wheel(tmp_path, "cuda-bindings", "13.5")
     _wheel(tmp_path, "triton", "3.7")
     _wheel(tmp_path, "torch", "2.13.0", "nvidia-cudnn-cu13", "cuda-bindings", "triton")
     plan = here.would_install(_step(), "--ignore-installed", "torch==2.13.0")
-    with pytest.raises(install.InstallError, match=r"3 CUDA packages.*\n.*\n.*TORCH_INDEX="):
+    with pytest.raises(InstallError, match=r"3 CUDA packages.*\n.*\n.*TORCH_INDEX="):
         install.refuse_cuda(plan, gpu=False)
     install.refuse_cuda(plan, gpu=True)
 
 
-def test_a_cpu_build_beside_the_cuda_build_is_chosen(here: install.Environment, tmp_path: Path) -> None:
+def test_a_cpu_build_beside_the_cuda_build_is_chosen(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "nvidia-cudnn-cu13", "9.19")
     _wheel(tmp_path, "torch", "2.13.0", "nvidia-cudnn-cu13")
     _wheel(tmp_path, "torch", "2.13.0+cpu")
@@ -59,20 +63,20 @@ def test_a_cpu_build_beside_the_cuda_build_is_chosen(here: install.Environment, 
     assert [item["metadata"]["version"] for item in plan] == ["2.13.0+cpu"]
 
 
-def test_a_cuda_build_that_brings_its_libraries_inside_is_refused(here: install.Environment, tmp_path: Path) -> None:
+def test_a_cuda_build_that_brings_its_libraries_inside_is_refused(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "torch", "2.13.0+cu126")
     plan = here.would_install(_step(), "--ignore-installed", "torch==2.13.0")
-    with pytest.raises(install.InstallError, match="a CUDA build"):
+    with pytest.raises(InstallError, match="a CUDA build"):
         install.refuse_cuda(plan, gpu=False)
 
 
-def test_a_torch_that_is_there_and_fits_is_kept(here: install.Environment) -> None:
+def test_a_torch_that_is_there_and_fits_is_kept(here: Environment) -> None:
     assert here.has("torch") and not here.has("torc")
-    assert here.would_install(_step(), "--no-deps", install.torch_in((ROOT / "pyproject.toml").read_text())) == []
+    assert here.would_install(_step(), "--no-deps", torch_in((ROOT / "pyproject.toml").read_text())) == []
 
 
-def test_a_failing_pip_shows_its_last_words_and_what_to_do(here: install.Environment) -> None:
-    with pytest.raises(install.InstallError) as caught:
+def test_a_failing_pip_shows_its_last_words_and_what_to_do(here: Environment) -> None:
+    with pytest.raises(InstallError) as caught:
         here.pip(_step(), "--dry-run", "no-such-package-anywhere")
     text = str(caught.value)
     assert "No matching distribution" in text and "No version fits this Python" in text and "run the same command" in text
@@ -91,17 +95,21 @@ def test_a_failing_pip_shows_its_last_words_and_what_to_do(here: install.Environ
     ],
 )
 def test_advice(said: str, advised: str) -> None:
-    assert advised in install.advice(said)
+    assert advised in environment.advice(said)
 
 
-def test_only_half_installed_packages_are_forgotten(tmp_path: Path) -> None:
+def test_only_what_our_pip_left_half_installed_is_forgotten(tmp_path: Path) -> None:
     site = tmp_path / "lib" / "python3.11" / "site-packages"
-    for name in ("torch-2.13.0", "numpy-2.4.6"):
+    for name, installer in (("torch-2.13.0", None), ("scipy-1.0", "pip"), ("numpy-2.4.6", "pip"), ("dnf_plugin-4.0", "rpm")):
         (site / f"{name}.dist-info").mkdir(parents=True)
         (site / f"{name}.dist-info" / "METADATA").write_text("Name: x")
+        if installer:
+            (site / f"{name}.dist-info" / "INSTALLER").write_text(f"{installer}\n")
     (site / "numpy-2.4.6.dist-info" / "RECORD").write_text("")
-    assert install.remove_half_installed(tmp_path) == ["torch"]
-    assert [path.name for path in site.iterdir()] == ["numpy-2.4.6.dist-info"]
+    assert environment.remove_half_installed(tmp_path) == []  # nothing says that we have ever installed there
+    (tmp_path / "install.log").touch()
+    assert sorted(environment.remove_half_installed(tmp_path)) == ["scipy", "torch"]
+    assert sorted(path.name for path in site.iterdir()) == ["dnf_plugin-4.0.dist-info", "numpy-2.4.6.dist-info"]
 
 
 @pytest.mark.parametrize(("prints", "code", "gpu"), [("GPU 0: NVIDIA H100", 0, True), ("No devices", 0, False), ("", 9, False)])
@@ -115,21 +123,21 @@ def test_a_gpu_is_what_the_driver_lists(
 
 
 def test_both_files_name_the_same_torch() -> None:
-    tested = install.torch_in((ROOT / "constraints.txt").read_text())
+    tested = torch_in((ROOT / "constraints.txt").read_text())
     assert tested == "torch==2.13.0"
-    assert install.torch_in((ROOT / "pyproject.toml").read_text()) == "torch>=2.11,<2.14"
+    assert torch_in((ROOT / "pyproject.toml").read_text()) == "torch>=2.11,<2.14"
 
 
 def test_debian_without_venv_is_told_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ensurepip", None)
-    with pytest.raises(install.InstallError, match=r"apt-get install python3\.\d+-venv"):
-        install.Environment(tmp_path).create()
+    with pytest.raises(InstallError, match=r"apt-get install python3\.\d+-venv"):
+        Environment(tmp_path).create()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(install.InstallError, match="no virtual environment"):
-        install.Environment(tmp_path).create()
+    with pytest.raises(InstallError, match="no virtual environment"):
+        Environment(tmp_path).create()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -142,9 +150,10 @@ def test_an_old_python_gets_one_line() -> None:
 
 
 def _stamped_copy(folder: Path) -> list[str]:
-    """A copy of the repository's three files whose .venv says that everything is installed already."""
+    """A copy of the repository's files for installing, whose .venv says that everything is installed already."""
     for name in ("install.py", "pyproject.toml", "constraints.txt"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
+    shutil.copytree(ROOT / "installing", folder / "installing")
     (folder / ".venv" / "bin").mkdir(parents=True)
     # Were it ever run, it would fail: these tests must not install.
     (folder / ".venv" / "bin" / "python").symlink_to("/bin/false")
@@ -169,7 +178,7 @@ def test_nothing_is_done_twice(tmp_path: Path, plain_environment: dict[str, str]
 def test_a_changed_lock_is_installed(tmp_path: Path, plain_environment: dict[str, str]) -> None:
     command = _stamped_copy(tmp_path)
     with (tmp_path / "constraints.txt").open("a") as file:
-        file.write("tqdm==4.70.0\n")
+        file.write("no-such-package==4.70.0\n")
     again = subprocess.run(command, capture_output=True, text=True, env=plain_environment, check=False)
     assert again.returncode == 1 and "[1/5]" in again.stdout
     assert not (tmp_path / ".venv" / "installed.json").exists()

@@ -1,0 +1,1 @@
+"""What install.py does it with: pip in an environment, held to the hashes of constraints.txt."""
