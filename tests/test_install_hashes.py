@@ -57,9 +57,8 @@ def step() -> Step:
 
 
 def test_every_file_is_held_to_its_hash_also_of_what_others_need(env: Environment, tmp_path: Path) -> None:
-    lock = Constraints(
-        NOTHING + wheel(tmp_path / "index", "needed", "1.0") + wheel(tmp_path / "index", "asked", "1.0", "needed")
-    )
+    index = tmp_path / "index"
+    lock = Constraints(NOTHING + wheel(index, "needed", "1.0") + wheel(index, "asked", "1.0", "needed"))
     wheel(index, "needed", "2.0")  # newer, and not what was tested
     assert env.install_all(step(), ["asked"], lock) == []
     assert installed(env) == {"asked-1.0", "needed-1.0"}
