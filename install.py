@@ -120,8 +120,11 @@ def install(env: Environment, extras: list[str], lock: Constraints, image: bool 
 
 
 def lock() -> None:
-    """Write constraints.txt: what pip chooses today for the project with all it is tested with, around the pinned torch."""
-    path = HERE / "constraints.txt"
+    """Write constraints.txt: what pip chooses today for the project with all it is tested with, around the pinned torch.
+
+    And installing/tools/*.txt, what the programs named in the files *.in there need.
+    """
+    path, tools = HERE / "constraints.txt", HERE / "installing" / "tools"
     tested = torch_in(path.read_text())
     with tempfile.TemporaryDirectory() as folder:
         env = Environment(Path(folder))
@@ -132,20 +135,20 @@ def lock() -> None:
         (env.root / "pins.in").write_text(re.sub(r"^torch==.*$", tested, frozen, flags=re.MULTILINE))
         subprocess.run([sys.executable, "-m", "venv", env.root / "uv"], check=True)
         subprocess.run([env.root / "uv/bin/pip", "install", "-q", "uv"], check=True)
-        compiling: list[str | Path] = [
-            env.root / "uv/bin/uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-deps",
-            "--generate-hashes",
-            "--no-annotate",
-        ]
-        compiling += ["--no-header", "--python", env.python, env.root / "pins.in"]
-        pins = subprocess.run(compiling, stdout=subprocess.PIPE, text=True, check=True).stdout
+        pins = with_hashes(env, env.root / "pins.in", "--no-deps")
+        for tool in tools.glob("*.in"):
+            alone = ["--no-deps"] if tool.stem == "fidelity" else []  # it would bring torchvision
+            tool.with_suffix(".txt").write_text(with_hashes(env, tool, "--universal", *alone))
     python = "{}.{}".format(*sys.version_info)
     path.write_text(f"# What the tests have passed on (Python {python}, CPU). Written by `make lock`.\n{pins}")
-    print(f"wrote {path}: run the tests before you commit it")
+    print(f"wrote {path} and {tools}/*.txt: run the tests before you commit them")
+
+
+def with_hashes(env: Environment, wanted: Path, *options: str) -> str:
+    """Requirements in full, each with the sha256 of all files that pip's index has of it: uv says so."""
+    command = [str(env.root / "uv/bin/uv"), "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", "--no-header"]
+    command += ["--python", str(env.python), *options, str(wanted)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def main() -> None:

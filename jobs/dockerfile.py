@@ -12,6 +12,16 @@ from pathlib import Path
 from pipeline import imports
 from pipeline.errors import ConfigError, StorageError
 
+BASE = "python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d"
+"""What container/Dockerfile begins with, too."""
+
+_USER = """# nginx keeps its logs and buffers where this user may write.
+RUN useradd --uid 1000 --create-home biggan && chown -R 1000 /opt/mlflow /var/log/nginx /var/lib/nginx
+ENV MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false
+USER 1000
+
+ENTRYPOINT"""
+
 HELP = "write a Dockerfile, with the model beside it, that serves a registered version"
 
 
@@ -53,3 +63,21 @@ def _write(model: Path, dst: Path) -> None:
     done = subprocess.run(command, env=os.environ | imports.environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")
+    (dst / "Dockerfile").write_text(guarded((dst / "Dockerfile").read_text()))
+
+
+def guarded(dockerfile: str) -> str:
+    """Return MLflow's Dockerfile with its base by digest, no pickle, and a user that is not root.
+
+    A base for another Python stays a tag, and that is said: of one alone is the digest known. Raises StorageError if MLflow
+    writes something else.
+    """
+    version = ".".join(BASE.removeprefix("python:").split(".")[:2])
+    text, ends = re.subn(r"(?m)^ENTRYPOINT", _USER, dockerfile)
+    base = re.search(r"(?m)^FROM (\S+)$", text)
+    if ends != 1 or base is None:
+        raise StorageError("MLflow wrote a Dockerfile of a form that is not known: install the versions of constraints.txt")
+    if not re.match(rf"python:{re.escape(version)}\b", base[1]):
+        print(f"the base image {base[1]} is named by its tag: a digest is known for Python {version} only", file=sys.stderr)
+        return text
+    return text.replace(base[0], f"FROM {BASE}", 1)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.dockerfile import BASE, guarded
+from pipeline.errors import StorageError
+
 ROOT = Path(__file__).parent.parent
 DOCKERFILE, APPTAINER = ROOT / "container" / "Dockerfile", ROOT / "container" / "biggan.def"
 INSTALL = "container/install.sh /opt/biggan"
@@ -33,6 +36,26 @@ def test_both_recipes_are_the_same() -> None:
     assert {name.partition("/")[0] for name in copied()} == set(files)
     assert f"RUN {INSTALL}" in docker and INSTALL in apptainer
     assert re.search(r"^USER \$\{USER_ID\}$", docker, re.MULTILINE) and "ARG USER_ID=1000" in docker
+
+
+def test_an_image_that_serves_is_pinned_and_runs_as_nobody_in_particular(capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = 'FROM python:3.11.7-slim\nRUN pip install x\nENTRYPOINT ["python"]\n'
+    ours = guarded(theirs)
+    assert ours.splitlines()[0] == f"FROM {BASE}" and f"FROM {BASE} AS build" in DOCKERFILE.read_text()
+    user = ours[ours.index("USER ") :]
+    assert user == 'USER 1000\n\nENTRYPOINT ["python"]\n' and "ENV MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false\n" in ours
+    assert capsys.readouterr().err == ""
+    assert guarded(theirs.replace("3.11.7", "3.12.1")).startswith("FROM python:3.12.1-slim\n")
+    assert "named by its tag" in capsys.readouterr().err
+    for other in ("FROM x\n", 'ENTRYPOINT ["a"]\n', ""):
+        with pytest.raises(StorageError, match="not known"):
+            guarded(other)
+
+
+def test_the_engine_gets_what_the_recipe_copies_and_no_more() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert {line[1:] for line in lines if line.startswith("!")} == set(copied())
 
 
 @pytest.mark.slow

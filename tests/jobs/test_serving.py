@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from installing.constraints import Constraints
 from jobs.cli import main
+from jobs.dockerfile import BASE
 from pipeline import client as clients
 from pipeline import generator_pyfunc
 from pipeline.client import Client, NoServerError, is_server
@@ -58,6 +60,7 @@ def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
 def build(dockerfile: Path, environment: dict[str, str]) -> None:
     """Do what the image's RUN lines do to Python, with the environment's own and the model where it lies here."""
     text = dockerfile.read_text()
+    assert f"FROM {BASE}\n" in text and "\nUSER 1000\n\nENTRYPOINT" in text and "DESERIALIZATION=false" in text
     (source,) = re.findall(r"^COPY (\S+) /opt/ml/model$", text, re.MULTILINE)
     model = dockerfile.parent / source
     lines = [line.removeprefix("RUN ") for line in text.splitlines() if re.match("RUN (pip|python) ", line)]
@@ -78,10 +81,11 @@ def test_a_fresh_environment_serves_it(registered_run: Path, tmp_path: Path, cap
 
     venv.create(tmp_path / "venv", with_pip=True)
     # The build of torch that is here: on a machine without a GPU that for CPUs.
-    limits = tmp_path / "limits.txt"
-    limits.write_text(re.sub(r"(?m)^torch==.*$", f"torch=={version('torch')}", CONSTRAINTS.read_text()))
+    tested = Constraints(CONSTRAINTS.read_text(), hashed=False)
+    tested.build = f"torch=={version('torch')}"
+    _, limits = tested.constrain(tmp_path)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MLFLOW_"))}
-    environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": str(limits), "PIP_NO_COMPILE": "1"}
+    environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": limits, "PIP_NO_COMPILE": "1"}
     if index := os.environ.get("TORCH_INDEX"):
         key = "PIP_FIND_LINKS" if Path(index).is_dir() else "PIP_EXTRA_INDEX_URL"
         environment[key] = f"{environment.get(key, '')} {index}".strip()

@@ -71,6 +71,19 @@ def check_kubernetes(tree: dict[str, Any]) -> None:
     assert back == tree
 
 
+def test_a_namespace_with_the_restricted_standard_takes_the_pods() -> None:
+    """The standard's own list (Kubernetes, Pod Security Standards, "Restricted"), and no token of the cluster."""
+    (replicated,) = jobset(FULL)["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert {kind for volume in pod["volumes"] for kind in volume} <= {"name", "configMap", "emptyDir", "secret", "projected"}
+    for container in pod["containers"]:
+        wanted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == wanted and not any("hostPort" in port for port in container.get("ports", []))
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+
+
 @pytest.mark.parametrize("job", [SMALL, FULL], ids=["small", "full"])
 def test_jobset_is_what_its_models_know(job: ClusterJob) -> None:
     check_kubernetes(config_map(job))
