@@ -78,10 +78,10 @@ def _export(source: str, dst: str, images: int | None) -> None:
     import safetensors.torch
 
     from pipeline import storage
+    from pipeline.foreign_files import refuse_foreign
     from pipeline.run import locate
 
-    if names := storage.names(dst):
-        raise ConfigError(f"{dst} already holds {names[0]}: name a new folder")
+    refuse_foreign(f"DST {dst}", dst, "name a new folder")
     found = locate(source, images)
     for part in sorted(found.parts):
         place = storage.join(dst, f"{part}.safetensors")

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import checkpoint, checkpoint_files, storage
-from pipeline.checkpoint import COMMIT, Checkpoint, Progress, Tensors, committed, newest, save
+from pipeline.checkpoint import COMMIT, Checkpoint, Progress, Tensors, committed, newest
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError, DataError
+from pipeline.pruning import save
 from pipeline.slices import Slice, share, whole
 from tests.conftest import S3Server
 

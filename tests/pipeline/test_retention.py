@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from pipeline import checkpoint, storage
-from pipeline.checkpoint import Progress, committed, newest, save
+from pipeline import checkpoint, pruning, storage
+from pipeline.checkpoint import Progress, committed, newest
+from pipeline.pruning import save
 from pipeline.retention import CheckpointConfig
 from tests.pipeline.test_checkpoint import assert_whole, damage, save_at, tensors
 
@@ -22,9 +23,9 @@ def test_what_is_kept_beside_the_newest(tmp_path: Path) -> None:
         save(uri, Progress(images), tensors(images), {}, keep=100)
         if images in fids:
             storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps({"FID[clf]": fids[images]}).encode())
-        checkpoint.retain(uri, checkpoint.load(f"{uri}/{images:010d}"), config)
+        pruning.retain(uri, checkpoint.load(f"{uri}/{images:010d}"), config)
     assert [c.images for c in committed(uri)] == [1000, 900, 600, 300, 200]
-    checkpoint.retain(uri, checkpoint.load(f"{uri}/{1000:010d}"), replace(config, keep_every=None, keep_best=None))
+    pruning.retain(uri, checkpoint.load(f"{uri}/{1000:010d}"), replace(config, keep_every=None, keep_best=None))
     assert [c.images for c in committed(uri)] == [1000, 900]
 
 
@@ -40,7 +41,7 @@ def test_figures_of_different_recipes_are_not_compared(
             recipe, fid, accuracy = found[images]
             document = {"recipe_id": recipe, "FID[x]": fid, "accuracy": accuracy}
             storage.write_bytes(f"{uri}/{images:010d}/{checkpoint.EVALUATION}", json.dumps(document).encode())
-    checkpoint.retain(uri, checkpoint.load(f"{uri}/{600:010d}"), CheckpointConfig(every=100, keep=2, keep_best=figure))
+    pruning.retain(uri, checkpoint.load(f"{uri}/{600:010d}"), CheckpointConfig(every=100, keep=2, keep_best=figure))
     assert [c.images for c in committed(uri)] == sorted([600, 500, *best], reverse=True)
 
 
