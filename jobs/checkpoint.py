@@ -78,8 +78,8 @@ def _export(source: str, dst: str, images: int | None) -> None:
     import safetensors.torch
 
     from pipeline import storage
-    from pipeline.foreign_files import refuse_foreign
     from pipeline.run import locate
+    from pipeline.vacant import refuse_foreign
 
     refuse_foreign(f"DST {dst}", dst, "name a new folder")
     found = locate(source, images)

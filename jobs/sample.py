@@ -148,7 +148,7 @@ def _check_flags(args: argparse.Namespace, kind: str) -> None:
     if not sheet and args.count is None:
         raise ConfigError(f"--count is missing: say how many images {args.out} shall hold")
     if kind in ("folder", "shards"):
-        from pipeline.foreign_files import refuse_foreign
+        from pipeline.vacant import refuse_foreign
 
         refuse_foreign(f"OUT {args.out}", args.out, "name a new folder")
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import google_crc32c
 
 from pipeline.errors import ConfigError
-from pipeline.foreign_files import refuse_foreign
 from pipeline.locks import lock_file
 from pipeline.removal import remove_entry
 from pipeline.temporary import replacing
+from pipeline.vacant import refuse_foreign
 
 FOLDER = "biggan-cache"
 TAG = "CACHEDIR.TAG"

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pipeline import foreign_biggan_pytorch, foreign_huggingface, foreign_studiogan, pruning, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
-from pipeline.foreign_files import refuse_foreign
 from pipeline.foreign_weights import Imported, Options, is_parameter
+from pipeline.vacant import refuse_foreign
 
 FORMATS = (foreign_biggan_pytorch, foreign_studiogan, foreign_huggingface)
 

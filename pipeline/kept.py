@@ -15,8 +15,8 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.foreign_files import refuse_foreign
 from pipeline.removal import has, remove_files
+from pipeline.vacant import refuse_foreign
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""

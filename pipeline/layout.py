@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import features
 
-from pipeline.foreign_files import TOOLS
+from pipeline.vacant import TOOLS
 from pipeline.wording import plural
 
 SPLITS = ("train", "test", "val", "valid", "validation", "dev", "eval")

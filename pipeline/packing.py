@@ -23,7 +23,6 @@ import numpy as np
 from pipeline import storage
 from pipeline.encode import ImageError, PackConfig, Sample, as_json, encoded
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.foreign_files import refuse_foreign
 from pipeline.index import (
     MANIFEST,
     ROW,
@@ -36,6 +35,7 @@ from pipeline.index import (
 from pipeline.pack_files import files, inventory, remove, shard_files
 from pipeline.pack_state import REPORT, STATE, Rejected, State, load_state, report
 from pipeline.source import Ints, Source
+from pipeline.vacant import refuse_foreign
 from pipeline.wording import plural
 
 __all__ = ["PackConfig", "Sample", "pack", "packed", "write_shards"]

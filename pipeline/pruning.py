@@ -74,7 +74,8 @@ def _saved_by(one: Checkpoint, saved: Checkpoint) -> bool:
 def _begun_by(folder: str, saved: Checkpoint) -> bool:
     """Whether a folder without COMMIT is of a start up to that of `saved`, or of imports as `saved` is, by name and files."""
     attempt, last = place_of(folder)[1], place_of(saved.uri)[1]
-    return attempt <= last and (attempt > 0) == (last > 0) and holds_any(folder)
+    ours = attempt <= last and (attempt > 0) == (last > 0)
+    return ours and (not storage.names(folder) or holds_any(folder))  # an empty one is what a removal that was killed leaves
 
 
 def save(uri: str, progress: Progress, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Checkpoint:

@@ -52,7 +52,7 @@ def test_an_export_has_whole_tensors(saved: Path, tmp_path: Path) -> None:
     [
         (["export", "SAVED"], "export: name the folder to write to"),
         (["list", "SAVED", "dst"], "list: leave out dst"),
-        (["export", "SAVED", "SAVED"], "already holds"),
+        (["export", "SAVED", "SAVED"], "is not empty (it holds 0000000100): name a new folder"),
         (["list", "nowhere"], "nowhere has no checkpoints"),
         (["verify", "SAVED", "--checkpoint", "100"], "--checkpoint 100: goes only with export"),
     ],

@@ -171,14 +171,14 @@ def test_somebody_elses_files_are_not_taken_for_a_run(config: RunConfig, manifes
     folder = Path(config.run)
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match="not a run's: name a new or empty folder"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a run \(it holds thesis\.tex\): set run=NEW_RUN$"):
         prepare(config, manifest)
     assert content(folder) == {"thesis.tex": b"mine"}
 
 
 def test_a_file_is_no_folder(config: RunConfig, manifest: Manifest) -> None:
     Path(config.run).write_text("mine")
-    with pytest.raises(ConfigError, match="name a new or empty folder"):
+    with pytest.raises(ConfigError, match="is not a folder: set run=NEW_RUN"):
         prepare(config, manifest)
     assert Path(config.run).read_text() == "mine"
 
