@@ -55,8 +55,8 @@ class Cache:
             raise ConfigError(f"data.cache={folder}: {self.folder} is a link: set data.cache=NEW_FOLDER")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            place, advice = str(self.folder), "set data.cache=NEW_FOLDER"
-            refuse_foreign(place, place, advice, "a cache", lambda names: self._is_marked())
+            place, advice = f"data.cache={folder}: {self.folder}", "set data.cache=NEW_FOLDER"
+            refuse_foreign(place, str(self.folder), advice, "a cache", lambda names: self._is_marked())
             if not self._is_marked():
                 with replacing(self.folder / TAG) as marker:
                     marker.write_bytes(_MARKER)

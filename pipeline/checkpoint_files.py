@@ -88,6 +88,8 @@ def remove(folder: str, listed: Collection[str] = ()) -> None:
 
     Other files stay, and the folder with them.
     """
+    if removal.is_link(folder):
+        return
     # COMMIT goes first: a kill in between must not leave something that looks whole.
     removal.remove(storage.join(folder, "COMMIT.json"), _SMALL["COMMIT.json"])
     fail_point("retain")

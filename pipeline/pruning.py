@@ -8,7 +8,7 @@ which has the number of the start that made it, and the files in it.
 import contextlib
 from typing import Any
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.checkpoint import (
     DAMAGED,
     SET_ASIDE,
@@ -23,7 +23,7 @@ from pipeline.checkpoint import (
     place_of,
 )
 from pipeline.checkpoint_files import Files, holds_any, remove, write_part, write_state
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.retention import CheckpointConfig, kept
 from pipeline.slices import Slice, whole
 
@@ -31,11 +31,14 @@ from pipeline.slices import Slice, whole
 def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> list[str]:
     """Remove what `config` does not keep of the run that committed `saved`. Only intact checkpoints count; damaged ones stay.
 
-    Returns the folders named as checkpoints that stay as other runs made them, or nobody: ten digits may be a date.
+    Returns the folders named as checkpoints that stay: links, and what other runs or users made, as ten digits may be a date.
     """
     older, others, unfinished, foreign = list[Checkpoint](), list[Checkpoint](), list[str](), list[str]()
     for name in folders(uri):
         folder = storage.join(uri, name)
+        if removal.is_link(folder):
+            foreign.append(folder)
+            continue
         if any(storage.exists(storage.join(folder, marker)) for marker in (DAMAGED, SET_ASIDE)):
             continue
         with contextlib.suppress(DataError):
@@ -43,6 +46,9 @@ def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> list[str]:
                 found = load(folder)
             except storage.NotFoundError:
                 (unfinished if _begun_by(folder, saved) else foreign).append(folder)
+                continue
+            except ConfigError:  # of a newer version, or not to be read
+                foreign.append(folder)
                 continue
             if _saved_by(found, saved):
                 (older if found.images < saved.images else others).append(found)

@@ -73,14 +73,19 @@ def remove_folder(folder: str, is_ours: Callable[[str], bool], may_be_ours: Call
 
     Unfinished files go where the name of the finished one `may_be_ours`. Files of others stay, and then the folder does.
     """
-    path = storage.local_path(folder)
-    if path is not None and path.is_symlink():
-        return  # what is behind it is elsewhere, and we make no links
+    if is_link(folder):
+        return
     found = storage.names(folder)
     ours = [name for name in found if is_ours(name) or ((part := _TEMPORARY.fullmatch(name)) and may_be_ours(part[1]))]
     remove_files(folder, ours)
     if len(ours) == len(found):
         storage.remove_empty(folder)
+
+
+def is_link(uri: str) -> bool:
+    """Return whether a file or folder is a local link: what is behind it is elsewhere, and we make none."""
+    path = storage.local_path(uri)
+    return path is not None and path.is_symlink()
 
 
 def remove_entry(path: Path, head: bytes) -> bool | None:
