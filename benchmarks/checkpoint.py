@@ -21,7 +21,7 @@ import torch.distributed as dist
 from benchmarks import workers
 from benchmarks.report import report
 from model.latents import Stream
-from pipeline import checkpoint, storage
+from pipeline import checkpoint, checkpoint_files, storage
 from pipeline.batch import plan_batch
 from pipeline.checkpoint import Progress
 from pipeline.config import load_config
@@ -68,7 +68,7 @@ def measure(folder: Path) -> None:
     own = [row["bytes"] for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
     figures["plain files"] = _slowest(ranks, lambda: _plain(folder / "plain" / str(ranks.rank), own))
     if ranks.main:
-        storage.remove_folder(found.uri)
+        checkpoint_files.remove(found.uri, found.files)
     with Saver(CheckpointConfig(every=1, max_loss=10), take_fence(str(folder / "slow"), ranks), ranks, 0) as saver:
         _slow_down()
         figures["stall, slow store"] = _slowest(ranks, lambda: save(saver, 1))

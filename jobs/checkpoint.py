@@ -79,9 +79,9 @@ def _export(source: str, dst: str, images: int | None) -> None:
 
     from pipeline import storage
     from pipeline.run import locate
+    from pipeline.vacant import refuse_foreign
 
-    if names := storage.names(dst):
-        raise ConfigError(f"{dst} already holds {names[0]}: name a new folder")
+    refuse_foreign(f"DST {dst}", dst, "name a new folder")
     found = locate(source, images)
     for part in sorted(found.parts):
         place = storage.join(dst, f"{part}.safetensors")

@@ -1,8 +1,6 @@
 """`biggan export`: a generator for use elsewhere, as an MLflow model, plain files or ONNX."""
 
 import argparse
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,16 +51,15 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.generators import TrainedGenerator, load_generator
     from pipeline.registry import local
     from pipeline.sample_files import make_parent
+    from pipeline.temporary import replacing
 
     writers: dict[str, Callable[[TrainedGenerator, Path], None]]
     writers = {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}
     with local(args.model, args.tracking_uri) as model:
         trained = load_generator(model, args.checkpoint, standing=args.standing)
     make_parent(args.dst)
-    half = args.dst.with_name(f"{args.dst.name}.{os.getpid()}.new")
-    try:
+    with replacing(args.dst) as half:
         writers[kind](trained, half)
-        half.rename(args.dst)
-    finally:
-        half.unlink(missing_ok=True) if half.is_file() else shutil.rmtree(half, ignore_errors=True)
+        if args.dst.exists():  # somebody was faster
+            raise ConfigError(f"DST {args.dst} is there by now: name a new {'file' if onnx else 'folder'}")
     print(f"{args.dst}: {kind}, {trained.images:,} images, weights sha256 {trained.weights_sha256[:12]}")

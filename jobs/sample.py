@@ -148,10 +148,9 @@ def _check_flags(args: argparse.Namespace, kind: str) -> None:
     if not sheet and args.count is None:
         raise ConfigError(f"--count is missing: say how many images {args.out} shall hold")
     if kind in ("folder", "shards"):
-        from pipeline import storage
+        from pipeline.vacant import refuse_foreign
 
-        if names := storage.names(args.out):
-            raise ConfigError(f"OUT {args.out} is not empty (it holds {names[0]}): name a new folder")
+        refuse_foreign(f"OUT {args.out}", args.out, "name a new folder")
 
 
 def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerator":

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.checkpoint_files import Files, numel, write_part, write_state
+from pipeline.checkpoint_files import Files, numel, run_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
-from pipeline.retention import CheckpointConfig, kept
 from pipeline.slices import Slice, whole
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Checkpoint:
 
     @property
     def images(self) -> int:
-        return _images(self.uri)
+        return place_of(self.uri)[0]
 
     @property
     def parts(self) -> set[str]:
@@ -134,6 +133,10 @@ class Checkpoint:
 
     def state(self) -> dict[str, Any]:
         return json.loads(self.read("state.json"))
+
+    def run(self) -> str | None:
+        """Return the id of the run that saved it, None for an import. Raises NotFoundError or DataError if that is damaged."""
+        return run_of(self.uri, self.files["state.json"]["sha256"])
 
     def progress(self) -> Progress:
         return Progress(**self.state()["progress"])
@@ -237,62 +240,14 @@ def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
     return Checkpoint(folder, files, shapes, now)
 
 
-def retain(uri: str, saved: Checkpoint, config: CheckpointConfig) -> None:
-    """Remove what `config` does not keep, after `saved` was committed. Only intact checkpoints count; damaged ones stay."""
-    older, others, unfinished = list[Checkpoint](), list[Checkpoint](), list[str]()
-    for name in folders(uri):
-        folder = storage.join(uri, name)
-        if any(storage.exists(storage.join(folder, marker)) for marker in (DAMAGED, SET_ASIDE)):
-            continue
-        try:
-            found = load(folder)
-            (older if found.images < saved.images else others).append(found)
-        except storage.NotFoundError:
-            unfinished.append(folder)
-        except DataError:
-            continue
-    keep = kept(config, saved, older)
-    for found in (one for one in (*others, *older) if one.uri not in keep):
-        # Training has gone back to before the newer ones: that can have been because they are damaged.
-        if found in others and (fault := found.fault()):
-            mark(found.uri, DAMAGED, fault)
-        else:
-            remove(found.uri)
-    for folder in unfinished:
-        # What a kill left behind while it was saved. One from past `saved` may be all that is left there of a checkpoint.
-        if _images(folder) <= saved.images:
-            remove(folder)
-
-
-def remove(folder: str) -> None:
-    """Delete a checkpoint, or what there is of it."""
-    # COMMIT goes first: a kill in between must not leave something that looks whole.
-    storage.remove(storage.join(folder, COMMIT))
-    fail_point("retain")
-    storage.remove_folder(folder)
-
-
-def save(uri: str, progress: Progress, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Checkpoint:
-    """Write and commit one checkpoint from one process, then remove all but it and the `keep` - 1 before it."""
-    folder = storage.join(uri, folder_name(progress.images, 0))
-    remove(folder)
-    files: Files = {}
-    for part, named in tensors.items():
-        slices = [Slice(s.name, s.shape, 0, s.data.float().cpu().contiguous()) for s in whole(named)]
-        files |= write_part(folder, part, 0, slices)
-    files |= write_state(folder, progress, state)
-    shapes = {part: {name: list(t.shape) for name, t in named.items()} for part, named in tensors.items()}
-    saved = commit(folder, files, shapes)
-    retain(uri, saved, CheckpointConfig(every=1, keep=keep))
-    return saved
-
-
 def network_tensors(network: nn.Module) -> Tensors:
     return {name: tensor.detach().float() for name, tensor in network.state_dict().items()}
 
 
-def _images(folder: str) -> int:
-    return int(folder.rpartition("/")[2].partition("-")[0])
+def place_of(folder: str) -> tuple[int, int]:
+    """Return (images, attempt) of a folder of `folder_name`."""
+    images, _, attempt = folder.rpartition("/")[2].partition("-")
+    return int(images), int(attempt or 0)
 
 
 def _digest(body: Any) -> str:

@@ -1,12 +1,15 @@
 """The files of a checkpoint, as a rank writes them; `pipeline.checkpoint` commits them."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline import storage
+from pipeline import removal, storage
+from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
 from pipeline.slices import Slice
 
@@ -15,6 +18,16 @@ if TYPE_CHECKING:
 
 Files = dict[str, dict[str, Any]]
 """By name: `bytes`, `sha256`, and for tensors `slices`: name -> [offset, count]."""
+
+_TENSORS = re.compile(r"[a-z_]+\.rank\d{5,}\.safetensors")
+_SMALL = {
+    "COMMIT.json": removal.has("commit", "sha256"),
+    "state.json": removal.has("progress"),
+    "evaluation.json": removal.has(),
+}
+"""The other files of a checkpoint, and what proves that one is ours."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes, of safetensors."""
 
 
 def write_part(folder: str, part: str, rank: int, slices: list[Slice]) -> Files:
@@ -58,6 +71,50 @@ def _write(folder: str, name: str, chunks: list[bytes | memoryview]) -> dict[str
     storage.write_chunks(storage.join(folder, name), hashed())
     fail_point("written")
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def is_own(name: str) -> bool:
+    """Return whether a file of a checkpoint may be called so."""
+    return name in _SMALL or _TENSORS.fullmatch(name) is not None
+
+
+def holds_any(folder: str) -> bool:
+    """Return whether files of ours are in the folder, by name and content."""
+    return any(_proven(folder, name) for name in storage.names(folder))
+
+
+def remove(folder: str, listed: Collection[str] = ()) -> None:
+    """Delete a checkpoint, or what there is of it: files of our names that COMMIT has `listed`, or whose content is ours.
+
+    Other files stay, and the folder with them.
+    """
+    if removal.is_link(folder):
+        return
+    # COMMIT goes first: a kill in between must not leave something that looks whole.
+    removal.remove(storage.join(folder, "COMMIT.json"), _SMALL["COMMIT.json"])
+    fail_point("retain")
+    removal.remove_folder(folder, lambda name: is_own(name) and (name in listed or _proven(folder, name)), is_own)
+
+
+def _proven(folder: str, name: str) -> bool:
+    place = storage.join(folder, name)
+    try:
+        if name in _SMALL:
+            return _SMALL[name](storage.read_bytes(place))
+        head = storage.read_range(place, 0, 9) if _TENSORS.fullmatch(name) else b""
+    except ConfigError:  # a folder, or gone, or not to be read: no proof
+        return False
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
+
+
+@functools.lru_cache(maxsize=4096)
+def run_of(folder: str, sha256: str) -> str | None:
+    """Return whose run the state.json of this hash in `folder` is of. Raises NotFoundError or DataError if it is not there."""
+    data = storage.read_bytes(storage.join(folder, "state.json"))
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(f"{folder}/state.json is damaged: restore it from a copy, or use another checkpoint")
+    run: str | None = json.loads(data).get("run")
+    return run
 
 
 def numel(shape: Iterable[int]) -> int:

@@ -1,15 +1,13 @@
 """The place where `biggan index` writes: whose files lie there, whether it can be written, and where the tars are from it."""
 
-import contextlib
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.addresses import is_web
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.index import MAGIC, MANIFEST, index_name, is_manifest, load_manifest
@@ -93,10 +91,8 @@ def _try(destination: str) -> None:
                 return
         except OSError as error:
             raise ConfigError(f"cannot write {destination}: {error.strerror}") from None
-    probe = storage.join(destination, f".biggan-index.{uuid.uuid4().hex[:8]}.tmp")
-    storage.write_bytes(probe, b"")
-    with contextlib.suppress(StorageError):  # some stores take what they do not let go of
-        storage.remove(probe)
+    with removal.trial(destination, ".biggan-index.", may_stay=True) as probe:
+        storage.write_bytes(probe, b"")
 
 
 def same_folder(one: str, other: str) -> bool:

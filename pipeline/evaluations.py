@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
@@ -93,7 +93,7 @@ def keep(place: str, document: Mapping[str, Any], say: Say) -> str:
             say(f"kept: {_beside(place, old)}, which was {place} ({plural(_samples(old), 'sample')})")
     _write(target, document)
     if target == place:
-        storage.remove(own)
+        removal.remove(own, lambda data: _identity(json.loads(data)) == _identity(document))  # `read` has taken it for one
     return target
 
 

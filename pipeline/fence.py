@@ -17,13 +17,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.process import job, machine, started, superseded
 
 BEAT = 5.0
 """Seconds between two renewals."""
 _NAME = re.compile(r"fence-(\d{10})\.json")
+_is_fence = removal.has("host", "name", "pid", "started")
 
 
 class FencedError(ConfigError):
@@ -74,7 +75,7 @@ def take(uri: str) -> Fence:
             break
     for number in _numbers(uri):
         if number < fence.number:
-            storage.remove(_place(uri, number))
+            removal.remove(_place(uri, number), _is_fence)
     threading.Thread(target=fence._renew, name="fence", daemon=True).start()
     return fence
 
@@ -95,6 +96,11 @@ def _wait_for_end(uri: str, number: int) -> None:
             f"checkpoint.uri={uri}: process {first['pid']} on {first['name']} is training there: stop that first, or name "
             "another place"
         )
+
+
+def holds_fence(uri: str, names: list[str]) -> bool:
+    """Return whether one of the files `names` at `uri` is that of a start."""
+    return any(_NAME.fullmatch(name) and _is_fence(storage.read_bytes(storage.join(uri, name))) for name in names)
 
 
 def _numbers(uri: str) -> list[int]:

@@ -6,10 +6,11 @@ A format is a module with NAME, LOOKED_FOR, `find(names, options)` and `read(src
 from collections.abc import Callable
 from dataclasses import asdict
 
-from pipeline import checkpoint, foreign_biggan_pytorch, foreign_huggingface, foreign_studiogan, storage
+from pipeline import foreign_biggan_pytorch, foreign_huggingface, foreign_studiogan, pruning, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.foreign_weights import Imported, Options, is_parameter
+from pipeline.vacant import refuse_foreign
 
 FORMATS = (foreign_biggan_pytorch, foreign_studiogan, foreign_huggingface)
 
@@ -32,9 +33,8 @@ def read(src: str, options: Options, say: Callable[[str], None]) -> Imported:
 
 
 def check_empty(dst: str) -> None:
-    """Raises ConfigError if `dst` holds anything: saving a checkpoint removes older ones."""
-    if names := storage.names(dst):
-        raise ConfigError(f"{dst} already holds {names[0]}: name a new folder, or delete this one first")
+    """Raise ConfigError if `dst` holds anything."""
+    refuse_foreign(f"DST {dst}", dst, "name a new folder")
 
 
 def save(imported: Imported, dst: str) -> Checkpoint:
@@ -55,4 +55,4 @@ def save(imported: Imported, dst: str) -> Checkpoint:
     }
     tensors = {name: {key: tensor.float() for key, tensor in part.items()} for name, part in parts.items() if part}
     state = {"model": asdict(imported.config), "classes": None, "source": imported.source}
-    return checkpoint.save(dst, imported.progress, tensors, state, keep=2)
+    return pruning.save(dst, imported.progress, tensors, state, keep=2)

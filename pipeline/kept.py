@@ -7,6 +7,7 @@ its failures so far. Nothing here reads the configuration's classes, which impor
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.removal import has, remove_files
+from pipeline.vacant import refuse_foreign
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
@@ -33,9 +36,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_other(run: str, uri: str, uid: str) -> None:
-    """Raises ConfigError if another run than `uid` is kept at `uri`."""
-    if (known := _read(uri, "run.json")) and json.loads(known)["uid"] != uid:
+    """Raise ConfigError if another run than `uid` is kept at `uri`, or files of somebody else are there."""
+    known = _read(uri, "run.json") or b""
+    if not has("uid")(known):
+        advice = "set checkpoint.uri=NEW_FOLDER"
+        refuse_foreign(f"checkpoint.uri={uri}", uri, advice, "a folder of checkpoints", partial(_holds_checkpoints, uri))
+    elif json.loads(known)["uid"] != uid:
         raise ConfigError(f"checkpoint.uri={uri} holds the checkpoints of another run than run={run}: name another place")
+
+
+def _holds_checkpoints(uri: str, names: list[str]) -> bool:
+    """Whether checkpoints are there, or a start that was to make some, and no file of others that `begin` would replace."""
+    from pipeline.checkpoint import FOLDER
+    from pipeline.checkpoint_files import holds_any
+    from pipeline.fence import holds_fence
+
+    if set(names).intersection(_FILES):
+        return False
+    return holds_fence(uri, names) or any(FOLDER.fullmatch(name) and holds_any(storage.join(uri, name)) for name in names)
+
+
+def refuse_foreign_run(run: str) -> None:
+    """Raise ConfigError if the folder `run` has files and no run has begun there; a kill may have left our lock."""
+
+    def is_ours(names: list[str]) -> bool:
+        return names == ["lock"] and is_lock(Path(run, "lock").read_bytes())
+
+    refuse_foreign(f"run={run}", run, "set run=NEW_RUN", "the folder of a run", is_ours)
+
+
+def is_lock(data: bytes) -> bool:
+    """Return whether RUN/lock is ours, by its content."""
+    return not data or has("pid")(data)
 
 
 def begin(run: str, uri: str) -> None:
@@ -52,20 +84,23 @@ def keep(folder: Path, name: str, data: bytes) -> None:
         storage.write_bytes(storage.join(uri, name), data)
 
 
-def forget(uri: str) -> None:
-    """Remove which run is kept at `uri`: the next start there is another's."""
-    for name in _FILES:
-        storage.remove(storage.join(uri, name))
+def forget(uri: str, uid: str) -> None:
+    """Remove that the run `uid` is kept at `uri`: the next start there is another's. Its run.json proves the others ours."""
+    if has(uid=uid)(_read(uri, "run.json") or b""):
+        remove_files(uri, _FILES)
 
 
 def recover(run: str, uri: str) -> None:
     """On a disk without the folder `run`, make it from what the run of that name has kept at `uri`, if it has begun."""
     if Path(run, "run.json").exists() or not (config := _read(uri, "config.yaml")):
         return
-    if yaml.safe_load(config)["run"] == run:  # else another run's, which `refuse_other` names
-        for name in _FILES:
-            if data := _read(uri, name):
-                storage.write_bytes(str(Path(run, name)), data)
+    if not has("uid")(_read(uri, "run.json") or b"") or yaml.safe_load(config)["run"] != run:
+        return  # another run's, or files of somebody else, which `refuse_other` names
+    found = {name: data for name in _FILES if (data := _read(uri, name))}
+    if any(_read(run, name) not in (None, data) for name, data in found.items()):
+        return  # so is what is here
+    for name, data in found.items():
+        storage.write_bytes(str(Path(run, name)), data)
 
 
 def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
@@ -74,6 +109,8 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
     Raises ConfigError if another run's is there, unless node 0 may have begun `anew`.
     """
     path = Path(run, "run.json")
+    if not path.exists():
+        refuse_foreign_run(run)
     if anew or not path.exists():
         storage.write_bytes(str(path), json.dumps(identity).encode())
     elif (found := json.loads(path.read_text())["uid"]) != identity["uid"]:

@@ -251,7 +251,7 @@ def forget_stop(folder: Path) -> None:
     """Whatever starts workers, they begin without an old RUN/STOP. One that a training still has to see stays."""
     from pipeline import run
 
-    if not run.is_training(folder):
+    if (folder / "run.json").exists() and not run.is_training(folder):  # else it is no run's folder yet
         stop.forget(folder)
 
 

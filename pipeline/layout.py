@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import features
 
+from pipeline.vacant import TOOLS
 from pipeline.wording import plural
 
 SPLITS = ("train", "test", "val", "valid", "validation", "dev", "eval")
@@ -23,9 +24,6 @@ IMAGES = (
 """Endings of the files that are packed."""
 _UNREAD = {".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raw", ".exr"}
 _UNREAD |= {".webp", ".avif", ".jp2", ".j2k", ".jpx", ".ico", ".hdr", ".dcm"}
-
-_TOOLS = {"@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "recycler", "__macosx"}
-_TOOLS |= {"system volume information", "lost+found", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 _NOUN = re.compile(r"\b(file|folder|link|image)\b")
 
@@ -91,7 +89,7 @@ def is_image(path: str) -> bool:
 def clutter(name: str, is_folder: bool) -> str | None:
     """Return the kind of a file or folder that no person put there (of a desktop, a NAS, a hidden one); None for others."""
     what = "folder" if is_folder else "file"
-    if name.lower() in _TOOLS or name.startswith("._") or name == ".DS_Store":
+    if name.lower() in TOOLS or name.startswith("._") or name == ".DS_Store":
         return f"{what} of a desktop or NAS"
     return f"hidden {what}" if name.startswith(".") else None
 

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
 from pipeline.mlflow_errors import Refused
+from pipeline.temporary import replacing
 from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
@@ -113,14 +114,10 @@ def _make_store(path: Path) -> None:
     """A sqlite store with its tables, under its name only when it is whole: a kill half-way would spoil it for good."""
     from mlflow.store.db import utils
 
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    engine = utils.create_sqlalchemy_engine(sqlite_uri(half))  # type: ignore[no-untyped-call]
-    try:
+    with replacing(path) as half:
+        engine = utils.create_sqlalchemy_engine(sqlite_uri(half))  # type: ignore[no-untyped-call]
         utils._initialize_tables(engine)  # type: ignore[no-untyped-call]
         engine.dispose()
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def artifacts_beside(uri: str) -> str | None:

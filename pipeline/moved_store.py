@@ -4,14 +4,11 @@ Where the folder was moved, what writes to the store first makes it point to the
 still there, is changed only when the user says so; what only reads takes a temporary copy of the store that points there.
 """
 
-import atexit
 import contextlib
 import json
 import logging
 import os
-import shutil
 import sqlite3
-import tempfile
 from dataclasses import dataclass
 from os.path import exists  # a place that may not be looked at is none; pathlib's raises
 from pathlib import Path
@@ -20,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import ConfigError
 from pipeline.journal import journal_path
 from pipeline.mlflow_store import calm_mlflow, sqlite_file, sqlite_uri
+from pipeline.temporary import until_exit
 from pipeline.wording import command, plural
 
 log = logging.getLogger(__name__)
@@ -79,9 +77,7 @@ def for_reading(uri: str) -> str:
     """Return `uri`, or that of a temporary copy of its store that points to the artifacts beside the store."""
     if not (found := _look(uri)):
         return uri
-    folder = tempfile.mkdtemp(prefix="biggan-store-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    file = Path(folder, found.file.name)
+    file = until_exit("biggan-store-") / found.file.name
     with contextlib.closing(_read_only(found.file)) as store, contextlib.closing(sqlite3.connect(file)) as copy:
         store.backup(copy)
         _point_to(copy, found)

@@ -15,7 +15,6 @@ import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.efficiency import device_name, matrix_rate
 from pipeline.errors import UserError
 from pipeline.lineage import code_sha256
@@ -242,16 +241,13 @@ def _guarded(measure: Callable[[str, float], Store], uri: str, seconds: float) -
 def _write_and_read(uri: str, seconds: float) -> Store:
     path = storage.local_path(uri)
     there = str(_existing(path)) if path else uri  # a folder that we made would be in the way of a new run
-    name = storage.join(there, f".doctor-{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     chunk, chunks, spent = os.urandom(_CHUNK), 0, 0.0
-    try:
+    with removal.trial(there, f".doctor-{socket.gethostname()}-") as name:
         while spent < seconds / 8 and chunks < _MOST_CHUNKS:
             chunks = max(1, 4 * chunks)
             spent = _seconds(lambda: storage.write_chunks(name, [chunk] * chunks))  # noqa: B023
         _forget(name)
         return Store(uri, chunks * _CHUNK / spent, _read([name], chunks * _CHUNK, seconds / 2))
-    finally:
-        storage.remove(name)
 
 
 def _read_shards(uri: str, seconds: float) -> Store:

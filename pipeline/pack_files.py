@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable
 
-from pipeline import storage
+from pipeline import removal, storage
 from pipeline.errors import ConfigError
 from pipeline.index import INDEXED, MANIFEST, Shard, index_name, is_manifest
-from pipeline.pack_state import REPORT, STATE, is_state
+from pipeline.pack_state import REPORT, STATE, is_report, is_state
 from pipeline.wording import plural
 
 _NAME = r"\d{6}\.tar(\.idx)?|(manifest|pack|report)\.json"  # of a file that packing writes
@@ -29,13 +29,17 @@ def inventory(uri: str) -> tuple[set[str], list[str]]:
     Raises ConfigError where one of the others has a name that packing gives to its own.
     """
     found = storage.names(uri)
-    ours = {name for name in found if _TEMPORARY.fullmatch(name)}
+    ours: set[str] = set()
     for file, is_from_packing in ((MANIFEST, _lists_packed), (STATE, is_state)):
         if file in found and is_from_packing(document := storage.read_bytes(storage.join(uri, file))):
-            ours |= {file, REPORT, *(name.decode() for name in re.findall(rb'"(\d{6}\.tar(?:\.idx)?)"', document))}
+            ours |= {file, *(name.decode() for name in re.findall(rb'"(\d{6}\.tar(?:\.idx)?)"', document))}
             ours |= {index_name(name) for name in ours if name.endswith(".tar")}
             if file == STATE:  # a shard is written before it is listed
                 ours |= set(shard_files(len(re.findall(rb'"name": "\d{6}\.tar"', document))))
+    if ours:
+        ours |= {name for name in found if _TEMPORARY.fullmatch(name)}
+        if REPORT in found and is_report(storage.read_bytes(storage.join(uri, REPORT))):
+            ours.add(REPORT)
     others = [name for name in found if name not in ours]
     if blocking := [name for name in others if re.fullmatch(_NAME, name)]:
         more = f" and {plural(len(blocking) - 1, 'other such file')}" if len(blocking) > 1 else ""
@@ -50,5 +54,4 @@ def _lists_packed(document: bytes) -> bool:
 
 def remove(uri: str, names: Iterable[str]) -> None:
     """Remove files; the manifest first, so that the rest is never taken for whole."""
-    for name in sorted(names, key=lambda name: name != MANIFEST):
-        storage.remove(storage.join(uri, name))
+    removal.remove_files(uri, sorted(names, key=lambda name: name != MANIFEST))

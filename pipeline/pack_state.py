@@ -72,6 +72,11 @@ def is_state(document: bytes) -> bool:
     return document.startswith(b'{"recipe": ') and b'"position": ' in document
 
 
+def is_report(document: bytes) -> bool:
+    """Return whether a `report.json` was written by this program, damaged or not."""
+    return document.startswith(b'{\n "images": ')
+
+
 def load_state(uri: str) -> State:
     """The state at `uri`, whose shards are whole. Raises DataError where one is not what the state says."""
     try:

@@ -35,6 +35,7 @@ from pipeline.index import (
 from pipeline.pack_files import files, inventory, remove, shard_files
 from pipeline.pack_state import REPORT, STATE, Rejected, State, load_state, report
 from pipeline.source import Ints, Source
+from pipeline.vacant import refuse_foreign
 from pipeline.wording import plural
 
 __all__ = ["PackConfig", "Sample", "pack", "packed", "write_shards"]
@@ -49,7 +50,9 @@ def packed(source: Source, uri: str, config: PackConfig, overwrite: bool = False
     another pack, and files that are not in the way.
     """
     _check_labels(source)
-    ours, others = inventory(uri)
+    ours, _ = inventory(uri)
+    if not ours.intersection((MANIFEST, STATE)):
+        refuse_foreign(uri, uri, "name another DST")
     if overwrite:
         return None
     if MANIFEST in ours:
@@ -57,7 +60,7 @@ def packed(source: Source, uri: str, config: PackConfig, overwrite: bool = False
         if manifest.source != _recipe(source, config):
             raise ConfigError(f"{uri} holds other shards, or the source has changed: add --overwrite to replace them")
         if STATE in ours:
-            storage.remove(storage.join(uri, STATE))  # killed between the last two steps
+            remove(uri, [STATE])  # killed between the last two steps
         return manifest
     if STATE in ours:
         if load_state(uri).recipe != _recipe(source, config):
@@ -65,8 +68,6 @@ def packed(source: Source, uri: str, config: PackConfig, overwrite: bool = False
                 f"{uri} holds the beginning of another pack, or the source has changed since: add --overwrite to replace it"
             )
         return None
-    if others:
-        raise ConfigError(f"{uri} is not empty (it holds {others[0]}): name another DST")
     return None
 
 
@@ -158,7 +159,7 @@ def _finish(
         text = json.dumps(report(state, manifest, config, source), indent=1, ensure_ascii=False) + "\n"
         storage.write_bytes(storage.join(uri, REPORT), text.encode(errors="backslashreplace"))
     storage.write_bytes(storage.join(uri, MANIFEST), dump_manifest(manifest))
-    storage.remove(storage.join(uri, STATE))
+    remove(uri, [STATE])
     return manifest
 
 

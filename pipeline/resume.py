@@ -14,8 +14,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, storage
+from pipeline import kept, removal, storage
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
+from pipeline.checkpoint_files import holds_any
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError, DataError, StorageError, TrainingError
@@ -62,7 +63,7 @@ def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkp
         with contextlib.suppress(StorageError, ConfigError):  # who saves there next says what is wrong with the store
             checkpoints.mark(folder, DAMAGED, fault)
     with contextlib.suppress(StorageError, ConfigError):
-        storage.remove(storage.join(found.uri, DAMAGED))  # somebody has restored it
+        removal.remove(storage.join(found.uri, DAMAGED), removal.has("time", "why"))  # somebody has restored it
     return found
 
 
@@ -135,13 +136,15 @@ def begin_anew(config: RunConfig) -> list[str]:
     if not damaged and not saved_images(folder):
         return []
     for name in checkpoints.folders(uri):
-        checkpoints.mark(storage.join(uri, name), SET_ASIDE, damaged.get(storage.join(uri, name), "not committed"))
+        if holds_any(folder_uri := storage.join(uri, name)):
+            checkpoints.mark(folder_uri, SET_ASIDE, damaged.get(folder_uri, "not committed"))
     aside = next(path for number in range(1, 1 << 31) if not (path := folder / f"before-{number}").exists())
     aside.mkdir()
+    identity = read_identity(folder)
     for name in _OF_A_TRAINING:
         if (folder / name).exists():
-            (folder / name).rename(aside / name)
+            removal.move_aside(folder / name, aside)
     if config.checkpoint.uri:
-        kept.forget(config.checkpoint.uri)
+        kept.forget(config.checkpoint.uri, identity["uid"])
     stay = f", its damaged checkpoints stay at {uri}" if damaged else ""
     return [f"beginning anew: records of the training before are in {aside}{stay}"]

@@ -6,7 +6,6 @@ RUN/run.json      the run's own id               RUN/lock         held by the tr
 
 import json
 import os
-import re
 import time
 import uuid
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import yaml
 
 from model.config import from_saved
 from pipeline import checkpoint as checkpoints
-from pipeline import journal, kept, storage
+from pipeline import journal, kept, removal, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
@@ -67,8 +66,8 @@ def check(config: RunConfig, manifest: Manifest) -> tuple[list[str], dict[str, A
     config = as_begun(config)
     folder = Path(config.run)
     old = _saved_config(folder) if Path(folder, "config.yaml").exists() else None
-    if not (old or Path(folder, "run.json").exists()) and _foreign(folder):
-        raise ConfigError(f"run={config.run} holds files that are not a run's: name a new or empty folder")
+    if not (old or Path(folder, "run.json").exists()):
+        kept.refuse_foreign_run(config.run)
     # A folder of an earlier version may hold paths as they were typed.
     changes = _changes(flatten(located(old)), flatten(located(config))) if old else []
     identity = {"uid": uuid.uuid4().hex, "dataset": manifest.fingerprint}
@@ -95,12 +94,6 @@ def as_begun(config: RunConfig) -> RunConfig:
     return replace(config, precision=precision, model=model)
 
 
-def _foreign(folder: Path) -> bool:
-    """Whether something of somebody else's is there; a kill can have left our lock, or a temporary file."""
-    ours = re.compile(r"lock|.*\.tmp")
-    return folder.exists() and (not folder.is_dir() or any(not ours.fullmatch(path.name) for path in folder.iterdir()))
-
-
 def read_identity(folder: Path) -> dict[str, Any]:
     """Return the run's id and that of its images. Raises DataError if RUN/run.json is damaged."""
     found = kept.read_json(Path(folder, "run.json"))
@@ -110,11 +103,16 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def load_run_config(run: str | Path) -> RunConfig:
-    """The resolved configuration of a run, where it is now. Raises ConfigError if `run` is not a run's folder."""
+    """Return the resolved configuration of a run, where it is now, for reading: without `data.cache`.
+
+    A run's folder may come from somebody else, and what only reads it makes and removes nothing at a place that it names.
+    Raises ConfigError if `run` is not a run's folder.
+    """
     path = Path(run, "config.yaml")
     if not path.is_file():
         raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml")
-    return _as_recorded(replace(_saved_config(Path(run)), run=str(run)))
+    config = _as_recorded(replace(_saved_config(Path(run)), run=str(run)))
+    return replace(config, data=replace(config.data, cache=None))
 
 
 def _as_recorded(config: RunConfig) -> RunConfig:
@@ -257,7 +255,7 @@ def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
         holder = _holder(file)
         file.close()
         if superseded(holder):
-            path.unlink(missing_ok=True)  # it keeps a lock that nobody looks at any more
+            removal.remove(str(path), kept.is_lock)  # it keeps a lock that nobody looks at any more
         elif time.monotonic() > deadline:
             raise ConfigError(f"run={path.parent} is being trained by process {holder.get('pid')}: stop that first") from None
         else:

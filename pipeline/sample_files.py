@@ -1,8 +1,6 @@
 """Samples as files: a sheet for people; one .npz, a folder of pictures by class, or shards for other tools."""
 
 import itertools
-import os
-import uuid
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from pipeline import packing, storage
 from pipeline.errors import ConfigError
 from pipeline.images import ENCODERS, png
 from pipeline.packing import PackConfig, Sample
+from pipeline.temporary import replacing
 
 Batches = Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 """Pixels [n, H, W, C] and labels [n]."""
@@ -44,23 +43,17 @@ def write_npz(path: Path, batches: Batches, count: int) -> None:
     guided-diffusion's evaluator reads `arr_0`. Only a batch is in memory at a time, and the file appears when it is whole.
     """
     make_parent(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     labels: list[npt.NDArray[np.int64]] = []
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                for pixels, part in batches:
-                    if not labels:
-                        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
-                        np.lib.format.write_array_header_1_0(member, header)
-                    member.write(pixels.tobytes())
-                    labels.append(part)
-            with archive.open("arr_1.npy", "w") as member:
-                np.lib.format.write_array(member, np.concatenate(labels))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for pixels, part in batches:
+                if not labels:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(pixels.tobytes())
+                labels.append(part)
+        with archive.open("arr_1.npy", "w") as member:
+            np.lib.format.write_array(member, np.concatenate(labels))
 
 
 def write_folder(uri: str, batches: Batches, classes: Sequence[str], form: str) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pipeline import checkpoint, checkpoint_files, storage
+from pipeline import checkpoint, checkpoint_files, pruning, storage
 from pipeline.checkpoint import Progress, Shapes
 from pipeline.engines import Ranks
 from pipeline.errors import StorageError, UserError
@@ -82,6 +82,7 @@ class Saver:
         self._outcome: dict[str, Any] = {}
         self._last: _Snapshot | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._told: set[str] = set()
         self._mail = _connect(ranks)
 
     def __enter__(self) -> "Saver":
@@ -229,7 +230,11 @@ class Saver:
         with contextlib.suppress(UserError, OSError):  # the checkpoint speaks for itself
             self._committed(images)
         try:
-            checkpoint.retain(self.fence.uri, checkpoint.load(folder), self.config)
+            others = pruning.retain(self.fence.uri, checkpoint.load(folder), self.config)
+            if new := [other for other in others if other not in self._told]:
+                self._told.update(new)
+                more = f" (and {len(new) - 4} more)" if len(new) > 4 else ""
+                log.warning("not checkpoints of this run, and never removed: %s%s", ", ".join(new[:4]), more)
         except (UserError, OSError) as error:
             log.warning("old checkpoints stay for now: %s", error)
 
@@ -238,7 +243,7 @@ def _clear_up(folder: str) -> None:
     """Delete what was written in vain: on a full disk it takes the next checkpoint's place, and the run's last words'."""
     with contextlib.suppress(UserError, OSError):
         if not storage.exists(storage.join(folder, checkpoint.COMMIT)):  # only the answer to a commit may have been lost
-            checkpoint.remove(folder)
+            checkpoint_files.remove(folder)
 
 
 def _failure(error: Exception) -> dict[str, Any]:

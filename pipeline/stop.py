@@ -170,8 +170,14 @@ def request(folder: Path, reason: str = "") -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove a request that has been met, or was meant for an earlier start."""
-    (folder / "STOP").unlink(missing_ok=True)
+    """Remove a request that has been met, or was meant for an earlier start.
+
+    What cannot be one, such as a folder with files in it, stays, and this says so: it stops every start.
+    """
+    from pipeline.removal import remove_request  # imports obstore, and every command this
+
+    if not remove_request(folder / "STOP"):
+        print(f"{folder / 'STOP'} is not removed, as it may hold files of yours: move it elsewhere to train", flush=True)
 
 
 class Stop:

@@ -8,9 +8,9 @@ A write is whole or absent: nobody ever finds half of it under its name. Passing
 
 import contextlib
 import difflib
+import errno
 import functools
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -24,6 +24,7 @@ from pipeline.addresses import is_web, join, local_path, store_of
 from pipeline.errors import ConfigError, UserError
 from pipeline.patience import patiently
 from pipeline.store_errors import ChangedError, NotFoundError, RefusedError
+from pipeline.temporary import replacing
 from pipeline.wording import hide_secrets
 
 __all__ = ["ChangedError", "NotFoundError", "RefusedError", "join", "local_path"]
@@ -191,7 +192,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 
 def remove(uri: str) -> None:
-    """Delete what is stored under `uri`, if anything is."""
+    """Delete what is stored under `uri`, if anything is. Only `pipeline.removal` calls this: it knows what is ours."""
     with contextlib.suppress(NotFoundError):
         _remove(uri)
 
@@ -207,31 +208,25 @@ def _remove(uri: str) -> None:
         filesystem.rm_file(name)
 
 
-def remove_folder(uri: str) -> None:
-    """Delete what is stored directly below `uri`, and the folder where a store has folders."""
-    for name in names(uri):
-        remove(join(uri, name))
+def remove_empty(uri: str) -> None:
+    """Delete the folder `uri` where a store has folders; one that something has come into meanwhile stays."""
     if path := local_path(uri):
         with contextlib.suppress(NotFoundError), _errors(uri, "delete"):
-            path.rmdir()
+            try:
+                path.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
 
 def _write_file(path: Path, chunks: Iterable[bytes | memoryview], *, new: bool = False) -> None:
     """Raises FileExistsError if it must be `new` and is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            os.link(temporary, path)
-        else:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, new=new) as temporary, open(temporary, "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, outlives a power cut

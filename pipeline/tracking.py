@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import moved_store, tracking_records
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
 from pipeline.locks import lock_file
 from pipeline.mlflow_errors import Refused, first_line, is_from_store, refusal
 from pipeline.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
+from pipeline.removal import has, remove
+from pipeline.temporary import replacing
 from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
@@ -227,11 +229,11 @@ class Delivery:
         if refused := list(dict.fromkeys([*self._known, *self.refused])):
             told["refused"] = refused
         if self._own and told != undelivered(self.run_dir):
-            with contextlib.suppress(OSError):  # a full disk is reported by whoever has to write there
+            with contextlib.suppress(OSError, UserError):  # a full disk is reported by whoever has to write there
                 if told:
                     (self.run_dir / _UNDELIVERED).write_text(json.dumps(told))
                 else:
-                    (self.run_dir / _UNDELIVERED).unlink()
+                    remove(str(self.run_dir / _UNDELIVERED), lambda data: has("why")(data) or has("refused")(data))
 
     def _offsets(self, run_id: str) -> dict[str, int]:
         """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
@@ -247,9 +249,8 @@ class Delivery:
     def _save_offset(self, run_id: str, name: str, offset: int) -> None:
         state = self._read_state()
         state[run_id] = {**state.get(run_id, {}), name: offset}
-        new = self._state.with_suffix(".offset.new")
-        new.write_text(json.dumps(state))
-        new.replace(self._state)
+        with replacing(self._state) as new:
+            new.write_text(json.dumps(state))
 
 
 def undelivered(run_dir: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.engines import Ranks
+from pipeline.temporary import replacing
 
 EXIT_CODE = 70
 """A rank hung (`EX_SOFTWARE`)."""
@@ -172,14 +173,13 @@ class Watchdog:
         at = _place(sys._current_frames().get(self._main))
         hang = Hang(self._ranks.rank, self._hosts, images, phase, round(idle, 1), _collectives_begun(), at)
         self._logs.mkdir(exist_ok=True)
-        with open(base.with_suffix(".tmp"), "w") as file:
+        with replacing(base.with_suffix(".txt")) as half, open(half, "w") as file:
             print(json.dumps(asdict(hang)), file=file)
             for moment, images, phase in self._phases:
                 clock = time.strftime("%H:%M:%S", time.localtime(moment))
                 print(f"{clock}.{int(moment % 1 * 1000):03d}  {images:>12,} img  {phase}", file=file)
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
-        base.with_suffix(".tmp").rename(base.with_suffix(".txt"))
         base.with_suffix(".json").write_bytes(_flight_recorder(self._ranks.device.type))
 
 

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from jobs.cli import main
-from pipeline import checkpoint
+from pipeline import pruning
 from pipeline.checkpoint import COMMIT, Progress
 
 
@@ -15,7 +15,7 @@ from pipeline.checkpoint import COMMIT, Progress
 def saved(tmp_path: Path) -> Path:
     for images in (100, 200, 300):
         parts = {name: {"w": torch.full((4, 5), float(images))} for name in ("generator", "ema")}
-        checkpoint.save(str(tmp_path / "saved"), Progress(images), parts, {}, keep=9)
+        pruning.save(str(tmp_path / "saved"), Progress(images), parts, {}, keep=9)
     return tmp_path / "saved"
 
 
@@ -52,7 +52,7 @@ def test_an_export_has_whole_tensors(saved: Path, tmp_path: Path) -> None:
     [
         (["export", "SAVED"], "export: name the folder to write to"),
         (["list", "SAVED", "dst"], "list: leave out dst"),
-        (["export", "SAVED", "SAVED"], "already holds"),
+        (["export", "SAVED", "SAVED"], "is not empty (it holds 0000000100): name a new folder"),
         (["list", "nowhere"], "nowhere has no checkpoints"),
         (["verify", "SAVED", "--checkpoint", "100"], "--checkpoint 100: goes only with export"),
     ],

@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     kept.mkdir(parents=True)
     (kept / "photo.png").touch()
     assert main(["import", src, str(tmp_path / "dst")]) == 78
-    assert "dst already holds 0000000001" in capsys.readouterr().err
+    assert "dst is not empty (it holds 0000000001)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="0000000001"):
         foreign.save(foreign.read(src, Options(), print), str(tmp_path / "dst"))
     assert (kept / "photo.png").exists()

@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.latents import Stream, latents
 from model.networks import build_generator
 from model.sampling import generate, walks
-from pipeline import checkpoint
+from pipeline import checkpoint, pruning
 from pipeline.checkpoint import Progress, network_tensors
 from pipeline.generators import load_generator, recorded_at
 
@@ -40,7 +40,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> str:
             parts["statistics"][f"{name}.mean"] = torch.randn(3, len(layer.mean))
             parts["statistics"][f"{name}.var"] = torch.rand(3, len(layer.var)) + 0.5
     uri = str(tmp_path_factory.mktemp("imported") / "biggan")
-    checkpoint.save(uri, Progress(), parts, {"model": asdict(MODEL), "classes": None, "source": {}}, keep=2)
+    pruning.save(uri, Progress(), parts, {"model": asdict(MODEL), "classes": None, "source": {}}, keep=2)
     return uri
 
 

@@ -214,5 +214,5 @@ def test_fashion_mnist_in_one_command(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_destination_is_kept(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dst").write_bytes(b"mine")
     assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "8"]) == 78
-    assert "is in the way; name another place" in capsys.readouterr().err
+    assert "dst is not a folder: name another DST" in capsys.readouterr().err
     assert (tmp_path / "dst").read_bytes() == b"mine"

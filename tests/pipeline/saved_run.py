@@ -10,7 +10,7 @@ import torch
 
 from model.biggan import Generator
 from model.ema import EMA
-from pipeline import checkpoint, generators
+from pipeline import generators, pruning
 from pipeline.checkpoint import Progress, network_tensors
 from pipeline.config import RunConfig, build, flatten
 from pipeline.index import load_manifest
@@ -59,7 +59,7 @@ def save_checkpoint(config: RunConfig, images: int, *, diverged: bool = False) -
         generator.output.bias.data[0] = torch.nan
     tensors = {"generator": network_tensors(generator), "ema": EMA(dict(generator.named_parameters())).averages}
     state = {"model": asdict(config.model), "classes": list(load_manifest(config.data.uri).classes)}
-    checkpoint.save(checkpoint_uri(config), Progress(images), tensors, state, keep=2)
+    pruning.save(checkpoint_uri(config), Progress(images), tensors, state, keep=2)
 
 
 def short_standing_statistics(patch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.latents import Stream, Truncation, latents, random_labels
 from model.networks import build_generator
 from model.spectral import power_iteration
-from pipeline import checkpoint, export, storage
+from pipeline import checkpoint, export, pruning, storage
 from pipeline.checkpoint import Progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.generators import load_generator, recorded_at
@@ -47,7 +47,7 @@ def imported(uri: str, truncations: list[float]) -> dict[str, Tensor]:
     recorded = {n: torch.rand(len(truncations), *t.shape) + 0.5 for n, t in state.items() if n.endswith((".mean", ".var"))}
     parts["statistics"] = {"truncations": torch.tensor(truncations), **recorded}
     saved = {"model": asdict(CONFIG), "classes": None, "source": {"format": "test"}}
-    checkpoint.save(uri, Progress(100), {k: v for k, v in parts.items() if k != "statistics" or truncations}, saved, keep=2)
+    pruning.save(uri, Progress(100), {k: v for k, v in parts.items() if k != "statistics" or truncations}, saved, keep=2)
     return state | parts["ema"] | vectors | recorded
 
 
@@ -177,7 +177,7 @@ def test_a_place_without_a_generator_says_what_was_looked_for(tmp_path: Path) ->
 def test_checkpoints_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no checkpoint at 5 images; it has: 8192, 4096"):
         load_generator(run, 5)
-    checkpoint.save(str(tmp_path / "old"), Progress(7), {"generator": {}, "ema": {}}, {}, keep=2)
+    pruning.save(str(tmp_path / "old"), Progress(7), {"generator": {}, "ema": {}}, {}, keep=2)
     with pytest.raises(ConfigError, match=r"0000000007 does not say which network it holds: name the folder of its run"):
         load_generator(tmp_path / "old")
     imported(str(tmp_path / "damaged"), [])

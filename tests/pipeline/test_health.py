@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from model.ema import EMA
 from model.networks import build_generator
-from pipeline import checkpoint
+from pipeline import pruning
 from pipeline.checkpoint import Progress
 from pipeline.config import build
 from pipeline.engines import Engine, Ranks, ZeroConfig
@@ -62,7 +62,7 @@ def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, 
     state = {"run": read_identity(tmp_path / "run")["uid"], "model": asdict(config.model)}
 
     def save(progress: Progress) -> None:
-        checkpoint.save(checkpoint_uri(config), progress, {"generator": {"w": torch.ones(2)}}, state, keep=3)
+        pruning.save(checkpoint_uri(config), progress, {"generator": {"w": torch.ones(2)}}, state, keep=3)
 
     for images in (100, 200, 300):
         save(Progress(images))

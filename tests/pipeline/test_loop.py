@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import ModelConfig
-from pipeline import checkpoint
+from pipeline import pruning
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
@@ -39,12 +39,12 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
     assert find_checkpoint(mine) is None
     weights = {"generator": {"w": torch.ones(2)}}
     state = {"run": read_identity(tmp_path / "mine")["uid"], "model": asdict(mine.model)}
-    checkpoint.save(checkpoint_uri(mine), Progress(8), weights, state, 2)
+    pruning.save(checkpoint_uri(mine), Progress(8), weights, state, 2)
     found = find_checkpoint(mine)
     assert found and found.images == 8
     with pytest.raises(ConfigError, match=another):
         find_checkpoint(other)
-    checkpoint.save(checkpoint_uri(mine), Progress(16), weights, state | {"model": asdict(ModelConfig(32, 4, ch=8))}, 2)
+    pruning.save(checkpoint_uri(mine), Progress(16), weights, state | {"model": asdict(ModelConfig(32, 4, ch=8))}, 2)
     with pytest.raises(ConfigError, match=r"checkpoints: its networks are others than the configuration's: set model\.ch=8$"):
         find_checkpoint(mine)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from model.config import ModelConfig
-from pipeline import checkpoint, resume, storage
+from pipeline import pruning, resume, storage
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Progress, committed
 from pipeline.config import RunConfig, located, to_yaml
@@ -42,7 +42,7 @@ def save(config: RunConfig, *images: int, keep: int = 2) -> None:
     state = {"run": read_identity(Path(config.run))["uid"], "model": asdict(config.model)}
     for number in images:
         tensors = {"ema": {"w": torch.full((64,), float(number))}, "generator": {"w": torch.zeros(3)}}
-        checkpoint.save(checkpoint_uri(config), Progress(number), tensors, state, keep)
+        pruning.save(checkpoint_uri(config), Progress(number), tensors, state, keep)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from pipeline import checkpoint
+from pipeline import pruning
 from pipeline.batch import BatchConfig
 from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
@@ -50,7 +50,7 @@ def config(tmp_path: Path, shards: Path) -> RunConfig:
 
 def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
     prepare(config, manifest)
-    checkpoint.save(checkpoint_uri(config), Progress(100), {"generator": {"w": torch.ones(2)}}, {}, keep=2)
+    pruning.save(checkpoint_uri(config), Progress(100), {"generator": {"w": torch.ones(2)}}, {}, keep=2)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert locate(str(tmp_path / "moved")).uri == str(tmp_path / "moved/checkpoints/0000000100")
 
@@ -171,14 +171,14 @@ def test_somebody_elses_files_are_not_taken_for_a_run(config: RunConfig, manifes
     folder = Path(config.run)
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match="not a run's: name a new or empty folder"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a run \(it holds thesis\.tex\): set run=NEW_RUN$"):
         prepare(config, manifest)
     assert content(folder) == {"thesis.tex": b"mine"}
 
 
 def test_a_file_is_no_folder(config: RunConfig, manifest: Manifest) -> None:
     Path(config.run).write_text("mine")
-    with pytest.raises(ConfigError, match="name a new or empty folder"):
+    with pytest.raises(ConfigError, match="is not a folder: set run=NEW_RUN"):
         prepare(config, manifest)
     assert Path(config.run).read_text() == "mine"
 
