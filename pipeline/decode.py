@@ -195,8 +195,9 @@ def _by_pillow(data: bytes, formats: Sequence[str]) -> tuple[Image.Image, str, i
         if (bare := without_metadata(data)) != data:
             with contextlib.suppress(UndecodableError):
                 return _by_pillow(bare, formats)
-        known = not isinstance(error, UnidentifiedImageError)
-        raise UndecodableError(first_line(error) if known else f"it is none of {', '.join(formats)}") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise UndecodableError(f"it is in no format that is read here: {', '.join(formats)}") from None
+        raise UndecodableError(first_line(error)) from None
 
 
 def _header(data: bytes) -> tuple[str, int]:

@@ -1,6 +1,5 @@
 """Shards as somebody may send them: tar, index and manifest of any content, with checksums and fingerprint that fit."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,3 @@ def write_shards(folder: Path, images: list[tuple[str, bytes]], **changed: Any) 
     fields = {"shards": (shard,), "classes": ("a",), "class_counts": (len(rows),), "resolution": 16, "channels": 3} | changed
     (folder / "manifest.json").write_bytes(dump_manifest(Manifest(**fields)))
     return folder
-
-
-def edit_manifest(folder: Path, edit: Any) -> None:
-    """Change the manifest's document with `edit`, and make its fingerprint right where it can be."""
-    path = folder / "manifest.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps(edit(document)))
