@@ -52,7 +52,7 @@ def recipe(data: Any) -> Tensor:
     """JPEG (or a picture of Pillow's) to float32 [3, 224, 224]: what torchvision's CenterCrop, RandomHorizontalFlip,
     ToTensor and Normalize do to Pillow's pictures, written out.
     """
-    image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+    image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=["JPEG"])
     image, margin = image.convert("RGB"), (image.width - CROP) // 2
     image = image.crop((margin, margin, margin + CROP, margin + CROP))
     if torch.rand(1) < 0.5:

@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,9 +197,9 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     """The same through a model's own code, here or in a server, whose statistics are those of untruncated latents."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from pipeline import client, registry
+    from pipeline.images import DRAWN, open_image
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
@@ -222,7 +221,7 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
         for first in _batches(len(labels), batch):
             pictures = ask(labels[first : first + batch].tolist(), **params, start=first)
-            pixels = np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(picture)))) for picture in pictures])
+            pixels = np.stack([np.atleast_3d(np.asarray(open_image(picture, DRAWN))) for picture in pictures])
             yield from torch.from_numpy(pixels).permute(0, 3, 1, 2).split(args.batch)
 
     return classes, draw

@@ -7,12 +7,10 @@ interpreter lock.
 """
 
 import contextlib
-import io
 import logging
 import threading
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +19,9 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.images import SHARDS, open_image
 from pipeline.jpeg import MAX_PIXELS, START, Pixels, UndecodableError, check_size, decode_jpeg, first_line
+from pipeline.metadata import without_metadata
 
 __all__ = [
     "MAX_PIXELS",
@@ -50,7 +50,7 @@ _UPRIGHT = {
 }
 """What to do with an image of that orientation; those of another stand upright."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_ROWS_AT_A_TIME = 1 << 20  # pixels
 # `MAX_PIXELS` decides on bombs; all the others are on metadata, and name no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -85,7 +85,8 @@ def decode_into(data: bytes, out: Pixels, crop: int | None = None, mirror: bool 
             if mirror:
                 _mirror(out, out)
             return
-        if crop == side and side <= min(height, width) and height * width <= MAX_PIXELS:
+        if crop == side and side <= min(height, width):
+            check_size(width, height, channels, len(data))
             if _own.pixels.shape != (height, width, channels):
                 _own.pixels = np.empty((height, width, channels), np.uint8)
             simplejpeg.decode_jpeg(data, mode, buffer=_own.pixels)
@@ -145,18 +146,18 @@ def upright(data: bytes) -> Image.Image:
     return opened(data)[0]
 
 
-def opened(data: bytes) -> tuple[Image.Image, Stored]:
+def opened(data: bytes, formats: Sequence[str] = SHARDS) -> tuple[Image.Image, Stored]:
     """The picture as a person sees it, in mode L or RGB: turned as its EXIF says, on white where it is transparent.
 
     Of an animation it is the first frame. Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255).
-    Raises UndecodableError, also for more than `MAX_PIXELS`.
+    Raises UndecodableError, also for one in none of `formats` and for one too large to decode (`check_size`).
     """
     jpeg = decode_jpeg(data) if data.startswith(START) else None
     if jpeg and jpeg.pixels is not None:
         image = Image.fromarray(jpeg.pixels.squeeze(2) if jpeg.grey else jpeg.pixels)
         form, orientation = _header(data)
     else:
-        image, form, orientation = _by_pillow(jpeg.data if jpeg else data)
+        image, form, orientation = _by_pillow(jpeg.data if jpeg else data, formats)
     stored = Stored(form, image.mode, image.size, orientation in _UPRIGHT)
     try:
         if stored.turned:
@@ -182,27 +183,27 @@ def looked_at(data: bytes) -> tuple[tuple[int, int], bool]:
     return ((0, 0) if stored.turned else stored.size), image.mode == "L"
 
 
-def _by_pillow(data: bytes) -> tuple[Image.Image, str, int]:
+def _by_pillow(data: bytes, formats: Sequence[str]) -> tuple[Image.Image, str, int]:
     """(the picture as it is stored, Pillow's name of its format, its orientation). Raises UndecodableError."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            check_size(*file.size)
+        with open_image(data, formats) as file:
             file.load()
             return file, file.format or "", _orientation(file)
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format's parser meets
-        if (bare := _pixels_only(data)) != data:
+        if (bare := without_metadata(data)) != data:
             with contextlib.suppress(UndecodableError):
-                return _by_pillow(bare)
-        known = not isinstance(error, UnidentifiedImageError)
-        raise UndecodableError(first_line(error) if known else "it is in no format that Pillow knows") from None
+                return _by_pillow(bare, formats)
+        if isinstance(error, UnidentifiedImageError):
+            raise UndecodableError(f"it is in no format that is read here: {', '.join(formats)}") from None
+        raise UndecodableError(first_line(error)) from None
 
 
 def _header(data: bytes) -> tuple[str, int]:
     """Pillow's name of a JPEG's format (there is MPO as well), and its orientation."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with open_image(data, ("JPEG",)) as file:
             return file.format or "", _orientation(file)
     except Exception:  # of metadata: its pixels have been decoded
         return "JPEG", 1
@@ -217,60 +218,29 @@ def _orientation(file: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _pixels_only(data: bytes) -> bytes:
-    """A PNG, WebP or JPEG without its metadata, which Pillow refuses where they are damaged or large; others as they are."""
-    if data.startswith(_PNG):
-        return _PNG + b"".join(_png_pixels(data))
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        body = b"WEBP" + b"".join(_webp_pixels(data))
-        return b"RIFF" + len(body).to_bytes(4, "little") + body
-    if not data.startswith(START):
-        return data
-    kept, place = [START], 2
-    while data[place : place + 1] == b"\xff" and (marker := data[place + 1 : place + 2]) != b"\xda":
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
-        if marker == b"\xee" or not b"\xe0" <= marker <= b"\xfe":  # APP14 tells the colour space
-            kept.append(data[place:end])
-        place = end
-    return b"".join([*kept, data[place:]])
-
-
-def _png_pixels(data: bytes) -> Iterator[bytes]:
-    """The chunks of a PNG that say something of its pixels, and its EXIF if that is whole."""
-    place = len(_PNG)
-    while kind := data[place + 4 : place + 8]:
-        end = place + 12 + int.from_bytes(data[place : place + 4])
-        whole = int.from_bytes(data[end - 4 : end]) == zlib.crc32(data[place + 4 : end - 4])
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and whole):
-            yield data[place:end]
-        place = end
-
-
-def _webp_pixels(data: bytes) -> Iterator[bytes]:
-    """The chunks of a WebP that say something of its pixels; its header no longer promises others."""
-    place = 12
-    while kind := data[place : place + 4]:
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        part = data[place : place + 8 + size + size % 2]
-        if kind == b"VP8X":
-            part = part[:8] + bytes(flags & ~0b101100 for flags in part[8:9]) + part[9:]
-        if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
-            yield part
-        place += 8 + size + size % 2
-
-
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or (image.mode in ("P", "RGB") and "transparency" in image.info):
-        # Under transparent pixels lies whatever the drawing program left there: show them on white.
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        return _on_white(image)
     if image.mode in ("L", "RGB"):
         return image
     if image.mode in ("1", "P", "CMYK", "YCbCr"):
         return image.convert("L" if image.mode == "1" else "RGB")
     raise UndecodableError(f"its pixels are of type {image.mode}, not 8-bit grey or RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Under transparent pixels lies whatever the drawing program left there: show them on white.
+
+    Some rows at a time, as copies of a whole picture would take four times its memory.
+    """
+    picture, rows = Image.new("RGB", image.size), max(1, _ROWS_AT_A_TIME // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        part = image.crop(box).convert("RGBA")
+        picture.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB"), box)
+    return picture
 
 
 def cropped(image: Image.Image, crop: int | None) -> Image.Image:

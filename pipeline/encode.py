@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.decode import Filter, UndecodableError, fitted, opened
 from pipeline.errors import ConfigError, DataError
+from pipeline.images import SOURCES
 from pipeline.source import Source
 
 Fit = Literal["crop", "pad"]
@@ -86,7 +87,7 @@ def encoded(source: Source, i: int, config: PackConfig) -> Sample:
 def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, str]:
     """A decoded picture, upright, in mode L or RGB; and its extension if its bytes can be stored as they are."""
     try:
-        image, stored = opened(data)
+        image, stored = opened(data, SOURCES)
     except UndecodableError as error:
         raise ImageError(name, str(error)) from None
     extension = _KEPT.get(stored.format, "")

@@ -12,16 +12,19 @@ import os
 import re
 import struct
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline import storage, untrusted
 from pipeline.addresses import is_web, split_query
 from pipeline.errors import ConfigError, DataError
-from pipeline.wording import command, plural
+from pipeline.wording import command, plural, printable
+
+if TYPE_CHECKING:
+    from pipeline.claims import ManifestClaim
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -43,6 +46,11 @@ ROW = np.dtype(
     ]
 )
 Index = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: str
 
 
 @dataclass(frozen=True)
@@ -154,10 +162,9 @@ def load_manifest(uri: str) -> Manifest:
 def is_manifest(data: bytes) -> bool:
     """Return whether these bytes are a manifest of shards, whole or damaged, and not a file of another program."""
     try:
-        document = json.loads(data)
-    except ValueError:
+        return untrusted.parse(_Format, data, MANIFEST).format == _FORMAT
+    except DataError:
         return _OURS.match(data) is not None
-    return isinstance(document, dict) and document.get("format") == _FORMAT
 
 
 def again(uri: str, source: str, tars: str = "") -> str:
@@ -176,24 +183,25 @@ def _load_manifest(uri: str) -> Manifest:
         raise ConfigError(f"no shards at {uri}: {_instead(uri)}") from None
     if not is_manifest(data):
         raise ConfigError(f"{place} is not a manifest of biggan but a file of another program: {_instead(uri, apart=True)}")
+    from pipeline.claims import Head, ManifestClaim, wrong_manifest
+
     try:
-        document = json.loads(data)
-        source, tars = str(document["source"]), str(document["tars"])
-    except (ValueError, KeyError):  # too damaged to say who made it
+        head = untrusted.parse(Head, data, place)
+    except DataError:  # too damaged to say who made it
         anew = command("index", "TARS", "--out", uri)
         raise DataError(
             f"{place} is damaged: restore it, {again(uri, '')} if biggan packed these shards, or {anew} if it indexed them"
         ) from None
-    try:
-        if document["version"] != VERSION:
-            raise ConfigError(
-                f"{place} has version {document['version']}, this program reads {VERSION}: {again(uri, source, tars)}"
-            )
-        manifest = _parse(document)
-        if manifest.fingerprint != document["fingerprint"]:
-            raise ValueError("its fingerprint does not fit its content")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} is damaged ({error}): restore it, or {again(uri, source, tars)}") from None
+    anew = again(uri, head.source, head.tars)
+    if head.version != VERSION:
+        raise ConfigError(f"{place} has version {head.version}, this program reads {VERSION}: {anew}")
+    claim = untrusted.parse(ManifestClaim, data, f"{place} is damaged", f"restore it, or {anew}")
+    manifest = _manifest(claim)
+    wrong = wrong_manifest(claim)
+    if not wrong and manifest.fingerprint != claim.fingerprint:
+        wrong = "its fingerprint does not fit its content"
+    if wrong:
+        raise DataError(f"{place} is damaged ({printable(wrong)}): restore it, or {anew}")
     return replace(manifest, tars=_find_tars(uri, manifest))
 
 
@@ -244,16 +252,16 @@ def _find_tars(uri: str, manifest: Manifest) -> str:
     )
 
 
-def _parse(document: dict[str, Any]) -> Manifest:
+def _manifest(claim: "ManifestClaim") -> Manifest:
     return Manifest(
-        shards=tuple(Shard(**shard) for shard in document["shards"]),
-        classes=tuple(document["classes"]),
-        class_counts=tuple(document["class_counts"]),
-        resolution=document["resolution"],
-        channels=document["channels"],
-        tars=document["tars"],
-        tars_from_here=document.get("tars_from_here", ""),
-        source=document["source"],
+        shards=tuple(Shard(**vars(shard)) for shard in claim.shards),
+        classes=tuple(claim.classes),
+        class_counts=tuple(claim.class_counts),
+        resolution=claim.resolution,
+        channels=claim.channels,
+        tars=claim.tars,
+        tars_from_here=claim.tars_from_here,
+        source=claim.source,
     )
 
 
@@ -267,11 +275,14 @@ def dump_index(rows: Index, tar_bytes: int) -> bytes:
     return _HEADER.pack(MAGIC, VERSION, ROW.itemsize, len(rows), tar_bytes) + rows.tobytes()
 
 
-def load_index(uri: str, shard: Shard, source: str = "", tars: str = "") -> Index:
+def load_index(uri: str, shard: Shard, source: str = "", tars: str = "", classes: int | None = None) -> Index:
     """Rows [samples] of `ROW` for one shard at `uri`; `source` and `tars` are those of its manifest, for the advice.
 
-    Raises DataError if it is not the one that the manifest means.
+    Raises DataError if it is not the one that the manifest means, or has rows that cannot be in the shard, or labels that are
+    not below `classes`.
     """
+    from pipeline.claims import wrong_rows
+
     place = storage.join(uri, index_name(shard.name))
     try:
         data = storage.read_bytes(place)
@@ -280,4 +291,9 @@ def load_index(uri: str, shard: Shard, source: str = "", tars: str = "") -> Inde
     expected = _HEADER.pack(MAGIC, VERSION, ROW.itemsize, shard.samples, shard.bytes)
     if data[: _HEADER.size] != expected or google_crc32c.value(data) != shard.index_crc32c:
         raise DataError(f"{place} is damaged or of another pack: restore it, or {again(uri, source, tars)}")
-    return np.frombuffer(data, ROW, offset=_HEADER.size)
+    if len(data) != _HEADER.size + ROW.itemsize * shard.samples:
+        raise DataError(f"{place} is damaged ({len(data):,} bytes): restore it, or {again(uri, source, tars)}")
+    rows = np.frombuffer(data, ROW, offset=_HEADER.size)
+    if wrong := wrong_rows(rows, shard.bytes, classes):
+        raise DataError(f"{place} is damaged ({wrong}): restore it, or {again(uri, source, tars)}")
+    return rows

@@ -12,6 +12,13 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded: a few kilobytes can claim gigabytes."""
 
+MAX_BYTES = 1 << 30
+"""The same of the memory that decoding takes, with all copies that it makes."""
+
+_FREE_BYTES = 128 << 20  # more is given only to files that explain it: no honest picture is `_RATIO` times smaller there
+_RATIO = 500
+_PIXEL_BYTES = 9  # of a JPEG: coefficients of a progressive one, then its pixels, then Pillow's copy of them
+
 START = b"\xff\xd8"
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
@@ -56,7 +63,7 @@ def decode_jpeg(data: bytes, **scale: int) -> Jpeg:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             size = width, height
-            check_size(*size)
+            check_size(*size, _PIXEL_BYTES, len(data))
             mode = _SPACES.get(space, "RGB" if space == "RGB" else "CMYK")
             pixels = simplejpeg.decode_jpeg(data, mode, **scale)
         except UndecodableError:
@@ -94,10 +101,16 @@ def _has_every_scan(data: bytes) -> bool:
     return not missing
 
 
-def check_size(width: int, height: int) -> None:
-    """Raise UndecodableError if an image has more than `MAX_PIXELS`."""
+def check_size(width: int, height: int, pixel_bytes: int, stored: int) -> None:
+    """Raise UndecodableError if decoding would take more memory than is given to a file of `stored` bytes.
+
+    `pixel_bytes` is what one pixel takes, in all of its copies.
+    """
+    needed = width * height * pixel_bytes
     if width * height > MAX_PIXELS:
         raise UndecodableError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+    if needed > MAX_BYTES or (needed > _FREE_BYTES and 4 * width * height > _RATIO * stored):
+        raise UndecodableError(f"{width} x {height} pixels would take {needed:,} bytes of memory, from a file of {stored:,}")
 
 
 def first_line(error: Exception) -> str:

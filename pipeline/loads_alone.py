@@ -33,10 +33,10 @@ def main(folder: Path) -> None:
     from PIL import Image
 
     golden = json.loads((folder / "artifacts/config.json").read_text())["golden"]
-    wanted = np.asarray(Image.open(folder / "artifacts/golden.png")).astype(int)
+    wanted = np.asarray(Image.open(folder / "artifacts/golden.png", formats=["PNG"])).astype(int)
     request = pd.DataFrame({"class_id": golden["labels"]}, dtype="int64")
     pictures = pyfunc.load_model(str(folder)).predict(request, params={"seed": golden["seed"]})["png"]
-    drawn = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(int) for text in pictures]
+    drawn = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"])).astype(int) for text in pictures]
     print(json.dumps({"images": len(drawn), "difference": int(abs(np.concatenate(drawn, axis=1) - wanted).max())}))
 
 

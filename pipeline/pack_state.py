@@ -11,6 +11,7 @@ from pipeline.encode import PackConfig, Sample, as_json
 from pipeline.errors import DataError
 from pipeline.index import Manifest, Shard, load_index
 from pipeline.source import Source
+from pipeline.untrusted import parse
 from pipeline.wording import plural
 
 STATE, REPORT = "pack.json", "report.json"
@@ -79,19 +80,13 @@ def is_report(document: bytes) -> bool:
 
 def load_state(uri: str) -> State:
     """The state at `uri`, whose shards are whole. Raises DataError where one is not what the state says."""
-    try:
-        document = json.loads(storage.read_bytes(storage.join(uri, STATE)))
-        document["shards"] = [Shard(**shard) for shard in document["shards"]]
-        document["rejected"] = [Rejected(**rejected) for rejected in document["rejected"]]
-        document["sides"] = {int(side): count for side, count in document["sides"].items()}
-        state = State(**document)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{storage.join(uri, STATE)} is damaged ({error}): add --overwrite to pack anew") from None
+    place = storage.join(uri, STATE)
+    state = parse(State, storage.read_bytes(place), f"{place} is damaged", "add --overwrite to pack anew")
     for shard in state.shards:
         place = storage.join(uri, shard.name)
         if not storage.exists(place) or storage.size(place) != shard.bytes:
             raise DataError(f"{place} is not as it was written: add --overwrite to pack anew")
-        load_index(uri, shard)
+        load_index(uri, shard, classes=len(state.counts))
     return state
 
 

@@ -88,7 +88,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
     ours, _ = inventory(uri)
     if resume and STATE in ours and MANIFEST not in ours:
         earlier = load_state(uri)
-        state = earlier if earlier.recipe == recipe else state
+        state = earlier if earlier.recipe == recipe and len(earlier.counts) == len(source.classes) else state
     began = time.monotonic() - state.seconds
     done = list(state.shards)
 

@@ -12,6 +12,8 @@ from collections import OrderedDict
 
 _FILES = 256
 """That are kept open; a process may often have 1,024."""
+_SPARE = 1 << 20
+"""Bytes that a buffer is larger than what it is made for, at most, so that a slightly longer image needs no other."""
 
 
 class _File:
@@ -19,6 +21,7 @@ class _File:
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self.descriptor).st_size
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -48,10 +51,12 @@ class PageCache:
         if not self._able:
             return None
         buffer: memoryview = getattr(self._own, "buffer", memoryview(b""))
-        if len(buffer) < length:
-            buffer = self._own.buffer = memoryview(bytearray(2 * length))
         try:
             file = self._file(path)
+            if start + length > file.size:
+                return None
+            if len(buffer) < length:
+                buffer = self._own.buffer = memoryview(bytearray(length + min(length, _SPARE)))
             there = os.preadv(file.descriptor, [buffer[:length]], start, os.RWF_NOWAIT)
         except OSError as error:
             self._able = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)  # not every file system can say it

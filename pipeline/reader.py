@@ -311,7 +311,8 @@ class Reader:
         expected = self.manifest.shards[number]
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
         place = storage.join(part.tars, expected.name)
-        load = partial(load_index, part.uri, expected, part.source, part.tars)
+        classes = len(part.labels) or len(self.manifest.classes)
+        load = partial(load_index, part.uri, expected, part.source, part.tars, classes)
         try:
             size, version = self._patiently(place, lambda: storage.head(place))
         except storage.NotFoundError:

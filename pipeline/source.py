@@ -1,11 +1,13 @@
 """One split of images to be packed, and what the kinds of sources share. `pipeline.sources` opens them."""
 
+import gzip
 import shlex
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar, overload
 
 import numpy as np
@@ -16,7 +18,8 @@ from pipeline.wording import plural
 
 BLOCK_BYTES = 128 << 20  # of blocks that are mixed at a time
 
-_BOMB_RATIO, _BOMB_BYTES = 1000, 64 << 20
+_PIECE = 1 << 20  # bytes of a tar that are unpacked at a time
+_BOMB_RATIO, _BOMB_BYTES = 200, 64 << 20
 
 Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -107,6 +110,18 @@ def refuse_bomb(name: str, stored: int, claimed: int) -> None:
     """Raise DataError where `stored` bytes claim to hold so many more that only an attack explains it."""
     if claimed > _BOMB_BYTES and claimed > _BOMB_RATIO * stored:
         raise DataError(f"{name} claims to hold {claimed:,} bytes in {stored:,}: a zip bomb is not unpacked; remove it")
+
+
+def unpacked(tar: Path) -> Iterator[bytes]:
+    """Yield the bytes of a tar, unpacked where it is a .tar.gz. Raises DataError where they become too many to be honest."""
+    size, found = tar.stat().st_size, 0
+    with open(tar, "rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        with gzip.GzipFile(fileobj=file) if zipped else file as stream:
+            while piece := stream.read(_PIECE):
+                found += len(piece)
+                refuse_bomb(str(tar), size, found)
+                yield piece
 
 
 def refuse_climbing(place: str, path: str) -> None:

@@ -5,14 +5,14 @@ A record is the label (CIFAR-100: the coarse one, then the fine one, which is ta
 
 import hashlib
 import re
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.source import Names, Source, refuse_bomb, refuse_climbing
+from pipeline.source import Names, Source, refuse_climbing, unpacked
+from pipeline.tar import members
+from pipeline.untrusted import parsing
 
 _BATCH = re.compile(r"data_batch_\d\.bin|test_batch\.bin|train\.bin|test\.bin")
 _CLASSES = ("batches.meta.txt", "fine_label_names.txt")
@@ -37,22 +37,13 @@ def open_files(place: str, paths: list[Path]) -> list[Source]:
 def open_tar(file: Path) -> list[Source] | None:
     """The splits in `cifar-10-binary.tar.gz` and its kin; None as soon as a member shows that it is something else."""
     files = {}
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                refuse_climbing(str(file), member.name)
-                name = member.name.rpartition("/")[2]
-                if member.isdir():
-                    continue
-                if not (_BATCH.fullmatch(name) or name in _CLASSES or name in _BESIDE):
-                    return None
-                refuse_bomb(f"{member.name} in {file}", file.stat().st_size, member.size)
-                content = tar.extractfile(member)
-                files[name] = content.read() if content else b""
-                if len(files[name]) != member.size:
-                    raise EOFError(f"{member.name} ends early")
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"SRC {file} is damaged ({error}): get it again") from None
+    with parsing(f"SRC {file} is damaged", "get it again"):
+        for member in members(unpacked(file)):
+            refuse_climbing(str(file), member.name)
+            name = member.name.rpartition("/")[2]
+            if not (_BATCH.fullmatch(name) or name in _CLASSES or name in _BESIDE):
+                return None
+            files[name] = member.data or b""
     return _splits(str(file), files)
 
 
@@ -61,7 +52,8 @@ def _splits(place: str, files: dict[str, bytes]) -> list[Source]:
     text = files.get(_CLASSES[1 if hundred else 0])
     if text is None:
         raise ConfigError(f"SRC {place} has no {_CLASSES[1 if hundred else 0]}, which names the classes: get it again")
-    classes = tuple(line.strip() for line in text.decode().splitlines() if line.strip())
+    with parsing(f"SRC {place}: {_CLASSES[hundred]}, which names the classes, is not UTF-8", "get it again"):
+        classes = tuple(line.strip() for line in text.decode().splitlines() if line.strip())
     batches = sorted(name for name in files if _BATCH.fullmatch(name))
     parts = {"train": [name for name in batches if not name.startswith("test")]}
     parts["test"] = [name for name in batches if name.startswith("test")]

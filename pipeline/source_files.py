@@ -1,5 +1,8 @@
 """All files of a folder or a zip, sorted into images, other files, and what is passed over. Links are followed once."""
 
+import bz2
+import copy
+import lzma
 import os
 import stat
 import threading
@@ -9,14 +12,17 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.layout import clutter, is_image, kind_of, split_name
 from pipeline.source import Ints, refuse_bomb, refuse_climbing
+from pipeline.untrusted import parsing
 
 LABELS = "dataset.json"
+_DICTIONARY = 256 << 20  # bytes that an LZMA member may ask for
 
 Read = Callable[[str], bytes]
 
@@ -142,10 +148,8 @@ def zip_files(file: Path) -> Files:
 
     Backslashes are slashes, as Windows writes them. Of several members of one path the last one counts, as for `unzip`.
     """
-    try:
+    with parsing(f"cannot read {file}", "the zip is damaged or its names are: get it again"):
         archive, lock = zipfile.ZipFile(file), threading.Lock()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise DataError(f"cannot read {file} ({error}): the zip is damaged or its names are; get it again") from None
     found, folders = _Found(), set()
     members: dict[str, zipfile.ZipInfo] = {}
     hidden: dict[str, str] = {}
@@ -178,18 +182,32 @@ def zip_files(file: Path) -> Files:
     def read(path: str) -> bytes:
         info = members.get(top + path) or members[path]
         refuse_bomb(f"{path} in {file}", info.compress_size, info.file_size)
-        try:
+        raw = info
+        if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # zipfile would unpack them without a bound
+            raw = copy.copy(info)
+            raw.compress_type, raw.file_size, raw.CRC = zipfile.ZIP_STORED, info.compress_size, cast(int, None)
+        with parsing(f"cannot read {path} in {file}", "the zip is damaged or locked: get it again"):
             with lock:  # it counts its open members
-                member = archive.open(info)
+                member = archive.open(raw)
             try:
-                return member.read()
+                data = member.read()
             finally:
                 with lock:
                     member.close()
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError, zlib.error, RuntimeError) as error:
-            raise DataError(f"cannot read {path} in {file} ({error}): the zip is damaged or locked, get it again") from None
+            return data if raw is info else _unpacked(data, info)
 
     return found.sorted(str(file), read, is_zip=True)
+
+
+def _unpacked(data: bytes, info: zipfile.ZipInfo) -> bytes:
+    """Return what a member's bytes hold, and no more than it claims. Raises what the parsers raise."""
+    unpacker: bz2.BZ2Decompressor | lzma.LZMADecompressor = bz2.BZ2Decompressor()
+    if info.compress_type == zipfile.ZIP_LZMA:  # in a zip: version, 5 as a length, properties; in a file: properties, a size
+        unpacker, data = lzma.LZMADecompressor(lzma.FORMAT_ALONE, _DICTIONARY), data[4:9] + b"\xff" * 8 + data[9:]
+    found = unpacker.decompress(data, info.file_size)
+    if len(found) != info.file_size or zlib.crc32(found) != info.CRC:
+        raise zipfile.BadZipFile("it does not have its checksum")
+    return found
 
 
 def _top(paths: list[str], folders: set[str]) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline import fashion_mnist
 from pipeline.errors import ConfigError, DataError
 from pipeline.layout import SPLITS
 from pipeline.source import Pixels, Source, refuse_bomb
+from pipeline.untrusted import parsing
 
 NAME = re.compile(r"(train|t10k|test|val)[-_.]images[-_.]idx3[-_.]ubyte(\.gz)?")
 _SPLITS = {"t10k": "test"}
@@ -63,14 +65,13 @@ def _idx(split: str, name: str, images: bytes, labels: bytes, classes: tuple[str
 def _parse(data: bytes, name: str, dimensions: int) -> Pixels:
     """An IDX file (0, 0, type 8 = uint8, dimensions, big-endian sizes, data), gzipped or not."""
     zipped = data[:2] == b"\x1f\x8b"
-    try:
-        with gzip.open(io.BytesIO(data)) if zipped else io.BytesIO(data) as file:
-            header = file.read(4 + 4 * dimensions)
-            if header[:4] != bytes([0, 0, 8, dimensions]):
-                raise ValueError(f"it does not begin as an IDX file of bytes with {dimensions} dimensions")
-            shape = [int.from_bytes(header[i : i + 4]) for i in range(4, len(header), 4)]
-            size = int(np.prod(shape, dtype=object))
-            refuse_bomb(name, len(data), size)
-            return np.frombuffer(file.read(size + 1), np.uint8).reshape(shape)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{name} is damaged ({error}): get it again") from None
+    with parsing(f"{name} is damaged", "get it again"), gzip.open(io.BytesIO(data)) if zipped else io.BytesIO(data) as file:
+        header = file.read(4 + 4 * dimensions)
+        if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
+            raise ValueError(f"it does not begin as an IDX file of bytes with {dimensions} dimensions")
+        shape = [int.from_bytes(header[i : i + 4]) for i in range(4, len(header), 4)]
+        if 0 in shape[1:]:
+            raise ValueError(f"its images have {' x '.join(map(str, shape[1:]))} pixels")
+        size = math.prod(shape)
+        refuse_bomb(name, len(data), size)
+        return np.frombuffer(file.read(size + 1), np.uint8).reshape(shape)

@@ -9,21 +9,23 @@ import hashlib
 import io
 import os
 import re
-import tarfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.source import Ints, Names, Source, refuse_bomb, refuse_climbing
+from pipeline.source import Ints, Names, Source, refuse_climbing, unpacked
+from pipeline.tar import FileStream, members
+from pipeline.untrusted import parsing
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
 _CLASS = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _VAL = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
-_KIT_BYTES = 64 << 20  # of one of its files; they have 100 kB
+_KIT = ("data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")
+_KIT_BYTES = 16 << 20  # of one of its files; they have 100 kB
 
 
 def open_imagenet(place: str, tars: list[Path], say: Callable[[str], None]) -> list[Source]:
@@ -51,6 +53,8 @@ class _Places:
         self.offsets, self.lengths, self.keys = array("q"), array("i"), array("i")
 
     def add(self, offset: int, length: int, key: int) -> None:
+        if length >> 31:
+            raise DataError(f"SRC {self.file} has an image of {length:,} bytes at byte {offset:,}: get it again")
         self.offsets.append(offset)
         self.lengths.append(length)
         self.keys.append(key)
@@ -83,14 +87,14 @@ def _train(file: Path, words: dict[str, str]) -> Source:
             match = _CLASS.fullmatch(outer)
             if not match:
                 raise ConfigError(f"SRC {file} has a member {outer}: expected n01440764.tar and so on, a tar for each class")
-            inner = _Slice(stream, start, length)
-            for _, offset, size in _members(inner, f"{outer} in {file}"):
+            for _, offset, size in _members(stream, f"{outer} in {file}", start, length):
                 places.add(start + offset, size, len(ids))
             ids.append(match[1])
     if not places.keys:
         raise ConfigError(f"SRC {file} has no images: get it again")
     order = sorted(ids)
-    number = np.array([order.index(name) for name in ids], np.int64)
+    labels = {name: label for label, name in enumerate(order)}
+    number = np.array([labels[name] for name in ids], np.int64)
     return places.source("train", _names(order, words), number[np.asarray(places.keys)])
 
 
@@ -115,43 +119,13 @@ def _names(ids: list[str], words: dict[str, str]) -> tuple[str, ...]:
     return tuple(f"{name} {words[name]}" if name in words else name for name in ids)
 
 
-def _members(stream: io.RawIOBase, place: str) -> list[tuple[str, int, int]]:
-    """(name, offset, length) of each file in a tar that begins at 0. Raises DataError where it is damaged or cut."""
-    found = []
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                refuse_climbing(place, member.name)
-                if member.isreg():
-                    found.append((member.name, member.offset_data, member.size))
-            # tarfile takes a damaged header for the end. The real end is a block of zeros.
-            stream.seek(tar.offset)
-            if stream.read(512) != bytes(512):
-                raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"SRC {place} is damaged ({error}): get it again") from None
-    return found
-
-
-class _Slice(io.RawIOBase):
-    """Bytes [start, start + length) of a file, as a file of their own."""
-
-    def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._length)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        self._file.seek(self._start + self._at)
-        data = self._file.read(left if size < 0 else min(size, left)) or b""
-        self._at += len(data)
-        return data
+def _members(stream: io.FileIO, place: str, start: int = 0, length: int | None = None) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset from `start`, length) of each file in a tar. Raises DataError where it is damaged or cut."""
+    whole = os.fstat(stream.fileno()).st_size if length is None else length
+    with parsing(f"SRC {place} is damaged", "get it again"):
+        for member in members(FileStream(stream.fileno(), start, whole), lambda *_: False):
+            refuse_climbing(place, member.name)
+            yield member.name, member.offset, member.size
 
 
 def _devkit(file: Path) -> tuple[dict[str, str], list[str]]:
@@ -161,18 +135,13 @@ def _devkit(file: Path) -> tuple[dict[str, str], list[str]]:
     except ImportError:
         raise ConfigError(f"{file.name} has a MATLAB file: `pip install 'biggan-pipeline[imagenet]'` to read it") from None
     files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                refuse_climbing(str(file), member.name)
-                if member.name.endswith(("data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")):
-                    refuse_bomb(member.name, _KIT_BYTES // 1000, member.size)
-                    content = tar.extractfile(member)
-                    files[member.name.rpartition("/")[2]] = content.read() if content else b""
+    with parsing(f"{file} is damaged", "get it again"):
+        for member in members(unpacked(file), lambda name, size: name.endswith(_KIT) and size <= _KIT_BYTES):
+            refuse_climbing(str(file), member.name)
+            if member.data is not None:
+                files[member.name.rpartition("/")[2]] = member.data
         synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
         classes = [row for row in synsets if int(row["num_children"]) == 0]  # the others are groups of classes
         by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in classes}
         truth = [by_number[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
         return {str(row["WNID"]): str(row["words"]).split(",")[0] for row in classes}, truth
-    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{file} is damaged ({type(error).__name__}: {error}): get it again") from None

@@ -47,7 +47,8 @@ def foreign(place: str) -> ConfigError:
 
 def _source(split: str, uri: str) -> Source:
     manifest = load_manifest(uri)
-    rows = np.concatenate([load_index(uri, shard, manifest.source, manifest.tars) for shard in manifest.shards])
+    about = manifest.source, manifest.tars, len(manifest.classes)
+    rows = np.concatenate([load_index(uri, shard, *about) for shard in manifest.shards])
     firsts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
     starts = np.concatenate([*_starts(manifest, rows, firsts), [len(rows)]]).astype(np.int64)
     window = max(1, BLOCK_BYTES // _STRETCH)

@@ -287,7 +287,8 @@ def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
     assembler = Assembler(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest), config.crop)
     images, labels = [], []
     try:
-        for chunk in np.array_split(np.arange(manifest.samples), -(-manifest.samples // 1024)):
+        for first in range(0, manifest.samples, 1024):
+            chunk = np.arange(first, min(first + 1024, manifest.samples))
             reader.expect(chunk)
             pending = assembler.start(chunk, np.zeros_like(chunk))
             pending.wait()

@@ -4,6 +4,7 @@ Python's tarfile takes a cut between two members, a damaged header or a zeroed o
 them is an error that says where: an archive ends with a block of zeros, and nothing but zeros behind it.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,18 +35,18 @@ class Member:
 
 
 def members(
-    chunks: Iterable[bytes], wanted: Callable[[str, int], bool] = lambda name, size: True, *, every: bool = False
+    chunks: "Iterable[bytes] | FileStream", wanted: Callable[[str, int], bool] = lambda name, size: True, *, every: bool = False
 ) -> Iterator[Member]:
     """Yield the regular files of a tar that comes as `chunks`, in their order.
 
     Args:
-        chunks: consecutive bytes of the tar, cut anywhere.
+        chunks: consecutive bytes of the tar, cut anywhere; or where it lies in a file.
         wanted: says by name and size whether a member's data are to be collected; otherwise they pass by.
         every: yield links, folders and devices too, without data.
 
     Raises TarError where the tar is damaged, cut, or of a kind that has no place in a data set (sparse, multi-volume).
     """
-    stream = _Stream(chunks)
+    stream = chunks if isinstance(chunks, FileStream) else _Stream(chunks)
     extended: dict[bytes, bytes] = {}  # from the headers in front of a member: its pax records, or a GNU long name
     shared: dict[bytes, bytes] = {}  # pax records for all that follow
     while True:
@@ -128,6 +129,31 @@ class _Stream:
             if bytes(chunk).count(0) != len(chunk):
                 raise TarError(f"there are bytes behind its end, at byte {self.offset}")
             self.offset += len(chunk)
+
+
+class FileStream:
+    """Bytes [start, start + length) of an open file. What is passed by is not read."""
+
+    def __init__(self, descriptor: int, start: int, length: int) -> None:
+        self._descriptor, self._start, self._length = descriptor, start, length
+        self.offset = 0
+
+    def take(self, size: int, what: str) -> bytes:
+        """Return the next `size` bytes. Raises TarError where the file or the part ends before."""
+        self.skip(size, what)
+        data = os.pread(self._descriptor, size, self._start + self.offset - size)
+        if len(data) < size:
+            raise TarError(f"it ends in the middle of {what}, at byte {self.offset - size + len(data)}")
+        return data
+
+    def skip(self, size: int, what: str = "a member") -> None:
+        """Pass by `size` bytes."""
+        if self.offset + size > self._length:
+            raise TarError(f"it ends in the middle of {what}, at byte {self._length}")
+        self.offset += size
+
+    def only_zeros(self) -> None:
+        """Do nothing: what follows the end of a tar that nobody reads through is not looked at."""
 
 
 def _check(header: bytes, start: int) -> None:

@@ -1,6 +1,5 @@
 """What records of a run's journal are in MLflow: rows, data sets, images and files."""
 
-import io
 import json
 import logging
 import tempfile
@@ -8,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from PIL import Image
-
+from pipeline.images import DRAWN, open_image
 from pipeline.journal import Record
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def log_image(client: "MlflowClient", run_id: str, path: Path, record: Record) -
     if any(file.suffix == ".webp" for file in there):
         return
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()))
+        image = open_image(path.read_bytes(), DRAWN)
         image.load()
     except OSError as error:  # removed; or empty, after a power cut
         log.warning("MLflow does not get the image %s: %s", path, error)

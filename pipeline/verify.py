@@ -33,7 +33,7 @@ def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> I
     place = hide_secrets(tar)
     rows: dict[int, tuple[int, int]] = {}
     try:
-        index = load_index(uri, shard, manifest.source, manifest.tars)
+        index = load_index(uri, shard, manifest.source, manifest.tars, len(manifest.classes))
         rows = {block: (length, crc) for block, length, crc, _ in index.tolist()}
     except DataError as error:
         yield str(error)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.decode import UndecodableError, decode_into, fitted, upright
+from pipeline.decode import UndecodableError, decode_into, fitted, opened, upright
+from pipeline.images import SOURCES
 
 RNG = np.random.default_rng(0)
 
@@ -167,7 +168,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 
 def test_floats_are_refused() -> None:
     with pytest.raises(UndecodableError, match="type F"):
-        upright(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"))
+        opened(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), SOURCES)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])

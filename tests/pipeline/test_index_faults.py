@@ -50,7 +50,7 @@ def test_all_faults_of_a_pass_are_listed_before_it_stops(tmp_path: Path) -> None
     error, notes = refused(f"{tmp_path}/{{0..4}}.tar")
     assert isinstance(error, DataError)
     for line in (
-        "0.tar, sample b has no image that can be decoded (it is in no format that Pillow knows)",
+        "0.tar, sample b has no image that can be decoded (it is in no format that is read here: JPEG, PNG, WEBP, AVIF, GIF)",
         "0.tar, sample c has no image that can be decoded",
         "0.tar, sample d has no label among png",
         "1.tar is damaged (it ends in the middle of a.png, at byte 700)",

@@ -106,5 +106,5 @@ def test_a_bomb_in_the_archive_is_refused_before_it_is_read(tmp_path: Path) -> N
         member = tarfile.TarInfo("data_batch_1.bin")
         member.size = 80 << 20
         tar.addfile(member, io.BytesIO(bytes(member.size)))
-    with pytest.raises(DataError, match=r"data_batch_1\.bin in .* a zip bomb is not unpacked"):
+    with pytest.raises(DataError, match=r"c\.tar\.gz claims to hold .* a zip bomb is not unpacked"):
         open_source(str(tmp_path / "c.tar.gz"))
