@@ -11,6 +11,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,10 +19,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import storage
+from pipeline import named, storage
 from pipeline.addresses import is_web, split_query
 from pipeline.errors import ConfigError, DataError
-from pipeline.wording import command, plural
+from pipeline.inside import below
+from pipeline.wording import command, hide_secrets, plural
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -129,11 +131,11 @@ def dump_manifest(manifest: Manifest) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def load_manifest(uri: str) -> Manifest:
-    """Read and check the manifest of the shards at `uri`.
+def load_manifest(uri: str, allowed: Sequence[str] = ()) -> Manifest:
+    """Read and check the manifest of the shards at `uri`. Its tars may be in another store if that is `allowed`, or was named.
 
-    Raises ConfigError where none is, or where the one that is there belongs to another program; DataError if it is damaged
-    or the tars are not where it says.
+    Raises ConfigError where none is, or where the one that is there belongs to another program or names a store that the user
+    has not; DataError if it is damaged or the tars are not where it says.
     """
     if uri.startswith("pipe:"):
         anew = command("index", "URI", "--out", "DIR")
@@ -146,9 +148,9 @@ def load_manifest(uri: str) -> Manifest:
         anew = command("index", uri.removesuffix(".gz"), "--out", "DIR")
         raise ConfigError(f"{uri} names tars{first}index them once with {anew}, and name DIR")
     try:
-        return _load_manifest(uri)
+        return _load_manifest(uri, allowed)
     except DataError:  # once more: it may have been damaged on its way
-        return _load_manifest(uri)
+        return _load_manifest(uri, allowed)
 
 
 def is_manifest(data: bytes) -> bool:
@@ -168,7 +170,7 @@ def again(uri: str, source: str, tars: str = "") -> str:
     return f"pack again with {command('shard', 'SRC', uri, '--overwrite')}"
 
 
-def _load_manifest(uri: str) -> Manifest:
+def _load_manifest(uri: str, allowed: Sequence[str]) -> Manifest:
     place = storage.join(uri, MANIFEST)
     try:
         data = storage.read_bytes(place)
@@ -194,6 +196,10 @@ def _load_manifest(uri: str) -> Manifest:
             raise ValueError("its fingerprint does not fit its content")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} is damaged ({error}): restore it, or {again(uri, source, tars)}") from None
+    for shard in manifest.shards:
+        below(uri, shard.name, hide_secrets(place))
+    if manifest.tars:
+        named.check_read(uri, manifest.tars, hide_secrets(place), allowed)
     return replace(manifest, tars=_find_tars(uri, manifest))
 
 
@@ -233,7 +239,7 @@ def _find_tars(uri: str, manifest: Manifest) -> str:
         others = [str(folder / path) for folder in (here, *here.absolute().parents)] + others
     first = manifest.shards[0]
     for place in places + others:
-        tar = storage.join(place, first.name)
+        tar = below(place, first.name, uri)
         if storage.exists(tar) and storage.size(tar) == first.bytes:
             return place
     if found := next((place for place in places if os.path.isdir(place)), None):
@@ -272,7 +278,7 @@ def load_index(uri: str, shard: Shard, source: str = "", tars: str = "") -> Inde
 
     Raises DataError if it is not the one that the manifest means.
     """
-    place = storage.join(uri, index_name(shard.name))
+    place = below(uri, index_name(shard.name), uri)
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:

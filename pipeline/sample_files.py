@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import re
 import uuid
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from model.sampling import grid
 from pipeline import packing, storage
 from pipeline.errors import ConfigError
 from pipeline.images import ENCODERS, png
+from pipeline.inside import below
 from pipeline.packing import PackConfig, Sample
 
 Batches = Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
@@ -63,13 +66,32 @@ def write_npz(path: Path, batches: Batches, count: int) -> None:
         raise
 
 
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Return a folder for each class, of its own: its name, or `NUMBER-NAME` where that is no plain name or another's, too.
+
+    Plain are printable names of at most 200 bytes without slashes. They are compared without case, as some disks do.
+    """
+    often = Counter(name.casefold() for name in classes)
+    safe = [re.sub(r"[^\w.() +=@,'&-]", "-", name).strip(" .-")[:80] for name in classes]
+    numbered = [f"{i}-{name}" if name else str(i) for i, name in enumerate(safe)]
+    plain = [
+        often[name.casefold()] == 1
+        and name.isprintable()
+        and len(name.encode(errors="replace")) <= 200
+        and not (set(name) & set("/\\") or name.startswith((".", "~")) or name != name.strip())
+        for name in map(str, classes)
+    ]
+    names = [name if ok and name else other for name, ok, other in zip(classes, plain, numbered, strict=True)]
+    return names if len({name.casefold() for name in names}) == len(names) else numbered
+
+
 def write_folder(uri: str, batches: Batches, classes: Sequence[str], form: str) -> None:
-    """Write image i as CLASS/<i, 6 digits>.png or .webp below `uri`."""
-    number = 0
+    """Write image i as CLASS/<i, 6 digits>.png or .webp below `uri`; for CLASS see `folder_names`."""
+    number, folders = 0, folder_names(classes)
     for pixels, labels in batches:
         for image, label in zip(pixels, labels.tolist(), strict=True):
-            folder = classes[label].replace("/", "-")  # a name is no path
-            storage.write_bytes(storage.join(uri, folder, f"{number:06d}.{form}"), ENCODERS[form](image))
+            place = storage.join(below(uri, folders[label], "the model"), f"{number:06d}.{form}")
+            storage.write_bytes(place, ENCODERS[form](image))
             number += 1
 
 
