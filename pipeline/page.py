@@ -168,11 +168,12 @@ def _time(run: _Run) -> str:
 
 def _samples(run: _Run) -> str:
     journal = journal_path(run.folder)
-    there = [record for record in run.images if inside(run.folder, record["file"], journal).is_file()]
+    named = [(record, inside(run.folder, record["file"], journal)) for record in run.images]
+    there = [(record, file) for record, file in named if file.is_file()]
     shown = [there[i * (len(there) - 1) // (_SAMPLES - 1)] for i in range(_SAMPLES)] if len(there) > _SAMPLES else there
     figures = []
-    for record in shown:
-        data = base64.b64encode((run.folder / record["file"]).read_bytes()).decode()
+    for record, file in shown:
+        data = base64.b64encode(file.read_bytes()).decode()
         name = f"{html.escape(record['image'])} at {record['step']:,} images"
         figures.append(f'<figure><figcaption>{name}</figcaption><img src="data:image/png;base64,{data}" alt="{name}"></figure>')
     more = f" ({len(shown)} of {len(there)})" if len(shown) < len(there) else ""

@@ -72,7 +72,8 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     Plain are printable names of at most 200 bytes without slashes. They are compared without case, as some disks do.
     """
     often = Counter(name.casefold() for name in classes)
-    safe = [re.sub(r"[^\w.() +=@,'&-]", "-", name).strip(" .-")[:80] for name in classes]
+    safe = [re.sub(r"[^\w.() +=@,'&-]", "-", name).strip(" .-") for name in classes]
+    safe = [name.encode()[:80].decode(errors="ignore") for name in safe]
     numbered = [f"{i}-{name}" if name else str(i) for i, name in enumerate(safe)]
     plain = [
         often[name.casefold()] == 1

@@ -148,8 +148,8 @@ class Delivery:
         place = client.get_run(run_id).info.artifact_uri
         if not (path := local_path(place)) or not Path(os.path.normpath(path)).is_relative_to(folder):
             raise ConfigError(
-                f"{file} puts artifacts at {printable(hide_secrets(place))[:200]}, outside of its folder: add --tracking URI to "
-                "deliver to another MLflow"
+                f"{file} puts artifacts at {printable(hide_secrets(place))[:200]}, outside of its folder: "
+                "add --tracking URI to deliver to another MLflow"
             )
 
     def _ship(self, client: "MlflowClient", run_id: str, path: Path) -> None:
