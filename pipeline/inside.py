@@ -77,4 +77,4 @@ def _relative(name: object, said_in: object) -> str:
 
 
 def _outside(name: object, said_in: object, why: str) -> DataError:
-    return DataError(f"{said_in} names the file {printable(str(name))[:80]!r}, which is {why}")
+    return DataError(f"{said_in} names the file '{printable(str(name))[:80]}', which is {why}")

@@ -69,17 +69,18 @@ def is_named(use: Use, uri: str) -> bool:
     return any(f"file://{folder}" in known for folder in Path(key.removeprefix("file://")).parents)
 
 
-def check_read(own: str, other: str, said_in: object, allowed: Collection[str] = ()) -> None:
+def check_read(own: str, other: str, said_in: object, allowed: Collection[str] | None = None) -> None:
     """Raise ConfigError unless `other`, which the file `said_in` in the store of `own` names, may be read.
 
-    It may be in the same store, or in one that is `allowed` or that the user has named.
+    It may be in the same store, or in one that the user has named or, in data.allow, `allowed`.
     """
-    if same_store(own, other) or is_named("read", other) or any(_covers(one, other) for one in allowed):
+    if same_store(own, other) or is_named("read", other) or any(_covers(one, other) for one in allowed or ()):
         return
     store = printable(store_key(other))
+    key = f" or, for a training, set {shlex.quote(f'data.allow=[{store}]')}" if allowed is not None else ""
     raise ConfigError(
         f"{said_in} names {printable(hide_secrets(other))[:200]}, which is in another store than its own: if you trust it, "
-        f"add --allow {shlex.quote(store)} or, for a training, set {shlex.quote(f'data.allow=[{store}]')}"
+        f"add --allow {shlex.quote(store)}{key}"
     )
 
 
