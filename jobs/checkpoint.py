@@ -66,11 +66,12 @@ def _folders(source: str) -> list[str]:
     from pathlib import Path
 
     from pipeline import checkpoint, storage
-    from pipeline.run import checkpoint_uri, load_run_config
+    from pipeline.named import kept_checkpoints
+    from pipeline.run import load_run_config
 
     if checkpoint.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]):
         return [source.rstrip("/")]
-    uri = checkpoint_uri(load_run_config(source)) if Path(source, "config.yaml").is_file() else source
+    uri = kept_checkpoints(load_run_config(source)) if Path(source, "config.yaml").is_file() else source
     return [storage.join(uri, name) for name in checkpoint.folders(uri)]
 
 

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import pkgutil
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,14 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
         job = cast(Job, importlib.import_module(f"jobs.{name}"))
         sub = subparsers.add_parser(name, help=job.HELP, description=job.HELP)
         job.add_arguments(sub)
+        sub.add_argument(
+            "--allow",
+            metavar="ADDRESS",
+            action="append",
+            default=[],
+            help="a store (s3://BUCKET, http://HOST) or local folder to read from if a manifest or a run's folder names it; "
+            "remembered, as are addresses typed here",
+        )
         sub.set_defaults(run=job.run)
     return parser
 
@@ -103,7 +112,17 @@ def _dispatch(argv: Sequence[str]) -> int:
         from pipeline.config_tree import refuse_twice
 
         refuse_twice(args.overrides)
+    if typed := [*args.allow, *_addresses(argv)]:
+        from pipeline import named
+
+        named.note("read", typed)
     return args.run(args) or 0
+
+
+def _addresses(argv: Sequence[str]) -> list[str]:
+    """The addresses of stores in a command line: its words, and what follows `=` there."""
+    values = [part for word in argv for part in (word, word.partition("=")[2])]
+    return [value for value in values if re.match(r"[a-z][a-z0-9+.-]*://", value)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -232,14 +232,15 @@ def _keep(request: "Request", document: dict[str, Any]) -> None:
     """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
     from pipeline import evaluations, storage
     from pipeline.checkpoint import EVALUATION, committed
-    from pipeline.run import checkpoint_uri, load_run_config
+    from pipeline.named import kept_checkpoints
+    from pipeline.run import load_run_config
 
     images, truncation = document["images"], document["truncation"]
     _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")
     if truncation is not None or not Path(request.model, "config.yaml").is_file():
         return
     # A training that continues may have removed the checkpoint meanwhile.
-    there = [one.uri for one in committed(checkpoint_uri(load_run_config(request.model))) if one.images == images]
+    there = [one.uri for one in committed(kept_checkpoints(load_run_config(request.model))) if one.images == images]
     for place in [storage.join(uri, EVALUATION) for uri in there[:1]]:
         if evaluations.offer(place, document):
             _say(f"figures: {place}")

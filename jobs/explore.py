@@ -146,6 +146,7 @@ def _data(args: argparse.Namespace, painter: "Painter") -> tuple[str, "Neighbour
     from pathlib import Path
 
     from pipeline.dataset import load_data
+    from pipeline.named import kept_data
     from pipeline.neighbours import Neighbours
     from pipeline.run import load_run_config
     from pipeline.stream import DataConfig
@@ -155,9 +156,10 @@ def _data(args: argparse.Namespace, painter: "Painter") -> tuple[str, "Neighbour
         return args.data, Neighbours(named, load_data(named), painter.config, args.neighbours)
     if not Path(args.model, "config.yaml").is_file():
         return "MODEL does not say where its training images are: start again with --data URI of their shards", None
-    config = load_run_config(args.model).data
-    where = config.uri or ", ".join(part.uri for part in config.mix.values())
+    said = load_run_config(args.model)
+    where = said.data.uri or ", ".join(part.uri for part in said.data.mix.values())
     try:
+        config = kept_data(said)
         return where, Neighbours(config, load_data(config), painter.config, args.neighbours)
     except (ConfigError, StorageError) as error:  # the run may have been trained elsewhere: all else works without them
         return f"no training images at {where} ({error}): start again with --data URI of their shards", None

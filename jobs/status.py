@@ -92,10 +92,10 @@ def _progress(folder: Path, config: "RunConfig") -> str:
 
 def _checkpoint(config: "RunConfig") -> str:
     from pipeline import checkpoint
-    from pipeline.run import checkpoint_uri
+    from pipeline.named import kept_checkpoints
 
     try:
-        newest = next(checkpoint.committed(checkpoint_uri(config)), None)
+        newest = next(checkpoint.committed(kept_checkpoints(config)), None)
     except UserError as error:
         return str(error)
     return f"{newest.images:,} images, {_span(time.time() - newest.time)} ago, {newest.uri}" if newest else _none(config)

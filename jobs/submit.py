@@ -80,10 +80,11 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
     """The resolved configuration, with the run's absolute folder; every mistake in it is found here."""
     from dataclasses import replace
 
-    from pipeline import submission
+    from pipeline import named, submission
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
+    named.note_run(config)
     submission.check(config, args.nodes, config.processes or args.gpus_per_node or 1)
     return replace(config, run=str(Path(config.run).absolute()))
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
+    from pipeline import named
     from pipeline.moved_store import settle
     from pipeline.reaper import reap
     from pipeline.run import is_training
@@ -56,6 +57,7 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
     from pipeline.wording import hide_secrets
 
     delivery = Delivery(folder, args.tracking)
+    named.note("send", [delivery.uri])
     if args.moved:
         settle(delivery.uri, moved=True)
     if found := reap(folder, args.killed):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import stop, terminal, topology
+from pipeline import named, stop, terminal, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.launch import PATIENCE, WORKING_DIRECTORY_VARIABLE, Launch, forget_stop, launch
 from pipeline.process import PARENT_VARIABLE, die_with_parent, outlived_launcher
@@ -67,6 +67,7 @@ def launch_here(args: argparse.Namespace, node: topology.Topology, patience: flo
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
+    named.note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     worker = ["jobs.cli", "train", args.config, *args.overrides, *profile]
     return launch(Launch(config, worker, began, patience, args.from_scratch), node)

@@ -33,6 +33,7 @@ from pipeline import storage
 from pipeline.checkpoint_files import Files, numel, run_of
 from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
+from pipeline.inside import below
 from pipeline.slices import Slice, whole
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Checkpoint:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError if they are not those that were committed."""
-        data = storage.read_bytes(storage.join(self.uri, name))
+        data = storage.read_bytes(below(self.uri, name, storage.join(self.uri, COMMIT)))
         if len(data) != self.files[name]["bytes"] or hashlib.sha256(data).hexdigest() != self.files[name]["sha256"]:
             raise DataError(
                 f"{storage.join(self.uri, name)} is damaged: its SHA-256 is not that in {COMMIT}. Restore it from a copy, or "
@@ -95,7 +96,7 @@ class Checkpoint:
             try:
                 if read:
                     self.read(name)
-                elif storage.size(storage.join(self.uri, name)) != row["bytes"]:
+                elif storage.size(below(self.uri, name, storage.join(self.uri, COMMIT))) != row["bytes"]:
                     return f"{name} is cut"
             except storage.NotFoundError:
                 return f"{name} is missing"

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.decode import Pixels, UndecodableError, decode_into
 from pipeline.errors import DataError
 from pipeline.index import Manifest
+from pipeline.inside import below
 from pipeline.order import Order
 from pipeline.quarantine import BadSampleError, candidates
 from pipeline.reader import Reader
@@ -82,7 +83,7 @@ class Findings:
 def examine(config: DataConfig, manifest: Manifest, seconds: float, wanted: float | None = None) -> Findings:
     """Measure for about `seconds`. Raises what reading raises: DataError, StorageError, ConfigError."""
     part = seconds / 4
-    first = storage.join(manifest.tars or config.uri, manifest.shards[0].name)
+    first = below(manifest.tars or config.uri, manifest.shards[0].name, config.uri)
     latency = statistics.median(_seconds(lambda: storage.read_range(first, 0, 1)) for _ in range(9))
     order = Order(manifest.shards, seed=time.time_ns() % (1 << 32))  # not what a cache still has from the last time
     reader = Reader(config.uri, manifest, order, capacity=1 << 20)

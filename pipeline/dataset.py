@@ -19,8 +19,8 @@ def load_data(config: DataConfig) -> Manifest:
     apart; DataError if one is damaged.
     """
     if not config.mix:
-        return load_manifest(config.uri)
-    manifests = {name: load_manifest(part.uri) for name, part in config.mix.items()}
+        return load_manifest(config.uri, config.allow)
+    manifests = {name: load_manifest(part.uri, config.allow) for name, part in config.mix.items()}
     (first_name, first), *others = manifests.items()
     for name, manifest in others:
         if manifest.channels != first.channels:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline.checkpoint import committed
 from pipeline.errors import UserError
-from pipeline.run import checkpoint_uri, load_run_config, read_status
+from pipeline.named import kept_checkpoints
+from pipeline.run import load_run_config, read_status
 
 _FOLLOW_SECONDS = 10.0
 """Between two looks for a new checkpoint."""
@@ -14,7 +15,7 @@ _FOLLOW_SECONDS = 10.0
 
 def follow(run: Path, is_done: Callable[[int], bool], evaluate: Callable[[int], None], say: Callable[[str], None]) -> None:
     """Call `evaluate` with the images of each checkpoint that is not `is_done`, oldest first, until the run has ended."""
-    uri, seen = checkpoint_uri(load_run_config(run)), set[int]()
+    uri, seen = kept_checkpoints(load_run_config(run)), set[int]()
     while True:
         status = read_status(run / "status.json")  # before the look: what it wrote last is then there
         new = sorted({found.images for found in committed(uri)} - seen)

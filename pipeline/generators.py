@@ -21,6 +21,7 @@ from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
 from pipeline.finite import not_finite
+from pipeline.named import kept_data
 from pipeline.progress import Tell, progress, silent
 from pipeline.run import load_run_config, locate
 from pipeline.wording import command
@@ -225,7 +226,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     found = locate(source, images)
     state = found.state()
     if run:
-        config, classes = run.model, state.get("classes") or load_data(run.data).classes
+        config, classes = run.model, state.get("classes") or load_data(kept_data(run)).classes
     elif "model" in state:
         config, classes = from_saved(state["model"]), state["classes"]
     else:

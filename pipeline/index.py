@@ -11,6 +11,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ from pipeline.wording import command, plural, printable
 
 if TYPE_CHECKING:
     from pipeline.claims import ManifestClaim
+from pipeline import named
+from pipeline.inside import below
+from pipeline.wording import hide_secrets
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -137,11 +141,11 @@ def dump_manifest(manifest: Manifest) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def load_manifest(uri: str) -> Manifest:
-    """Read and check the manifest of the shards at `uri`.
+def load_manifest(uri: str, allowed: Sequence[str] = ()) -> Manifest:
+    """Read and check the manifest of the shards at `uri`. Its tars may be in another store if that is `allowed`, or was named.
 
-    Raises ConfigError where none is, or where the one that is there belongs to another program; DataError if it is damaged
-    or the tars are not where it says.
+    Raises ConfigError where none is, or where the one that is there belongs to another program or names a store that the user
+    has not; DataError if it is damaged or the tars are not where it says.
     """
     if uri.startswith("pipe:"):
         anew = command("index", "URI", "--out", "DIR")
@@ -154,9 +158,9 @@ def load_manifest(uri: str) -> Manifest:
         anew = command("index", uri.removesuffix(".gz"), "--out", "DIR")
         raise ConfigError(f"{uri} names tars{first}index them once with {anew}, and name DIR")
     try:
-        return _load_manifest(uri)
+        return _load_manifest(uri, allowed)
     except DataError:  # once more: it may have been damaged on its way
-        return _load_manifest(uri)
+        return _load_manifest(uri, allowed)
 
 
 def is_manifest(data: bytes) -> bool:
@@ -175,7 +179,7 @@ def again(uri: str, source: str, tars: str = "") -> str:
     return f"pack again with {command('shard', 'SRC', uri, '--overwrite')}"
 
 
-def _load_manifest(uri: str) -> Manifest:
+def _load_manifest(uri: str, allowed: Sequence[str]) -> Manifest:
     place = storage.join(uri, MANIFEST)
     try:
         data = storage.read_bytes(place)
@@ -202,6 +206,10 @@ def _load_manifest(uri: str) -> Manifest:
         wrong = "its fingerprint does not fit its content"
     if wrong:
         raise DataError(f"{place} is damaged ({printable(wrong)}): restore it, or {anew}")
+    for shard in manifest.shards:
+        below(uri, shard.name, hide_secrets(place))
+    if manifest.tars:
+        named.check_read(uri, manifest.tars, hide_secrets(place), allowed)
     return replace(manifest, tars=_find_tars(uri, manifest))
 
 
@@ -241,7 +249,7 @@ def _find_tars(uri: str, manifest: Manifest) -> str:
         others = [str(folder / path) for folder in (here, *here.absolute().parents)] + others
     first = manifest.shards[0]
     for place in places + others:
-        tar = storage.join(place, first.name)
+        tar = below(place, first.name, uri)
         if storage.exists(tar) and storage.size(tar) == first.bytes:
             return place
     if found := next((place for place in places if os.path.isdir(place)), None):
@@ -283,7 +291,7 @@ def load_index(uri: str, shard: Shard, source: str = "", tars: str = "", classes
     """
     from pipeline.claims import wrong_rows
 
-    place = storage.join(uri, index_name(shard.name))
+    place = below(uri, index_name(shard.name), uri)
     try:
         data = storage.read_bytes(place)
     except storage.NotFoundError:

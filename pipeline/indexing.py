@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 from braceexpand import braceexpand
 
-from pipeline import storage
+from pipeline import named, storage
 from pipeline.addresses import file_name, split_query
 from pipeline.destination import REPORT, address, check_destination
 from pipeline.errors import ConfigError, DataError
@@ -41,6 +41,7 @@ def index_shards(
     ConfigError or DataError for what cannot be used (its notes list each fault), StorageError where a store fails; then
     nothing has been written.
     """
+    named.note("read", [tars.folder, destination])
     check_destination(destination, tars.names, threads)
     scans = _scan_all(tars, rules, threads, progress)
     counts = Counter(sample.label for one in scans for sample in one.samples)

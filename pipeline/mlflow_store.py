@@ -53,8 +53,12 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def sqlite_uri(file: Path) -> str:
-    """Return the URI of the store in `file`: SQLAlchemy decodes %25 and the like, and takes what follows ? for options."""
-    return "sqlite:///" + str(file).replace("%", "%25").replace("?", "%3F")
+    """Return the URI of the store in `file`: SQLAlchemy decodes %25 and the like, and takes what follows ? for options.
+
+    MLflow does not decode, and makes the folder of a plain `sqlite:///` under the name in percent codes; not with a driver.
+    """
+    place = str(file).replace("%", "%25").replace("?", "%3F")
+    return ("sqlite:///" if place == str(file) else "sqlite+pysqlite:///") + place
 
 
 def calm_mlflow() -> None:

@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.encode import PackConfig, Sample, as_json
 from pipeline.errors import DataError
 from pipeline.index import Manifest, Shard, load_index
+from pipeline.inside import below
 from pipeline.source import Source
 from pipeline.untrusted import parse
 from pipeline.wording import plural
@@ -83,7 +84,7 @@ def load_state(uri: str) -> State:
     place = storage.join(uri, STATE)
     state = parse(State, storage.read_bytes(place), f"{place} is damaged", "add --overwrite to pack anew")
     for shard in state.shards:
-        place = storage.join(uri, shard.name)
+        place = below(uri, shard.name, storage.join(uri, STATE))
         if not storage.exists(place) or storage.size(place) != shard.bytes:
             raise DataError(f"{place} is not as it was written: add --overwrite to pack anew")
         load_index(uri, shard, classes=len(state.counts))

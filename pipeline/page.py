@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.chart import COLOURS, Points, line_chart
 from pipeline.errors import ConfigError
-from pipeline.journal import Record, figures_path, read, read_file
+from pipeline.inside import inside
+from pipeline.journal import Record, figures_path, journal_path, read, read_file
 from pipeline.run import Status, read_status
 from pipeline.tracking import NODE_JOURNALS
 from pipeline.wording import hide_secrets
@@ -77,6 +78,9 @@ def run_page(folder: Path) -> str:
 def _load(folder: Path) -> _Run:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no config.yaml")
+    shown = ("config.yaml", "status.json", "journal.jsonl", "events.jsonl", "evaluation/*", NODE_JOURNALS)
+    for path in (path for pattern in shown for path in folder.glob(pattern)):
+        inside(folder, str(path.relative_to(folder)), folder)  # no link to what is not the run's
     run = _Run(folder, read_status(folder / "status.json"))
     for record, _ in (*read(folder), *read_file(figures_path(folder))):
         if "open" in record:
@@ -163,11 +167,13 @@ def _time(run: _Run) -> str:
 
 
 def _samples(run: _Run) -> str:
-    there = [record for record in run.images if (run.folder / record["file"]).is_file()]
+    journal = journal_path(run.folder)
+    named = [(record, inside(run.folder, record["file"], journal)) for record in run.images]
+    there = [(record, file) for record, file in named if file.is_file()]
     shown = [there[i * (len(there) - 1) // (_SAMPLES - 1)] for i in range(_SAMPLES)] if len(there) > _SAMPLES else there
     figures = []
-    for record in shown:
-        data = base64.b64encode((run.folder / record["file"]).read_bytes()).decode()
+    for record, file in shown:
+        data = base64.b64encode(file.read_bytes()).decode()
         name = f"{html.escape(record['image'])} at {record['step']:,} images"
         figures.append(f'<figure><figcaption>{name}</figcaption><img src="data:image/png;base64,{data}" alt="{name}"></figure>')
     more = f" ({len(shown)} of {len(there)})" if len(shown) < len(there) else ""

@@ -24,11 +24,13 @@ from pipeline.addresses import store_of
 from pipeline.cache import Cache
 from pipeline.errors import DataError, UserError
 from pipeline.index import Index, Manifest, Part, load_index
+from pipeline.inside import below
 from pipeline.mixture import Mixture
 from pipeline.order import Ints, Order
 from pipeline.page_cache import PageCache
 from pipeline.quarantine import BadSampleError
-from pipeline.wording import command, hide_secrets
+from pipeline.tar import BLOCK, header_name
+from pipeline.wording import command, hide_secrets, printable
 
 PATIENCE = 180.0
 """Seconds for which a failing store is asked again."""
@@ -39,6 +41,7 @@ _INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
 _HEDGE_AFTER = 4.0  # times the median, and not below `_HEDGE_LEAST` seconds
 _HEDGE_LEAST = 0.5
 _HEDGE_SHARE = 0.05  # of all requests, at most
+_KEY = 100  # letters of a sample's name that are shown
 
 
 class Encoded(NamedTuple):
@@ -185,12 +188,11 @@ class Reader:
         header = 512 * (int(shard.rows[sample - shard.first]["block"]) - 1)
         try:
             with patience.once():
-                data = storage.read_range(shard.place, header, header + 100)
-            name = data.split(b"\0")[0].decode()
-        except (UserError, UnicodeDecodeError):
+                name = header_name(storage.read_range(shard.place, max(header, 0), header + BLOCK))
+        except UserError:
             name = ""
         folder, slash, file = name.rpartition("/")
-        return folder + slash + file.partition(".")[0] if name else str(sample)
+        return printable(folder + slash + file.partition(".")[0])[:_KEY] if name else str(sample)
 
     def _checked(self, run: _Run, sample: int) -> tuple[bytes, str, int]:
         """(image, what is wrong with it or nothing, its shard's own label)."""
@@ -310,7 +312,7 @@ class Reader:
     def _look_up(self, number: int) -> _Shard:
         expected = self.manifest.shards[number]
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
-        place = storage.join(part.tars, expected.name)
+        place = below(part.tars, expected.name, part.uri)
         classes = len(part.labels) or len(self.manifest.classes)
         load = partial(load_index, part.uri, expected, part.source, part.tars, classes)
         try:

@@ -10,8 +10,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import named
 from pipeline.errors import ConfigError
 from pipeline.journal import Journal, read
+from pipeline.mlflow_store import absolute
 from pipeline.process import machine, verdict
 from pipeline.run import lock
 from pipeline.tracker import CLOSE_SECONDS, TrackingConfig
@@ -55,6 +57,7 @@ def finish_failed(folder: Path, config: TrackingConfig) -> None:
         if opening:
             _close(folder, "FAILED")
     if config.mode == "auto":
+        named.note("send", [absolute(config.uri)])
         thread = threading.Thread(target=_deliver_quietly, args=(folder,), daemon=True)
         thread.start()
         thread.join(CLOSE_SECONDS)

@@ -16,7 +16,7 @@ import yaml
 
 from model.config import from_saved
 from pipeline import checkpoint as checkpoints
-from pipeline import journal, kept, removal, storage
+from pipeline import journal, kept, named, removal, storage
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
@@ -194,6 +194,7 @@ def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> No
 
 
 def checkpoint_uri(config: RunConfig) -> str:
+    """Return where a run that the user trains keeps its checkpoints."""
     return config.checkpoint.uri or storage.join(config.run, "checkpoints")
 
 
@@ -209,7 +210,7 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
         one = checkpoints.load(source.rstrip("/"))
         one.verify()
         return one
-    uri = checkpoint_uri(config) if config else source
+    uri = named.kept_checkpoints(config) if config else source
     if images is None:
         found = checkpoints.newest(uri)
     elif found := next((c for c in checkpoints.committed(uri) if c.images == images), None):

@@ -1,7 +1,9 @@
 """Samples as files: a sheet for people; one .npz, a folder of pictures by class, or shards for other tools."""
 
 import itertools
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from model.sampling import grid
 from pipeline import packing, storage
 from pipeline.errors import ConfigError
 from pipeline.images import ENCODERS, png
+from pipeline.inside import below
 from pipeline.packing import PackConfig, Sample
 from pipeline.temporary import replacing
 
@@ -56,13 +59,33 @@ def write_npz(path: Path, batches: Batches, count: int) -> None:
             np.lib.format.write_array(member, np.concatenate(labels))
 
 
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Return a folder for each class, of its own: its name, or `NUMBER-NAME` where that is no plain name or another's, too.
+
+    Plain are printable names of at most 200 bytes without slashes. They are compared without case, as some disks do.
+    """
+    often = Counter(name.casefold() for name in classes)
+    safe = [re.sub(r"[^\w.() +=@,'&-]", "-", name).strip(" .-") for name in classes]
+    safe = [name.encode()[:80].decode(errors="ignore") for name in safe]
+    numbered = [f"{i}-{name}" if name else str(i) for i, name in enumerate(safe)]
+    plain = [
+        often[name.casefold()] == 1
+        and name.isprintable()
+        and len(name.encode(errors="replace")) <= 200
+        and not (set(name) & set("/\\") or name.startswith((".", "~")) or name != name.strip())
+        for name in map(str, classes)
+    ]
+    names = [name if ok and name else other for name, ok, other in zip(classes, plain, numbered, strict=True)]
+    return names if len({name.casefold() for name in names}) == len(names) else numbered
+
+
 def write_folder(uri: str, batches: Batches, classes: Sequence[str], form: str) -> None:
-    """Write image i as CLASS/<i, 6 digits>.png or .webp below `uri`."""
-    number = 0
+    """Write image i as CLASS/<i, 6 digits>.png or .webp below `uri`; for CLASS see `folder_names`."""
+    number, folders = 0, folder_names(classes)
     for pixels, labels in batches:
         for image, label in zip(pixels, labels.tolist(), strict=True):
-            folder = classes[label].replace("/", "-")  # a name is no path
-            storage.write_bytes(storage.join(uri, folder, f"{number:06d}.{form}"), ENCODERS[form](image))
+            place = storage.join(below(uri, folders[label], "the model"), f"{number:06d}.{form}")
+            storage.write_bytes(place, ENCODERS[form](image))
             number += 1
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import MANIFEST, Index, Manifest, is_manifest, load_index, load_manifest
+from pipeline.inside import below
 from pipeline.layout import split_name, split_order
 from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source
 from pipeline.wording import command
@@ -55,7 +56,7 @@ def _source(split: str, uri: str) -> Source:
 
     def place(sample: int) -> tuple[int, str]:
         shard = int(np.searchsorted(firsts, sample, side="right")) - 1
-        return shard, storage.join(manifest.tars or uri, manifest.shards[shard].name)
+        return shard, below(manifest.tars or uri, manifest.shards[shard].name, uri)
 
     def load(block: int) -> tuple[int, bytes]:
         """(its place in the tar, the bytes)"""

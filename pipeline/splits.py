@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.generators import TrainedGenerator
 from pipeline.index import MANIFEST, Manifest
+from pipeline.named import kept_data
 from pipeline.run import load_run_config
 from pipeline.stream import DataConfig
 
@@ -23,7 +24,7 @@ def training_shards(model: str) -> str:
     """Those of the run in the folder `model`. Raises ConfigError if it is no run, or one of a mixture."""
     if not Path(model, "config.yaml").is_file():
         raise ConfigError(f"--train is missing: {model} is not the folder of a run, which would name its shards")
-    data = load_run_config(model).data
+    data = kept_data(load_run_config(model))
     if data.mix:
         raise ConfigError(f"--train is missing: {model} mixes {', '.join(data.mix)}; name the shards to judge by")
     return data.uri

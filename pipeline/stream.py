@@ -55,6 +55,8 @@ class DataConfig:
     """Folder of one split: `manifest.json`, tars and their indexes. A path or any URI."""
     mix: dict[str, PartConfig] = field(default_factory=dict)
     """Instead of `uri`, of a preset as well: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
+    allow: list[str] = field(default_factory=list)
+    """Other stores (`s3://BUCKET`, `http://HOST`) or local folders where a manifest may say that its tars are."""
     lanes: int = LANES
     """Places in the data that a batch draws from. With more ranks than lanes, several ranks read the same bytes."""
     crop: int | None = None

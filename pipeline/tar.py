@@ -98,6 +98,17 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def header_name(block: bytes) -> str:
+    """Return the member's name in a header of 512 bytes; "" where the block is none, as its checksum tells."""
+    if len(block) < BLOCK:
+        return ""
+    try:
+        _check(block, 0)
+        return _name(block).decode()
+    except (TarError, UnicodeDecodeError):
+        return ""
+
+
 class _Stream:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)

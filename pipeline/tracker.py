@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import named
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path, read
 from pipeline.mlflow_errors import first_line
@@ -98,6 +99,7 @@ class Tracker:
                 "process": self._process,
             }
         )
+        named.note("send", [absolute(config.uri)])  # a training is the user's word
         self._told: set[str] = set()
         self._closing = threading.Event()
         self._delivery = Delivery(self._run_dir)

@@ -6,21 +6,24 @@ one, so a crash at any moment costs nothing but repetition. `pipeline.tracker` c
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import moved_store, tracking_records
-from pipeline.errors import ConfigError, UserError
+from pipeline import moved_store, named, tracking_records
+from pipeline.addresses import local_path
+from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.inside import inside
 from pipeline.journal import Record, figures_path, journal_path, read, read_file
 from pipeline.locks import lock_file
 from pipeline.mlflow_errors import Refused, first_line, is_from_store, refusal
 from pipeline.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
 from pipeline.removal import has, remove
 from pipeline.temporary import replacing
-from pipeline.wording import hide_secrets
+from pipeline.wording import hide_secrets, printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,8 +53,9 @@ class Delivery:
             raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
         self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
         self._began: int = records[0]["time"]
-        self._own = uri is None
-        self.uri = store_uri(run_dir, uri or openings[-1]["uri"])
+        own = store_uri(run_dir, openings[-1]["uri"])
+        self.uri = store_uri(run_dir, uri) if uri else own
+        self._own = self.uri == own
         self.mode: str = openings[-1].get("mode", "auto")
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
@@ -67,6 +71,8 @@ class Delivery:
                 f"{run_dir} is tracked at {openings[-1]['uri']}, a path from the folder where its training was started, and "
                 "there is no such file here: change to that folder"
             )
+        if uri is None:
+            named.check_send(run_dir, self.uri)
 
     def deliver(self) -> str:
         """Send all that the journals hold and the store lacks; returns the MLflow run's id. Raises Refused, among others.
@@ -95,8 +101,10 @@ class Delivery:
         try:
             if self.run_id is None:
                 self.run_id = self._get_or_create_run(self.client)
+                self._check_artifacts(self.client, self.run_id)
             others = [*sorted(self.run_dir.glob(NODE_JOURNALS)), figures_path(self.run_dir)]
             for path in [journal_path(self.run_dir), *others]:
+                inside(self.run_dir, str(path.relative_to(self.run_dir)), self.run_dir)  # no link to another's journal
                 self._ship(self.client, self.run_id, path)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -133,6 +141,18 @@ class Delivery:
             experiment_id, self._began, tags={RUN_UID_TAG: self.uid}, run_name=self.run_dir.resolve().name
         )
         return str(created.info.run_id)
+
+    def _check_artifacts(self, client: "MlflowClient", run_id: str) -> None:
+        """Raise ConfigError if the store in the run's folder would put artifacts elsewhere: somebody else has made it."""
+        file, folder = sqlite_file(self.uri), self.run_dir.resolve()
+        if not file or file.resolve().parent != folder:
+            return
+        place = client.get_run(run_id).info.artifact_uri
+        if not (path := local_path(place)) or not Path(os.path.normpath(path)).is_relative_to(folder):
+            raise ConfigError(
+                f"{file} puts artifacts at {printable(hide_secrets(place))[:200]}, outside of its folder: "
+                "add --tracking URI to deliver to another MLflow"
+            )
 
     def _ship(self, client: "MlflowClient", run_id: str, path: Path) -> None:
         batch: list[Metric] = []
@@ -176,19 +196,25 @@ class Delivery:
                 client.update_run(run_id, status="RUNNING")
                 self._log_opening(client, run_id, record["open"])
             elif "image" in record:
-                tracking_records.log_image(client, run_id, self.run_dir / record["file"], record)
+                tracking_records.log_image(client, run_id, self._file(record["file"]), record)
             elif "text" in record:
                 client.log_text(run_id, record["text"], record["path"])
             elif "artifact" in record:
-                tracking_records.log_file(client, run_id, self.run_dir / record["artifact"])
+                tracking_records.log_file(client, run_id, self._file(record["artifact"]))
             elif "close" in record:
                 client.set_terminated(run_id, record["close"], end_time=record["time"])
+        except DataError as error:
+            self.refused.append(str(error))
         except MlflowException as error:
             self._about_the_record(client, run_id, error)
             kind = next(key for key in record if key != "time")
             self.refused.append(f"{kind} {record.get('path', record[kind])}: {first_line(error)}")
         else:
             self.files += bool(record.keys() & {"image", "text", "artifact"})
+
+    def _file(self, name: object) -> Path:
+        """A file that a record names. Raises DataError if it is not in the run's folder."""
+        return inside(self.run_dir, name, journal_path(self.run_dir))
 
     def _log_opening(self, client: "MlflowClient", run_id: str, opening: Record) -> None:
         """Parameters cannot change in MLflow: the tag `biggan.changed.<key>` holds what a resume has made of one."""

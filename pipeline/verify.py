@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
 
-from pipeline import storage
 from pipeline.errors import DataError, UserError
 from pipeline.index import Manifest, Shard, load_index, load_manifest
+from pipeline.inside import below
 from pipeline.store_errors import RefusedError
 from pipeline.tar import BLOCK, TarError, members
 from pipeline.tar_samples import MAX_MEMBER, Progress, Scan, pieces
@@ -29,7 +29,7 @@ def verify(uri: str, threads: int, progress: Progress) -> list[str]:
 
 
 def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> Iterator[str]:
-    tar, found = storage.join(manifest.tars or uri, shard.name), Scan(shard.name)
+    tar, found = below(manifest.tars or uri, shard.name, uri), Scan(shard.name)
     place = hide_secrets(tar)
     rows: dict[int, tuple[int, int]] = {}
     try:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ settings.load_profile("unhurried")
 
 
 REFUSALS.watch()
+# Which stores this session's tests have named (`pipeline.named`) is nobody else's business, nor the user's theirs.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="biggan-tests-state-")
 
 
 @pytest.fixture(autouse=True)
