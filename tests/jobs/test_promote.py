@@ -194,7 +194,7 @@ def test_a_champion_that_changes_meanwhile_stops_the_promotion(found: Registry, 
         return {}
 
     found.crown(2)
-    monkeypatch.setattr(promotion, "_check_loads", meanwhile)  # the slow part, in which somebody else is quicker
+    monkeypatch.setattr(promotion, "prove", meanwhile)  # the slow part, in which somebody else is quicker
     code, line = found.biggan("promote", "tiny/3")
     assert code == 80 and "champion has meanwhile been moved to version 1" in line
     assert found.champion() == "1" and "validation_status" not in found.client.get_model_version("tiny", "3").tags
@@ -206,7 +206,7 @@ def test_a_claim_that_was_taken_away_stops_the_promotion(found: Registry, monkey
             found.client.delete_registered_model_tag("tiny", key)
         return {}
 
-    monkeypatch.setattr(promotion, "_check_loads", meanwhile)
+    monkeypatch.setattr(promotion, "prove", meanwhile)
     code, line = found.biggan("promote", "tiny/3", "--first")
     assert code == 80 and "the claim on tiny was taken away" in line and found.champion() is None
 
