@@ -1,10 +1,11 @@
 """The folder of an exported model: settings and weights, read as what anybody may have written."""
 
 import hashlib
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
 import safetensors.torch
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from model.config import ModelConfig
 from pipeline import storage

@@ -6,11 +6,12 @@ What a file says of itself may be anything, so a network exists without memory (
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import nn
+from typing_extensions import TypedDict
 
 from model.config import ModelConfig, from_saved
 from model.networks import Generator, build_generator
