@@ -68,6 +68,13 @@ def saved_model(found: Checkpoint) -> ModelConfig | None:
     return None if model is None else parse_model(model, f"{found.uri}/state.json")
 
 
+def networks_of(found: Checkpoint) -> ModelConfig:
+    """Return the same of a checkpoint that has to say it. Raises DataError if it does not."""
+    if (model := saved_model(found)) is None:
+        raise DataError(f"{found.uri}/state.json does not say which networks it is of: use another checkpoint")
+    return model
+
+
 def build_fitting(config: ModelConfig, tensors: Tensors, what: str, device: torch.device | str) -> Generator:
     """Return the generator of `config` with the `tensors` of `what` on `device`. Raises DataError if they do not fit it."""
     with parsing(what), torch.device("meta"):

@@ -37,8 +37,9 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def copied(tmp_path_factory: pytest.TempPathFactory, registered_run: Path) -> Path:
+def copied(tmp_path_factory: pytest.TempPathFactory, registered_run: Path, empty_store: Path) -> Path:
     folder = tmp_path_factory.mktemp("copied")
+    shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         to = ["--to", f"sqlite:///{folder / 'mlflow.db'}"]

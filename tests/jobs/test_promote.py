@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
     "older document": (lambda r: r.evaluate(3, {"FID[clf]": 1.0}), [], 80, "recipe_id is missing"),
     "no document": (lambda r: r.tag(3, "evaluation", "FID 3"), [], 80, "tag evaluation: Invalid JSON"),
     "metrics are words": (
-        lambda r: r.evaluate(3, evaluation(1.0, metrics={FID: "good"})), [], 80, "metrics.FID[clf]: Input should be a valid number",
+        lambda r: r.evaluate(3, evaluation(1.0, metrics={FID: "good"})), [], 80, "metrics.FID[clf]: Input should be a valid",
     ),
     "below 0": (lambda r: r.evaluate(3, evaluation(-5.0)), [], 80, "FID[clf] is -5, which is not at least 0"),
     "above 1": (
