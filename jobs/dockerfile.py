@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """MLflow writes it, of the version that an alias means now."""
     if args.dst.exists():
         raise ConfigError(f"DST {args.dst} is there already: name a new folder")
-    from pipeline import registry
+    from pipeline import model_files, registry
     from pipeline.mlflow_store import calm_mlflow
 
     calm_mlflow()
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     with registry.store_errors(store), tempfile.TemporaryDirectory() as folder:
         client = registry.use(store)
         version = registry.resolve(client, uri)
-        model = registry.download(client, version, Path(folder))
+        model = model_files.fetch(client, version, Path(folder))
         _write(model, args.dst)
     print(f"{args.dst}: {version.name} version {version.version}")
     image = image_name(version.name)

@@ -174,7 +174,7 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     from pipeline import evaluation_request as work
     from pipeline import evaluations, storage
     from pipeline.evaluation_report import curve, table, track
-    from pipeline.generators import find_exported
+    from pipeline.exported import find_exported
     from pipeline.run import load_run_config
     from pipeline.splits import check_same
 

@@ -3,7 +3,7 @@
 import argparse
 import errno
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, StorageError
 
@@ -127,15 +127,11 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
     given = (("--checkpoint", args.checkpoint), ("--standing", args.standing), ("--tracking-uri", args.tracking_uri))
     flags = [part for flag, value in given if value is not None for part in (flag, str(value))]
     if args.model.startswith(("models:/", "runs:/")):
-        from pipeline import registry
+        from pipeline import model_files, registry
 
-        model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))
-        import mlflow
-
-        tags = mlflow.get_logged_model(model.metadata.model_id).tags if model.metadata.model_id else {}
-        if "weights_sha256" not in tags:
-            raise ConfigError(f"{args.model} is no generator that `biggan register` has put there: name one that is")
-        return registered_painter(model.unwrap_python_model(), tags), flags
+        model, version = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        images, sha256 = model_files.images(version), version.tags["weights_sha256"]  # which `load` has compared
+        return registered_painter(model.unwrap_python_model(), images, sha256), flags
     from pipeline.generators import load_generator
 
     return painter_of(load_generator(args.model, args.checkpoint, standing=args.standing), args.standing), flags

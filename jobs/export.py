@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.export import save_files, save_model
     from pipeline.export_onnx import save_onnx
     from pipeline.generators import TrainedGenerator, load_generator
-    from pipeline.registry import local
+    from pipeline.model_files import local
     from pipeline.sample_files import make_parent
     from pipeline.temporary import replacing
 

@@ -198,7 +198,7 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     import numpy as np
     import torch
 
-    from pipeline import client, registry
+    from pipeline import client, model_files, registry
     from pipeline.images import DRAWN, open_image
 
     batch = min(args.batch, client.MOST_ROWS)
@@ -207,7 +207,7 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
         server = client.Client(args.model)
         classes, ask = server.about["classes"], server.sample
     else:
-        model: Any = registry.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        model: Any = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))[0]
         classes = model.unwrap_python_model().classes
         if "start" not in [param.name for param in model.metadata.get_params_schema().params]:
             batch = 1 << 62  # one request: in older models a sample belongs to its row

@@ -23,39 +23,40 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import safetensors.torch
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.checkpoint_files import Files, numel, run_of
+from pipeline.checkpoint_files import Files, run_of
+from pipeline.commit_document import COMMIT, Shapes, content_fault, read_commit, write_commit
 from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
 from pipeline.inside import below
 from pipeline.slices import Slice, whole
+from pipeline.untrusted import parse
 
 log = logging.getLogger(__name__)
-COMMIT = "COMMIT.json"
+T = TypeVar("T")
 EVALUATION = "evaluation.json"
 DAMAGED = "DAMAGED.json"
 """In the folder of a checkpoint that a start could not use: which file is at fault. Nothing here deletes such a folder."""
 SET_ASIDE = "SET_ASIDE.json"
 """In a folder that belongs to a training before `--from-scratch`: nothing reads or deletes it."""
-FORMAT = 2
 FOLDER = re.compile(r"(\d{10,})(?:-(\d{4,}))?")
 Tensors = dict[str, Tensor]
-Shapes = dict[str, dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come. `images` (real images that D has seen) is also the position of the data stream."""
 
-    images: int = 0
-    g_steps: int = 0
-    rollbacks: int = 0
+    images: Annotated[int, Field(ge=0)] = 0
+    g_steps: Annotated[int, Field(ge=0)] = 0
+    rollbacks: Annotated[int, Field(ge=0)] = 0
     """How often the run has gone back (`pipeline.health`): part of the key of the data's order."""
 
 
@@ -88,6 +89,8 @@ class Checkpoint:
                 f"{storage.join(self.uri, name)} is damaged: its SHA-256 is not that in {COMMIT}. Restore it from a copy, or "
                 "use another checkpoint"
             )
+        if wrong := content_fault(self.files[name], data):
+            raise DataError(f"{storage.join(self.uri, name)} is not what {COMMIT} says: {wrong}; use another checkpoint")
         return data
 
     def fault(self, *, read: bool = True) -> str:
@@ -105,7 +108,12 @@ class Checkpoint:
         return ""
 
     def tensors(self, part: str) -> Tensors:
-        """Whole tensors by name. Raises DataError if a file is damaged."""
+        """Whole tensors by name. Raises DataError if there is no such part, or if a file of it is damaged."""
+        if part not in self.shapes:
+            raise DataError(f"{self.uri} has no {part}: use another checkpoint")
+        for file in self._files_of(part):  # before memory for as much as COMMIT says is asked for
+            if (there := storage.size(storage.join(self.uri, file))) != (size := self.files[file]["bytes"]):
+                raise DataError(f"{storage.join(self.uri, file)} is cut: {there:,} bytes, not {size:,}; use another checkpoint")
         found = {name: torch.empty(shape) for name, shape in self.shapes[part].items()}
         self.fill(part, whole(found))
         return found
@@ -113,34 +121,43 @@ class Checkpoint:
     def fill(self, part: str, wanted: Iterable[Slice]) -> None:
         """Copy what was saved into the data of `wanted`, reading only the files that have some of it.
 
-        Raises ConfigError if a tensor is not there or has another shape, DataError if a file is damaged.
+        All of it is set: `load` has seen that each number is in one file. Raises ConfigError if a tensor is not there or has
+        another shape, DataError if a file is damaged.
         """
         slices = {s.name: s for s in wanted}
         for s in slices.values():
-            if (there := self.shapes[part].get(s.name)) is None or tuple(there) != s.shape:
+            if (there := self.shapes.get(part, {}).get(s.name)) is None or tuple(there) != s.shape:
                 raise ConfigError(
                     f"{self.uri}: its {part} is of another network: it has {'no' if there is None else there} {s.name}, the "
                     f"configuration's has {list(s.shape)}; name the configuration that it was trained with"
                 )
-        for file, row in self.files.items():
-            if file.partition(".")[0] != part:
-                continue
-            overlaps = [(slices[name], *place) for name, place in row["slices"].items() if name in slices]
+        for file in self._files_of(part):
+            held = self.files[file].get("slices", {})
+            overlaps = [(slices[name], *place) for name, place in held.items() if name in slices]
             overlaps = [(s, o, n) for s, o, n in overlaps if o < s.offset + len(s.data) and s.offset < o + n]
             tensors = safetensors.torch.load(self.read(file)) if overlaps else {}
             for s, offset, count in overlaps:
                 start, end = max(offset, s.offset), min(offset + count, s.offset + len(s.data))
                 s.data[start - s.offset : end - s.offset] = tensors[s.name].reshape(-1)[start - offset : end - offset]
 
+    def _files_of(self, part: str) -> list[str]:
+        return [file for file in self.files if file.partition(".")[0] == part]
+
     def state(self) -> dict[str, Any]:
-        return json.loads(self.read("state.json"))
+        """Counters, run, configuration, data. Raises DataError."""
+        return parse(dict[str, Any], self.read("state.json"), f"{self.uri}/state.json", "use another checkpoint")
+
+    def told(self, key: str, kind: type[T]) -> T:
+        """Return what the state says under `key` as a `kind`, by its defaults where it says nothing. Raises DataError."""
+        found = json.dumps(self.state().get(key, {}))
+        return parse(kind, found, f"{self.uri}/state.json: {key}", "use another checkpoint")
 
     def run(self) -> str | None:
         """Return the id of the run that saved it, None for an import. Raises NotFoundError or DataError if that is damaged."""
         return run_of(self.uri, self.files["state.json"]["sha256"])
 
     def progress(self) -> Progress:
-        return Progress(**self.state()["progress"])
+        return self.told("progress", Progress)
 
     def verify(self) -> None:
         """Read every file. Raises DataError or StorageError for the first that is damaged or missing."""
@@ -152,9 +169,10 @@ class Checkpoint:
         place = storage.join(self.uri, EVALUATION)
         if not storage.exists(place):
             return None
-        found = json.loads(storage.read_bytes(place))
-        values = (float(value) for key, value in found.items() if key.partition("[")[0].lower() == name)
-        return next(((found.get("recipe_id", ""), value) for value in values), None)
+        found = parse(dict[str, Any], storage.read_bytes(place), place, "evaluate it again")
+        numbers = {key: float(value) for key, value in found.items() if type(value) in (int, float)}
+        values = (value for key, value in numbers.items() if key.partition("[")[0].lower() == name)
+        return next(((str(found.get("recipe_id", "")), value) for value in values), None)
 
 
 def folders(uri: str) -> list[str]:
@@ -187,18 +205,7 @@ def committed(uri: str, passed_over: Callable[[str, str], object] = warn) -> Ite
 
 def load(folder: str) -> Checkpoint:
     """The checkpoint in `folder`, not yet verified. Raises NotFoundError, ConfigError for a newer format, DataError."""
-    try:
-        document = json.loads(storage.read_bytes(storage.join(folder, COMMIT)))
-        body, digest = document["commit"], document["sha256"]
-        intact = _digest(body) == digest
-        version = body["format"] if intact else None
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise DataError(f"{folder} has a damaged {COMMIT}")
-    if version != FORMAT:
-        raise ConfigError(f"{folder} has format {version}, this version reads format {FORMAT}: use the version that wrote it")
-    return Checkpoint(folder, body["files"], body["shapes"], body["time"])
+    return Checkpoint(folder, *read_commit(folder, storage.read_bytes(storage.join(folder, COMMIT))))
 
 
 def newest(
@@ -225,17 +232,9 @@ def folder_name(images: int, attempt: int) -> str:
 
 def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
     """Make `files` a checkpoint. Raises RuntimeError if they are not all of each tensor of `shapes`: a bug of the writer."""
-    for part, tensors in shapes.items():
-        for name, shape in tensors.items():
-            rows = [row["slices"] for file, row in files.items() if file.partition(".")[0] == part]
-            places = sorted(row[name] for row in rows if name in row)
-            ends = [0, *(offset + count for offset, count in places)]
-            if [offset for offset, _ in places] != ends[:-1] or ends[-1] != numel(shape):
-                raise RuntimeError(f"{folder}: {part} {name} {shape} would be saved as {places}")
     now = time.time()
-    body = {"format": FORMAT, "time": now, "files": files, "shapes": shapes}
+    data = write_commit(files, shapes, now)
     fail_point("commit")
-    data = json.dumps({"commit": body, "sha256": _digest(body)}).encode()
     storage.write_bytes(storage.join(folder, COMMIT), data)
     fail_point("committed")
     return Checkpoint(folder, files, shapes, now)
@@ -249,7 +248,3 @@ def place_of(folder: str) -> tuple[int, int]:
     """Return (images, attempt) of a folder of `folder_name`."""
     images, _, attempt = folder.rpartition("/")[2].partition("-")
     return int(images), int(attempt or 0)
-
-
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -12,10 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
-from pipeline.errors import GateError
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline.errors import DataError, GateError
 from pipeline.process import this_process, verdict
+from pipeline.untrusted import parse
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +31,24 @@ PATIENCE = 120.0
 _DEAD_AFTER = 3600.0
 
 
+_Word = Annotated[str, Field(max_length=300)]
+_Number = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
+
+
+class _Claim(TypedDict):
+    """Who holds a model, as `_myself` tells it."""
+
+    user: _Word
+    host: _Word
+    machine: _Word
+    started: _Word
+    pid: _Number
+    time: float
+    job_id: NotRequired[_Number]
+    cluster_name: NotRequired[_Word]
+    restart_count: NotRequired[_Number]
+
+
 @contextmanager
 def claim(client: "MlflowClient", name: str, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Hold the registered model `name`. Yields a check that raises GateError if the claim is gone.
@@ -33,17 +56,25 @@ def claim(client: "MlflowClient", name: str, say: Callable[[str], None]) -> Iter
     Raises GateError if another holds it for longer than `PATIENCE`.
     """
     key, until, waiting = f"{_PREFIX}{uuid.uuid4().hex[:16]}", time.monotonic() + PATIENCE, False
+    told = set[str]()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            say(line)
+        told.add(line)
+
     while True:
-        others = _others(client, name, key)
+        others = _others(client, name, key, tell)
         if not others:
             client.set_registered_model_tag(name, key, json.dumps(_myself() | {"time": time.time()}))
-            if not (others := _others(client, name, key)):
+            if not (others := _others(client, name, key, tell)):
                 break
             client.delete_registered_model_tag(name, key)
         found, holder = next(iter(others.items()))
-        who = f"{holder['user']}@{holder['host']} (process {holder['pid']})"
+        who = printable(f"{holder['user']}@{holder['host']} (process {holder['pid']})")
         if time.monotonic() > until:
-            raise GateError(f"{name} is being promoted by {who}; if that is dead, delete the registered model's tag {found}")
+            tag = printable(found)
+            raise GateError(f"{name} is being promoted by {who}; if that is dead, delete the registered model's tag {tag}")
         if not waiting:
             say(f"waiting for {who}, who is promoting {name}")
         waiting = True
@@ -62,15 +93,28 @@ def claim(client: "MlflowClient", name: str, say: Callable[[str], None]) -> Iter
     client.delete_registered_model_tag(name, key)
 
 
-def _others(client: "MlflowClient", name: str, mine: str) -> dict[str, dict[str, Any]]:
-    """Claims of others that live, by tag. Those of the dead are removed."""
-    tags = client.get_registered_model(name).tags
-    claims = {key: json.loads(value) for key, value in tags.items() if key.startswith(_PREFIX) and key != mine}
+def _others(client: "MlflowClient", name: str, mine: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Claims of others that live, by tag. Those of the dead are removed; `say` is told of tags that are no claims."""
+    claims = {}
+    for key, value in client.get_registered_model(name).tags.items():
+        if key.startswith(_PREFIX) and key != mine:
+            try:
+                claims[key] = _read(value)
+            except DataError as error:  # no promoter writes such a thing, so none is waited for
+                say(f"ignored: {name} has a tag {printable(key)} that is no claim of `biggan promote`: {error}")
     for key in [key for key, holder in claims.items() if _is_dead(holder)]:
         del claims[key]
         with suppress(Exception):  # another may have removed it
             client.delete_registered_model_tag(name, key)
     return claims
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Return a claim as `_myself` writes it. Raises DataError for anything else, and for one from the future."""
+    holder: Any = parse(_Claim, text, "its value")
+    if not holder["time"] <= time.time() + _DEAD_AFTER:
+        raise DataError(f"its time is {holder['time']:g}, which is in the future")
+    return holder
 
 
 def _myself() -> dict[str, Any]:

@@ -7,14 +7,16 @@ in silence: RUN/evaluation/IMAGES.json is the one of the most samples, and the o
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from pipeline import removal, storage
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline import removal, storage, untrusted
 from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
@@ -47,7 +49,8 @@ class Evaluation:
     @property
     def samples(self) -> int:
         """How many images were drawn."""
-        return int(self.recipe.get("samples") or 0)
+        samples = self.recipe.get("samples")
+        return samples if type(samples) is int and samples > 0 else 0
 
     def words(self) -> str:
         """Say how it was made: `10,000 samples, recipe 0123456789abcdef`."""
@@ -58,20 +61,40 @@ class Evaluation:
         return json.dumps({key: getattr(self, key) for key in _KEYS}, sort_keys=True)
 
 
+class _Document(TypedDict):
+    """What `Evaluation` takes from a document."""
+
+    metrics: dict[str, float]
+    recipe: dict[str, Any]
+    recipe_id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    images: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)]]
+    weights_sha256: NotRequired[str]
+    seed: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)]]
+
+
 def parse(text: str, place: str) -> Evaluation | None:
-    """From a document or a tag; None if it is an older one, without a recipe. Raises ConfigError for what is not one at all."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        raise ConfigError(f"{place} is not JSON: name a file that `biggan evaluate` has written") from None
-    if not isinstance(found, dict) or not all(key in found for key in _KEYS):
+    """Return a document or a tag; None for an older one, without a recipe. Raises ConfigError for what is not one at all."""
+    advice = "name a file that `biggan evaluate` has written, or evaluate again"
+    found = untrusted.parse(dict[str, Any], text, place, advice, ConfigError)
+    if not all(key in found for key in _KEYS):
         return None
-    metrics = found["metrics"]
-    numbers = isinstance(metrics, dict) and all(type(value) in (int, float) for value in metrics.values())
-    if not numbers or not isinstance(found["recipe"], dict) or not re.fullmatch("[0-9a-f]{16}", str(found["recipe_id"])):
-        raise ConfigError(f"{place}: metrics must be numbers, recipe an object and recipe_id 16 hex digits: evaluate again")
-    rest = {key: found.get(key, default) for key, default in (("images", 0), ("weights_sha256", ""), ("seed", 0))}
-    return Evaluation(metrics, found["recipe"], found["recipe_id"], **rest, place=place)
+    known = untrusted.parse(_Document, text, place, advice, ConfigError)
+    return Evaluation(**known, place=place)
+
+
+def fault(metric: str, value: float) -> str:
+    """Return why `value` cannot be a figure of `metric`, such as FID[inception]; "" if it can."""
+    kind = metric.partition("[")[0]
+    least, most = -math.inf, math.inf  # KID is an unbiased estimate, which may be below 0
+    if kind in ("accuracy", "precision", "recall", "coverage"):
+        least, most = 0.0, 1.0
+    elif kind.endswith("FID") or kind in ("IS", "density"):
+        least = -1e-6  # where two sets are equal, rounding
+    if math.isfinite(value) and least <= value <= most:
+        return ""
+    if not math.isfinite(value):
+        return "which is no figure"
+    return f"which is not {'within 0 and 1' if most == 1 else 'at least 0'}"
 
 
 def keep(place: str, document: Mapping[str, Any], say: Say) -> str:
@@ -160,7 +183,7 @@ def best(found: list[Evaluation], metric: str, say: Say) -> Evaluation:
 
     `say` is told how many are by other recipes. Raises ConfigError if none has it, or if several recipes have as many samples.
     """
-    known = [document for document in found if math.isfinite(document.metrics.get(metric, math.nan))]
+    known = [document for document in found if not fault(metric, document.metrics.get(metric, math.nan))]
     if not known:
         names = ", ".join(sorted({name for document in found for name in document.metrics})) or "nothing"
         raise ConfigError(f"--best {metric!r}: no evaluation of this run has it; they have {names}")

@@ -10,6 +10,7 @@ from pipeline import foreign_biggan_pytorch, foreign_huggingface, foreign_studio
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError
 from pipeline.foreign_weights import Imported, Options, is_parameter
+from pipeline.untrusted import parsing
 from pipeline.vacant import refuse_foreign
 
 FORMATS = (foreign_biggan_pytorch, foreign_studiogan, foreign_huggingface)
@@ -24,7 +25,8 @@ def read(src: str, options: Options, say: Callable[[str], None]) -> Imported:
     names = storage.names(src)
     for candidate in FORMATS:
         if files := candidate.find(names, options):
-            return candidate.read(src, files, options, say)
+            with parsing(f"{src} cannot be read as {candidate.NAME}", "copy it again"):
+                return candidate.read(src, files, options, say)
     if not names:
         raise ConfigError(f"{src} is no folder with files in it: name the folder that a checkpoint lies in")
     known = "; ".join(f"{candidate.NAME} has {candidate.LOOKED_FOR}" for candidate in FORMATS)

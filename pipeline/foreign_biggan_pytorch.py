@@ -4,19 +4,25 @@ Each forward there makes one power iteration from the stored u0, in eval mode to
 Networks here never move their vectors, so what is stored is that result: v = norm(u0 W), u = norm(v W^T).
 """
 
+import json
 import re
 from collections.abc import Callable
-from typing import Any
+from operator import methodcaller
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.checkpoint import Progress, Tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.foreign_files import CodeError, as_tensors, read_file
 from pipeline.foreign_weights import ROLES, Imported, Options, Weights, adam_moments, convert, one_table, rename
+from pipeline.untrusted import parse, parsing
+from pipeline.wording import printable
 
 NAME = "BigGAN-PyTorch"
 LOOKED_FOR = "G.pth or G_ema.pth"
@@ -64,8 +70,7 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
     if options.generator_only:
         files = {part: file for part, file in files.items() if not part.startswith("D")}
     notes: list[str] = []
-    state = _state(storage.join(src, files["state_dict"]), notes) if "state_dict" in files else {}
-    settings = state.get("config", {})
+    settings = _settings(storage.join(src, files["state_dict"]), notes) if "state_dict" in files else {}
     sn_eps = options.sn_eps or settings.get("SN_eps", _SN_EPS)
     fixed = {
         "bn_eps": options.bn_eps or settings.get("BN_eps", _BN_EPS),
@@ -90,7 +95,7 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
             say(f"reading {uri}")
             optimizers[role] = adam_moments(uri, read_file(uri), networks[role], ours[role])
     ema = ours.get("ema") or ours["generator"]
-    steps = int(state.get("itr", 0))
+    steps = settings.get("itr", 0)
     per_step = [settings.get(key, 0) for key in ("batch_size", "num_D_steps", "num_D_accumulations")]
     return Imported(
         config=config,
@@ -105,7 +110,18 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
     )
 
 
-def _state(uri: str, notes: list[str]) -> dict[str, Any]:
+class _Settings(TypedDict, total=False):
+    """What is read of its counters and options."""
+
+    itr: Annotated[int, Field(ge=0, lt=1 << 40)]
+    batch_size: Annotated[int, Field(ge=0, lt=1 << 20)]
+    num_D_steps: Annotated[int, Field(ge=0, lt=1 << 10)]
+    num_D_accumulations: Annotated[int, Field(ge=0, lt=1 << 10)]
+    BN_eps: Annotated[float, Field(gt=0, le=1)]
+    SN_eps: Annotated[float, Field(gt=0, le=1)]
+
+
+def _settings(uri: str, notes: list[str]) -> dict[str, Any]:
     """Counters and configuration of the run, after a check of what no tensor shows."""
     try:
         state = read_file(uri)
@@ -117,8 +133,13 @@ def _state(uri: str, notes: list[str]) -> dict[str, Any]:
         raise DataError(f"{uri} holds no counters and 'config': copy it again, or leave it out")
     for key, known in _BUILT.items():
         if (value := state["config"].get(key, known[0])) not in known:
-            raise ConfigError(f"{uri}: {key}={value}; only {known[0]} is built here")
-    return state
+            raise ConfigError(f"{uri}: {key}={printable(str(value)[:40])}; only {known[0]} is built here")
+    found = state["config"] | {"itr": state.get("itr", 0)}
+    numbers = {key: found[key] for key in _Settings.__annotations__ if key in found}
+    with parsing(uri):
+        text = json.dumps(numbers, default=methodcaller("item"))  # some are NumPy's
+    settings: Any = parse(_Settings, text, uri, "copy it again, or leave it out")
+    return settings
 
 
 def _prepared(uri: str, tensors: Tensors, sn_eps: float, notes: list[str]) -> Tensors:

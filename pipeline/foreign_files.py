@@ -51,7 +51,7 @@ def read_file(uri: str) -> Any:
             return safetensors.torch.load(data)
         _check_form(uri, data)
         with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (ConfigError, DataError):
         raise
     except pickle.UnpicklingError as error:
@@ -64,12 +64,34 @@ def read_file(uri: str) -> Any:
         ) from None
     except Exception as error:  # anything at all, at some byte where a pickle breaks off
         raise _damaged(uri, error) from None
+    _check_sizes(uri, found, len(data))
+    return found
+
+
+def _check_sizes(uri: str, found: Any, size: int) -> None:
+    """Raises DataError if the tensors in `found` are more than the `size` bytes of their file: copies would be far larger."""
+    asked, left, seen = 0, [found], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, Tensor):
+            asked += one.numel() * one.itemsize
+        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values() if isinstance(one, dict) else one
+    if asked > size:
+        raise DataError(
+            f"{uri} has {size:,} bytes and tensors of {asked:,}, so that some are views of the same numbers: save copies of "
+            "them, with torch.save({name: tensor.clone() for name, tensor in network.state_dict().items()}, FILE)"
+        )
 
 
 def _check_form(uri: str, data: bytes) -> None:
     """Check the sums of a zip's members, which torch does not. Raises ConfigError for a file that torch.save did not write."""
     if data.startswith(b"PK\x03\x04"):
-        if member := zipfile.ZipFile(io.BytesIO(data)).testzip():
+        zipped = zipfile.ZipFile(io.BytesIO(data))
+        if sum(member.file_size for member in zipped.infolist()) > len(data):
+            raise DataError(f"{uri} is compressed or damaged, and torch.save does not compress: copy it again")
+        if member := zipped.testzip():
             raise DataError(f"{uri} is damaged (the checksum of {member} is wrong): copy it again")
     elif data.startswith(b"version https://git-lfs"):
         raise ConfigError(f"{uri} is a pointer of Git LFS and not the weights: fetch them with `git lfs pull`")

@@ -5,22 +5,32 @@ where ours are (C, 4, 4). Batch norm has a table of statistics for each of 51 tr
 outputs that its sigma was estimated on, of which three are an image.
 """
 
-import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.checkpoint import Progress
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.foreign_files import as_tensors, read_file
 from pipeline.foreign_weights import Imported, Options, Weights, at_place, block_places, convert, rename
+from pipeline.untrusted import parse
 
 NAME = "Hugging Face pytorch-pretrained-BigGAN"
 LOOKED_FOR = "config.json with pytorch_model.bin or model.safetensors"
+
+
+class _Settings(TypedDict):
+    """What is read of config.json."""
+
+    layers: Annotated[list[Annotated[list[bool | int], Field(min_length=1)]], Field(max_length=100)]
+    eps: Annotated[float, Field(gt=0, le=1)]
+
 
 _RULES = [
     (r"^shared\.", "embeddings."),
@@ -80,14 +90,10 @@ def read(src: str, files: dict[str, str], options: Options, say: Callable[[str],
 
 def _settings(uri: str) -> dict[str, Any]:
     """config.json, after a check of what no tensor shows."""
-    try:
-        settings: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        ups = [bool(layer[0]) for layer in settings["layers"]]
-        float(settings["eps"])
-    except ValueError as error:
-        raise DataError(f"{uri} is not JSON ({error}): copy it again") from None
-    except (KeyError, TypeError, IndexError):
-        raise ConfigError(f"{uri} is not that of a BigGAN: it has no 'layers' and 'eps'") from None
+    data = storage.read_bytes(uri)
+    parse(dict[str, Any], data, uri, "copy it again")
+    settings: Any = parse(_Settings, data, f"{uri} is not that of a BigGAN", error=ConfigError)
+    ups = [bool(layer[0]) for layer in settings["layers"]]
     if ups != [False, True] * (len(ups) // 2):
         raise ConfigError(f"{uri}: layers {ups} do not upsample in every second one, as BigGAN-deep's do")
     return settings

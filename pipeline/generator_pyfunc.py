@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 DEFAULTS: dict[str, Any] = {"truncation": None, "seed": 0, "start": 0, "format": "png_base64", "max_batch": 64}
 """The parameters of a request, as in the model's signature."""
@@ -39,14 +39,17 @@ class GeneratorModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Rebuild the generator from the artifacts. Raises if the weights are not those that were exported."""
         settings = json.loads(Path(context.artifacts["config"]).read_text())
-        weights = Path(context.artifacts["weights"])
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        weights = Path(context.artifacts["weights"]).read_bytes()
+        digest = hashlib.sha256(weights).hexdigest()
         if digest != settings["weights_sha256"]:
-            raise MlflowException(f"{weights} is damaged: sha256 {digest}, expected {settings['weights_sha256']}")
+            raise MlflowException(
+                f"{context.artifacts['weights']} is damaged: sha256 {digest}, expected {settings['weights_sha256']}"
+            )
         config, networks, self.sampling = _import_privately(Path(context.artifacts["model"]), "config", "networks", "sampling")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.generator = networks.build_generator(config.ModelConfig(**settings["model"]))
-        self.generator.load_state_dict(load_file(weights))
+        with torch.device("meta"):  # no memory before the weights have been seen to fit
+            self.generator = networks.build_generator(config.ModelConfig(**settings["model"]))
+        self.generator.load_state_dict(load(weights), assign=True)
         self.generator.eval().requires_grad_(False).to(self.device)
         self.classes: list[str] = settings["classes"]
         self.description = {key: settings[key] for key in ("classes", "images", "weights_sha256")} | {

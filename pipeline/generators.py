@@ -1,7 +1,6 @@
 """Generators that can draw: from a run, a checkpoint or an exported model to EMA weights with fitting batch-norm statistics."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import safetensors.torch
 import torch
 
 from model.batchnorm import standing_statistics
-from model.config import ModelConfig, from_saved
+from model.config import ModelConfig
 from model.latents import Stream, Truncation, latents, random_labels
 from model.networks import Generator, build_generator
 from model.sampling import full_precision
@@ -20,18 +19,16 @@ from pipeline import storage
 from pipeline.checkpoint import COMMIT, FOLDER, Tensors
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError, DataError
+from pipeline.exported import EXPORTED, find_exported, read_exported
 from pipeline.finite import not_finite
 from pipeline.named import kept_data
 from pipeline.progress import Tell, progress, silent
 from pipeline.run import load_run_config, locate
+from pipeline.saved_config import build_fitting, saved_model
 from pipeline.wording import command
 
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
-
-EXPORTED = ("artifacts/config.json", "config.json")
-"""Where `biggan export` puts a model's settings, as MLflow model and as plain files; the weights lie beside them."""
-_WEIGHTS = "generator.safetensors"
 
 
 @dataclass(frozen=True)
@@ -160,8 +157,8 @@ def load_generator(
     if exported and images is not None:
         raise ConfigError(f"--checkpoint {images}: {source} is an exported model and has no checkpoints; leave it out")
     saved = _exported(exported) if exported else _checkpoint(source, images)
-    generator = build_generator(saved.config).to("cuda" if torch.cuda.is_available() else "cpu")
-    generator.load_state_dict(saved.tensors)
+    generator = build_fitting(saved.config, saved.tensors, source, "cuda" if torch.cuda.is_available() else "cpu")
+    _check_recorded(generator, saved.recorded, source)
     if not saved.finished:
         power_iteration(generator, 10)
     names = saved.classes or tuple(map(str, range(saved.config.num_classes)))
@@ -179,6 +176,18 @@ def load_generator(
     return replace(trained, weights_sha256=digest)
 
 
+def _check_recorded(generator: Generator, recorded: Tensors | None, source: str) -> None:
+    """Raises DataError unless statistics that were recorded are tables of each batch norm's, a row for each truncation."""
+    if recorded is None:
+        return
+    places, state = recorded.get("truncations", torch.empty(0)), generator.state_dict()
+    rows = list(places.shape)
+    wanted = {name: rows + list(tensor.shape) for name, tensor in state.items() if name.endswith((".norm.mean", ".norm.var"))}
+    found = {name: list(table.shape) for name, table in recorded.items() if name != "truncations"}
+    if len(rows) != 1 or not rows[0] or found != wanted or places.isnan().any() or not places.equal(places.sort().values):
+        raise DataError(f"{source}: its batch-norm statistics do not fit its network: pass --standing 2048, or import it again")
+
+
 def parse_truncation(text: str, what: str) -> float | None:
     """A truncation as people type it, for `what`; None for `none`. Raises ConfigError."""
     try:
@@ -190,29 +199,9 @@ def parse_truncation(text: str, what: str) -> float | None:
     return value
 
 
-def find_exported(source: str) -> str | None:
-    """The folder of an exported model with its weights and config.json; None for runs and checkpoints."""
-    for place in EXPORTED:
-        folder = storage.join(source, place).removesuffix("/config.json")
-        if storage.exists(storage.join(source, place)) and storage.exists(storage.join(folder, _WEIGHTS)):
-            return folder
-    return None
-
-
 def _exported(folder: str) -> _Saved:
-    """See `pipeline.export`. The network is built by our code; `models:/` URIs run the model's own."""
-    about = storage.join(folder, "config.json")
-    try:
-        settings = json.loads(storage.read_bytes(about))
-        named = settings["weights_sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{about} is damaged: export or copy the model again") from None
-    place = storage.join(folder, _WEIGHTS)
-    weights = storage.read_bytes(place)
-    if hashlib.sha256(weights).hexdigest() != named:
-        raise DataError(f"{place} is damaged: export or copy the model again")
-    config = from_saved(settings["model"])
-    return _Saved(config, safetensors.torch.load(weights), settings["images"], tuple(settings["classes"]), finished=True)
+    config, tensors, settings = read_exported(folder)
+    return _Saved(config, tensors, settings["images"], tuple(settings["classes"]), finished=True)
 
 
 def _checkpoint(source: str, images: int | None) -> _Saved:
@@ -224,16 +213,19 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
             f"{EXPORTED[0]}; found {', '.join(there[:5]) or 'nothing'}"
         )
     found = locate(source, images)
-    state = found.state()
+    state, model = found.state(), saved_model(found)
+    classes = state.get("classes")
     if run:
-        config, classes = run.model, state.get("classes") or load_data(kept_data(run)).classes
-    elif "model" in state:
-        config, classes = from_saved(state["model"]), state["classes"]
-    else:
+        model, classes = run.model, classes or load_data(kept_data(run)).classes
+    if model is None:
         raise ConfigError(f"{found.uri} does not say which network it holds: name the folder of its run instead")
+    if classes and not (isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)):
+        raise DataError(f"{found.uri}/state.json: classes are not names: use another checkpoint")
+    if classes and len(classes) != model.num_classes:
+        raise DataError(f"{found.uri}: {len(classes)} classes, but a network of {model.num_classes}: use another checkpoint")
     # In an import the averaged weights may have vectors of their own, and the recorded statistics belong to those sigmas.
     parts = [name for name in ("generator", "ema", "ema_vectors") if name in found.parts]
     tensors = {name: tensor for part in parts for name, tensor in found.tensors(part).items()}
     recorded = found.tensors("statistics") if "statistics" in found.parts else None
     names = tuple(classes) if classes else None
-    return _Saved(config, tensors, found.images, names, recorded, finished="source" in state)
+    return _Saved(model, tensors, found.images, names, recorded, finished="source" in state)

@@ -3,11 +3,12 @@
 from dataclasses import asdict, fields
 from typing import Any
 
-from model.config import ModelConfig, from_saved
+from model.config import ModelConfig
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.run import locate, refuse_other_classes
+from pipeline.saved_config import networks_of
 from pipeline.wording import plural
 
 
@@ -21,7 +22,7 @@ def initial_checkpoint(config: RunConfig) -> Checkpoint | None:
     found = locate(config.init)
     # The number of classes is that of the shards already (`pipeline.run.check_model`): no other one can be set.
     where = config.data.uri or ", ".join(part.uri for part in config.data.mix.values())
-    refuse_other_classes(config.init, found.state()["model"]["num_classes"], config.model.num_classes, where)
+    refuse_other_classes(config.init, networks_of(found).num_classes, config.model.num_classes, where)
     check_networks(found, config, f"init={config.init}")
     return found
 
@@ -42,7 +43,7 @@ def ema_note(config: RunConfig) -> str:
 
 def check_networks(found: Checkpoint, config: RunConfig, source: str) -> None:
     """Raises ConfigError if `found` is of other networks than the configuration's, naming all keys that differ."""
-    theirs, ours = explicit(from_saved(found.state()["model"])), explicit(config.model)
+    theirs, ours = explicit(networks_of(found)), explicit(config.model)
     has_d = "discriminator" in found.parts
     keys = [
         field.name

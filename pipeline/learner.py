@@ -15,9 +15,11 @@ from pipeline.batch import BatchPlan
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig
 from pipeline.engines import Engine, Ranks, share_batch_norm
+from pipeline.errors import DataError
 from pipeline.index import Manifest
 from pipeline.objective import Objective, State
 from pipeline.run import read_identity
+from pipeline.saved_config import check_fit
 from pipeline.schedule import make_optimizer
 from pipeline.slices import Slice
 
@@ -41,16 +43,22 @@ class Learner:
                 engine.module.compile_blocks()  # type: ignore[operator]
         self.ema = EMA(self.g.parts())
         if weights:
-            self.ema.load(self.g.part(weights.tensors("ema")))
+            averages, whole = weights.tensors("ema"), weights.shapes["generator"]
+            for name in self.ema.averages:
+                if name not in averages or list(averages[name].shape) != whole[name]:
+                    raise DataError(f"{weights.uri}: its ema has no {name} as its generator has: use another checkpoint")
+            self.ema.load(self.g.part(averages))
         self.objective = Objective(config.objective, plan, ranks, config.seed, state)
 
     def _engine(self, name: str, network: torch.nn.Module, lr: float, weights: Checkpoint | None) -> Engine:
         config, have = self.config, weights.parts if weights else set()
         network.to(self.ranks.device)
         network.recompute = config.activation_checkpointing == "blocks"  # type: ignore[assignment]
-        if weights and name in have:
+        if weights and (name in have or name == "generator"):
             # Before DeepSpeed takes its own copies of the parameters.
-            network.load_state_dict(weights.tensors(name))
+            tensors = weights.tensors(name)
+            check_fit(network, tensors, f"{weights.uri}: its {name}")
+            network.load_state_dict(tensors)
         optimizer = make_optimizer(config.optim, network, lr)
         engine = Engine(network, optimizer, config.zero, self.plan.micro_batch, config.bf16)
         if weights and f"{name}_optimizer" in have:

@@ -71,7 +71,7 @@ def _attempt(job: _Job) -> Failure | str | None:
     config, ranks, plan, manifest, health = job.config, job.ranks, job.plan, job.manifest, job.health
     fence = take_fence(checkpoint_uri(config), ranks)
     saved = agree_on_checkpoint(config, ranks, health.history)
-    state = State(**saved.state().get("objective", {})) if saved else State()
+    state = saved.told("objective", State) if saved else State()
     learner = Learner(config, plan, ranks, saved or initial_checkpoint(config), state)
     g, d = learner.g, learner.d
     progress = health.begin(saved.progress() if saved else None)

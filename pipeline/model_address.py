@@ -28,7 +28,7 @@ def serves(uri: str) -> bool:
 def _is_stored(uri: str) -> bool:
     """Whether a web server has the files there. Asked without the store's retries: a web server's no is final."""
     from pipeline.checkpoint import COMMIT
-    from pipeline.generators import EXPORTED
+    from pipeline.exported import EXPORTED
 
     for file in (COMMIT, *EXPORTED):
         try:

@@ -125,13 +125,13 @@ def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Painte
     )
 
 
-def registered_painter(python_model: Any, tags: dict[str, str]) -> Painter:
+def registered_painter(python_model: Any, images: int, weights_sha256: str) -> Painter:
     """Draws what `biggan sample` does with `models:/...`: by the model's own code, with statistics of no truncation."""
     return Painter(
         python_model.generator,
         python_model.sampling,
         classes=tuple(python_model.classes),
-        images=int(tags["images"]),
-        weights_sha256=tags["weights_sha256"],
+        images=images,
+        weights_sha256=weights_sha256,
         prepare=None,
     )

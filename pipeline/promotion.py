@@ -8,33 +8,24 @@ import getpass
 import hashlib
 import json
 import math
-import os
 import re
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import evaluations, loads_alone, registry
+from pipeline import evaluations, registry
 from pipeline.claim import claim
 from pipeline.errors import ConfigError, GateError, StorageError
-from pipeline.evaluations import Evaluation, lower_is_better
+from pipeline.evaluations import Evaluation, fault, lower_is_better
+from pipeline.gate_proof import prove
 from pipeline.mlflow_errors import first_line
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-_MOST_LEVELS = 2
-"""Of 255: how far a golden sample may be off on another machine, where sums are rounded otherwise."""
-_LOAD_SECONDS = 900
-# The candidate's code runs with these alone: variables with credentials are not among them.
-_ENVIRONMENT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 
 Say = Callable[[str], None]
 
@@ -85,7 +76,7 @@ def promote(store: str, uri: str, terms: Terms, say: Say) -> Moved:
             _check_origin(client, candidate)
             _check_not_rolled_back(candidate, terms)
             figures = _compare(candidate, champion, terms)
-            loaded = _check_loads(client, candidate, say)
+            loaded = prove(client, candidate, say)
             still_mine()
             report = {"gate": "passed", "candidate": _identity(candidate), "champion": champion and _identity(champion)}
             report |= {"terms": vars(terms), "figures": figures, "loaded": loaded}
@@ -173,8 +164,10 @@ def _compare(candidate: "ModelVersion", champion: "ModelVersion | None", terms: 
             "type --other-dataset if that is meant"
         )
     other = theirs.metrics.get(metric, math.nan)
-    if not math.isfinite(other):
-        raise GateError(f"{_named(champion)}, the {terms.alias}, has no finite {metric}: evaluate and register it again")
+    if fault(metric, other):
+        raise GateError(
+            f"{_named(champion)}, the {terms.alias}, has no finite {metric} that can be: evaluate and register it again"
+        )
     if mine == other and not terms.allow_equal:
         raise GateError(f"{_named(candidate)}: {metric} {mine:g} equals that of {_named(champion)}; --allow-equal takes it")
     if sign * mine > sign * other:
@@ -201,8 +194,8 @@ def _evaluation(version: "ModelVersion") -> Evaluation:
 def _choose(ours: Evaluation, wanted: str | None, candidate: "ModelVersion") -> str:
     """The metric that decides. Raises GateError if there is none, or one of the candidate's figures is not finite."""
     for name, value in ours.metrics.items():
-        if not math.isfinite(value):
-            raise GateError(f"{_named(candidate)}: {name} is {value}, which is no figure; evaluate it again")
+        if wrong := fault(name, value):
+            raise GateError(f"{_named(candidate)}: {printable(name)} is {value:g}, {wrong}; evaluate it again")
     names = ", ".join(ours.metrics) or "nothing"
     distances = [name for name in ours.metrics if name.startswith("FID[")]
     if wanted is None and len(distances) != 1:
@@ -223,37 +216,6 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -
         elif a != b:
             found.append(f"{path}{key} {a}, not {b}")
     return found
-
-
-def _check_loads(client: "MlflowClient", candidate: "ModelVersion", say: Say) -> dict[str, Any]:
-    """Download it, compare its weights, and draw its golden samples in a process that has nothing of ours. Raises GateError."""
-    expected = candidate.tags.get("weights_sha256")
-    if not expected:
-        raise GateError(f"{_named(candidate)} has no tag weights_sha256: only what `biggan register` has made is promoted")
-    with tempfile.TemporaryDirectory() as folder:
-        say(f"downloading {_named(candidate)}")
-        model = registry.download(client, candidate, Path(folder))
-        registry.check_weights(model, expected, _named(candidate), GateError)
-        say("loading it in a process of its own")
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "HOME": folder}
-        command = [sys.executable, "-I", str(loads_alone.__file__), str(model)]
-        try:
-            done = subprocess.run(
-                command, cwd="/", env=environment, capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise GateError(f"{_named(candidate)} did not load and draw within {_LOAD_SECONDS} s") from None
-    if done.returncode:
-        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1][:300]
-        raise GateError(f"{_named(candidate)} does not load by itself: {said}")
-    drawn: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if drawn["difference"] > _MOST_LEVELS:
-        raise GateError(
-            f"{_named(candidate)} does not draw its golden samples: values are off by {drawn['difference']} of 255, "
-            f"allowed {_MOST_LEVELS}"
-        )
-    return drawn | {"weights_sha256": expected}
 
 
 def _move(

@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pipeline.export
-from pipeline import evaluations, moved_store
-from pipeline.errors import ConfigError, DataError, UserError
+from pipeline import evaluations, model_digest, moved_store
+from pipeline.errors import ConfigError
 from pipeline.evaluations import Evaluation
 from pipeline.mlflow_errors import as_line, is_from_store
 from pipeline.mlflow_store import connect, sqlite_file, store_uri
@@ -24,7 +23,7 @@ from pipeline.wording import hide_secrets
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.pyfunc import PyFuncModel
+    from mlflow.models import Model
 
     from pipeline.generators import TrainedGenerator
 
@@ -135,33 +134,6 @@ def register(
     return Registered(name, str(version.version), known, tuple(held))
 
 
-def load(uri: str, store: str) -> "PyFuncModel":
-    """Return the model that `uri` means in the MLflow at `store`, as in `resolve`.
-
-    Raises ConfigError if there is no such model, DataError if its files are gone, StorageError if the store does not answer.
-    """
-    with store_errors(store):
-        client = use(store)
-        model = download(client, resolve(client, uri))
-        from mlflow import pyfunc
-
-        return pyfunc.load_model(str(model))
-
-
-@contextmanager
-def local(model: str, tracking_uri: str | None) -> Iterator[str]:
-    """Yield `model`; of one in a registry, the folder that its files are in until the context ends. Raises as `load` does."""
-    if not is_registered(model):
-        yield model
-        return
-    store = find_store(tracking_uri, model)
-    with tempfile.TemporaryDirectory() as folder:
-        with store_errors(store):
-            client = use(store)
-            files = download(client, resolve(client, model), Path(folder))
-        yield str(files)
-
-
 def is_registered(model: str) -> bool:
     """Return whether `model` is for MLflow to find."""
     return model.startswith(("models:/", "runs:/"))
@@ -197,34 +169,6 @@ def resolve(client: "MlflowClient", uri: str) -> "ModelVersion":
     raise ConfigError(f"{uri} is not in the registry: {known}") from None
 
 
-def download(client: "MlflowClient", version: "ModelVersion", folder: Path | None = None) -> Path:
-    """Return the folder of a version's files: below `folder`, or where they are if that is on this machine.
-
-    The process must `use` its store. Raises DataError if its weights are not there.
-    """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    # Not by the version's own URI: MLflow would write its name into the store's files at each look.
-    place = client.get_model_version_download_uri(version.name, version.version)
-    try:
-        files = Path(download_artifacts(place, dst_path=str(folder) if folder else None))
-    except (MlflowException, OSError) as error:
-        if isinstance(error, MlflowException) and "No such" not in str(error) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        files = None
-    if files is None or not (files / "artifacts" / pipeline.export.WEIGHTS).is_file():
-        raise DataError(f"{version.name} version {version.version}: no weights found at {place}: bring its files back there")
-    return files
-
-
-def check_weights(model: Path, expected: str, what: str, kind: type[UserError]) -> None:
-    """Raises an error of `kind` if the weights in a model's folder are not those of the hash `expected`."""
-    found = hashlib.sha256((model / "artifacts" / pipeline.export.WEIGHTS).read_bytes()).hexdigest()
-    if found != expected:
-        raise kind(f"{what}: its weights are not those that were registered: sha256 {found}, not {expected}")
-
-
 def use(store: str, write: bool = False) -> "MlflowClient":
     """Return a client of `store`. MLflow looks a model's files up in the process's own store, so that must be the same one.
 
@@ -251,6 +195,17 @@ def find(client: "MlflowClient", name: str, weights_sha256: str) -> "ModelVersio
     return versions[0] if versions else None
 
 
+class _Flavor:
+    """Writes the model, and takes its digests from what is then uploaded: not from a store, where others may write."""
+
+    digests: dict[str, str]
+
+    def save_model(self, path: str, mlflow_model: "Model", trained: "TrainedGenerator", **_: object) -> None:
+        pipeline.export.save_model(trained, Path(path), mlflow_model)
+        golden = hashlib.sha256(Path(path, "artifacts", pipeline.export.GOLDEN).read_bytes()).hexdigest()
+        self.digests = {model_digest.FILES: model_digest.digest(Path(path)), model_digest.GOLDEN: golden}
+
+
 def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", name: str, config_sha256: str) -> "ModelVersion":
     import mlflow
     from mlflow.models import Model
@@ -263,9 +218,9 @@ def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", na
     for key in ("git_commit", "dataset_fingerprint"):
         tags[key] = run.data.tags[f"biggan.{key}"]
     # Model.log and not pyfunc.log_model, which would take the run up as its own and set another status at the end.
-    logged = Model.log(
-        None, pipeline.export, name="generator_ema", run_id=run_id, step=trained.images, tags=tags, trained=trained
-    )
+    flavor, options = _Flavor(), {"tags": tags, "trained": trained, "validate_serving_input": False}
+    logged = Model.log(None, flavor, name="generator_ema", run_id=run_id, step=trained.images, **options)
+    tags |= flavor.digests
     with contextlib.redirect_stderr(io.StringIO()):  # it announces each step there
         return mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
 

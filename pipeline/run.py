@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
 from pipeline.locks import lock_file
 from pipeline.process import superseded, this_process, verdict
+from pipeline.saved_config import networks_of
 from pipeline.wording import command, plural
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
@@ -168,7 +169,7 @@ def check_model(config: RunConfig, manifest: Manifest) -> None:
     for key, stored in (("num_classes", len(manifest.classes)), ("resolution", side), ("channels", channels)):
         if getattr(config.model, key) != stored:
             if key == "num_classes" and config.init:
-                refuse_other_classes(config.init, locate(config.init).state()["model"]["num_classes"], stored, where)
+                refuse_other_classes(config.init, networks_of(locate(config.init)).num_classes, stored, where)
             crop = f" or data.resolution={config.model.resolution} (to resample while reading)," if key == "resolution" else ""
             raise ConfigError(
                 f"model.{key}={getattr(config.model, key)} but the shards at {where} have {stored}: "

@@ -62,6 +62,10 @@ class Registry:
         (line,) = said.err.splitlines()
         return code, line
 
+    def last_error(self) -> str:
+        """The last line on stderr, after warnings."""
+        return self._capsys.readouterr().err.splitlines()[-1]
+
     def champion(self) -> str | None:
         held = self.client.get_registered_model("tiny").aliases.get("champion")
         return None if held is None else str(held)

@@ -99,8 +99,17 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
     ),
     "missing": (lambda r: r.tag(3, "evaluation", None), [], 80, "version 3 has no tag evaluation"),
     "older document": (lambda r: r.evaluate(3, {"FID[clf]": 1.0}), [], 80, "recipe_id is missing"),
-    "no document": (lambda r: r.tag(3, "evaluation", "FID 3"), [], 80, "is not JSON"),
-    "metrics are words": (lambda r: r.evaluate(3, evaluation(1.0, metrics={FID: "good"})), [], 80, "must be numbers"),
+    "no document": (lambda r: r.tag(3, "evaluation", "FID 3"), [], 80, "tag evaluation: Invalid JSON"),
+    "metrics are words": (
+        lambda r: r.evaluate(3, evaluation(1.0, metrics={FID: "good"})), [], 80, "metrics.FID[clf]: Input should be a valid",
+    ),
+    "below 0": (lambda r: r.evaluate(3, evaluation(-5.0)), [], 80, "FID[clf] is -5, which is not at least 0"),
+    "above 1": (
+        lambda r: r.evaluate(3, evaluation(1.0, metrics={FID: 1.0, "accuracy": 1.5})), [], 80, "is 1.5, which is not within",
+    ),
+    "400 digits": (lambda r: r.evaluate(3, evaluation(int("9" * 400))), [], 80, "FID[clf]"),
+    "3,000 brackets": (lambda r: r.tag(3, "evaluation", "[" * 3000), [], 80, "tag evaluation: Invalid JSON: recursion limit"),
+    "champion's brackets": (lambda r: r.tag(2, "evaluation", "[" * 3000), [], 80, "version 2, tag evaluation: Invalid JSON"),
     "unknown metric": (lambda r: None, ["tiny/3", "--metric", "FID[inception]"], 80, "no FID[inception], it has FID[clf], "),
     "accuracy": (lambda r: None, ["tiny/3", "--metric", "accuracy"], 80, "accuracy 0.9 equals"),
     "two distances": (
@@ -167,25 +176,36 @@ def test_tampered_weights_are_not_promoted(found: Registry) -> None:
 
 
 @pytest.mark.slow
-def test_code_and_golden_samples_that_were_changed_are_not_promoted(found: Registry) -> None:
+def test_what_a_model_says_of_itself_is_no_proof(found: Registry) -> None:
+    """A version from before digests were kept, whose code was changed: the gate compares pixels that it drew itself."""
     found.crown(2)
+    for tag in ("files_sha256", "golden_sha256"):
+        found.tag(3, tag, None)
     version = found.client.get_model_version("tiny", "3")
     model = found.client.get_logged_model(version.source.removeprefix("models:/"))
-    source = Path(model.artifact_location.removeprefix("file://")) / "artifacts" / "model" / "biggan.py"
-    before = source.read_text()
-    for new, reason in (
-        (before.replace("image.float()).tanh()", "image.float()).tanh().neg()"), "not draw its golden samples: values are off"),
-        (before + "\nimport pipeline.errors\n", "ModuleNotFoundError: pipeline: a registered model must not need it"),
-        (before + "\nimport os\nassert 'SECRET_TOKEN' in os.environ, 'no credentials here'\n", "no credentials here"),
+    artifacts = Path(model.artifact_location.removeprefix("file://"))
+    replay = "import PIL.Image, numpy, os, sys\ngolden = numpy.asarray(PIL.Image.open(sys.argv[1] + '/artifacts/golden.png'))\n"
+    replay += "pixels = numpy.concatenate(numpy.split(golden, 4, axis=1))\nopen(sys.argv[4], 'wb').write(pixels.tobytes())\n"
+    code, network = artifacts / "generator_pyfunc.py", artifacts / "artifacts" / "model" / "biggan.py"
+    claim = 'import os\nprint(\'{"images": 8, "difference": 0}\', flush=True)\nos._exit(0)'
+    for file, new, reason in (
+        (network, lambda text: text.replace("image.float()).tanh()", "image.float()).tanh().neg()"), "not draw by itself what"),
+        (network, lambda text: text + "\nimport pipeline.errors\n", "pipeline: a registered model must not need it"),
+        (network, lambda text: text + "\nimport os\nassert 'SECRET_TOKEN' in os.environ, 'no credentials'\n", "no credentials"),
+        (code, lambda _: claim, "left no images of 4 x 32"),
+        (code, lambda _: replay + "os._exit(0)", "does not draw by itself what its weights draw"),
+        (code, lambda _: "import os, sys\nos.symlink('/dev/zero', sys.argv[4])\nos._exit(0)", "left no images of 4 x 32"),
     ):  # fmt: skip
+        before = file.read_text()
         try:
-            source.write_text(new)
+            file.write_text(new(before))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("SECRET_TOKEN", "x")
-                code, line = found.biggan("promote", "tiny/3")
+                said = main(["promote", "tiny/3", "--tracking-uri", found.uri])
         finally:
-            source.write_text(before)
-        assert code == 80 and reason in line and found.champion() == "2" and found.claims() == []
+            file.write_text(before)
+        line = found.last_error()
+        assert said == 80 and reason in line and found.champion() == "2" and found.claims() == []
 
 
 def test_a_champion_that_changes_meanwhile_stops_the_promotion(found: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +214,7 @@ def test_a_champion_that_changes_meanwhile_stops_the_promotion(found: Registry, 
         return {}
 
     found.crown(2)
-    monkeypatch.setattr(promotion, "_check_loads", meanwhile)  # the slow part, in which somebody else is quicker
+    monkeypatch.setattr(promotion, "prove", meanwhile)  # the slow part, in which somebody else is quicker
     code, line = found.biggan("promote", "tiny/3")
     assert code == 80 and "champion has meanwhile been moved to version 1" in line
     assert found.champion() == "1" and "validation_status" not in found.client.get_model_version("tiny", "3").tags
@@ -206,7 +226,7 @@ def test_a_claim_that_was_taken_away_stops_the_promotion(found: Registry, monkey
             found.client.delete_registered_model_tag("tiny", key)
         return {}
 
-    monkeypatch.setattr(promotion, "_check_loads", meanwhile)
+    monkeypatch.setattr(promotion, "prove", meanwhile)
     code, line = found.biggan("promote", "tiny/3", "--first")
     assert code == 80 and "the claim on tiny was taken away" in line and found.champion() is None
 

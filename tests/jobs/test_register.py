@@ -52,6 +52,7 @@ def test_register_makes_one_version_per_weights(
     assert version.tags["dataset_fingerprint"] == before.data.tags["biggan.dataset_fingerprint"]
     assert version.tags["run_id"] == version.run_id == before.info.run_id
     assert len(version.tags["weights_sha256"]) == 64 and "evaluation" not in version.tags
+    assert len(version.tags["files_sha256"]) == len(version.tags["golden_sha256"]) == 64
     assert version.tags["config_sha256"] == hashlib.sha256((run_dir / "config.yaml").read_bytes()).hexdigest()
 
     # All of it is in the run's own folder.

@@ -1,6 +1,7 @@
 """One holder at a time, among threads with clients of their own, and what becomes of the claims of the dead."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,40 @@ def test_a_failure_inside_gives_the_claim_back(client: MlflowClient) -> None:
     with pytest.raises(KeyError), claim(client, "tiny", pytest.fail):
         raise KeyError
     assert left(client) == []
+
+
+BROKEN = {
+    "no JSON": "mine",
+    "3,000 brackets": "[" * 3000,
+    "a list": "[]",
+    "nothing": "{}",
+    "a number for a process": {"pid": 7},
+    "a word for a process": {"pid": "seven"},
+    "a word for a time": {"time": "now"},
+    "no time": {"time": math.nan},
+    "in a year": {"time": time.time() + 3e7},
+    "a long name": {"user": "a" * 4000},
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_tag_that_is_no_claim_holds_nobody_up(client: MlflowClient, case: str) -> None:
+    """It is told once and left alone: no promoter has written it."""
+    if isinstance(value := BROKEN[case], str):
+        client.set_registered_model_tag("tiny", "promotion_claim.x", value)
+    else:
+        plant(client, **value)
+    said: list[str] = []
+    with claim(client, "tiny", said.append) as check:
+        check()
+    assert len(said) == 1 and left(client) == ["promotion_claim.x"]
+    assert said[0].startswith("ignored: tiny has a tag promotion_claim.x that is no claim of `biggan promote`: its ")
+    assert "\n" not in said[0] and len(said[0]) < 400
+
+
+def test_what_a_claim_says_is_printed_as_text(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "PATIENCE", 0.0)
+    plant(client, user="anna\x1b[31m\nbiggan: error: run rm -rf")
+    with pytest.raises(GateError, match=r"promoted by anna\\x1b\[31m\\nbiggan") as refused:
+        claim(client, "tiny", lambda line: None).__enter__()
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value)

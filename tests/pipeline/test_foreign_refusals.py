@@ -121,7 +121,8 @@ def test_settings_that_no_tensor_shows_are_checked(tmp_path: Path) -> None:
         read(tmp_path)
     folder = Path(save(tmp_path / "hf", "huggingface-128", states("huggingface-128")))
     layers = CASES["huggingface-128"]["settings"]["layers"]
-    for wrong, named in (({"model_type": "bert"}, "'layers'"), ({"layers": layers[1:], "eps": 1e-4}, "upsample")):
+    wrong_ones = ({"model_type": "bert"}, "is not that of a BigGAN: layers"), ({"layers": layers[1:], "eps": 1e-4}, "upsample")
+    for wrong, named in wrong_ones:
         (folder / "config.json").write_text(json.dumps(wrong))
         with refused(ConfigError, "config.json", named):
             read(folder)

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     return folder
 
 
-def imported(uri: str, truncations: list[float]) -> dict[str, Tensor]:
+def imported(uri: str, truncations: list[float], changed: dict[str, Any] | None = None) -> dict[str, Tensor]:
     """Save what `biggan import` saves, at 100 images; returns what the generator is then to be."""
     torch.manual_seed(1)
     network = build_generator(CONFIG)
@@ -46,7 +47,7 @@ def imported(uri: str, truncations: list[float]) -> dict[str, Tensor]:
     parts = {"generator": state, "ema": {n: 2 * p.detach() for n, p in network.named_parameters()}, "ema_vectors": vectors}
     recorded = {n: torch.rand(len(truncations), *t.shape) + 0.5 for n, t in state.items() if n.endswith((".mean", ".var"))}
     parts["statistics"] = {"truncations": torch.tensor(truncations), **recorded}
-    saved = {"model": asdict(CONFIG), "classes": None, "source": {"format": "test"}}
+    saved = {"model": asdict(CONFIG), "classes": None, "source": {"format": "test"}} | (changed or {})
     pruning.save(uri, Progress(100), {k: v for k, v in parts.items() if k != "statistics" or truncations}, saved, keep=2)
     return state | parts["ema"] | vectors | recorded
 
@@ -194,7 +195,29 @@ def test_exports_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"\1")
     with pytest.raises(DataError, match=r"generator\.safetensors is damaged"):
         load_generator(tmp_path / "exported")
-    for text in (b"{", b"{}", b"[]"):
+    for text in (b"{", b"{}", b"[]", b"[" * 3000, b"\xff"):
         storage.write_bytes(weights.replace("generator.safetensors", "config.json"), text)
         with pytest.raises(DataError, match=r"config\.json is damaged"):
             load_generator(tmp_path / "exported")
+
+
+STATES: dict[str, tuple[dict[str, Any], str]] = {
+    "no network": ({"model": 3}, "model is not an object"),
+    "a wide network": ({"model": asdict(CONFIG) | {"ch": 100_000}}, "does not fit the network that it names"),
+    "classes are numbers": ({"classes": [1, 2, 3]}, "classes are not names"),
+    "more classes": ({"classes": ["a", "b"]}, "2 classes, but a network of 3"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_a_checkpoint_that_is_made_up(tmp_path: Path, case: str) -> None:
+    changed, reason = STATES[case]
+    imported(str(tmp_path), [0.5], changed)
+    with pytest.raises(DataError, match=reason):
+        load_generator(tmp_path)
+
+
+def test_statistics_that_do_not_fit(tmp_path: Path) -> None:
+    imported(str(tmp_path), [math.nan, 0.5])
+    with pytest.raises(DataError, match="its batch-norm statistics do not fit its network"):
+        load_generator(tmp_path)
