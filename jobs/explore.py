@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="of this machine; 0.0.0.0 lets in everybody who can reach it (default: %(default)s, only programs here)",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer also under NAME, of a proxy in front of the page; an ssh tunnel needs none. May be repeated",
+    )
     parser.add_argument("--data", metavar="URI", help="shards to look for nearest images in (default: those of the run)")
     parser.add_argument(
         "--neighbours", type=int, default=10_000, metavar="N", help="look at so many of their images (default: %(default)s)"
@@ -52,18 +60,14 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     with _bound(args.host, args.port) as listener:  # before the model is loaded, which can take minutes
         page = subject(args)
-        import uvicorn
-
         from pipeline.explorer import make_app
+        from pipeline.explorer_server import hosts_of, make_server
 
-        app = make_app(page)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
-        )  # fmt: skip
         host, port = listener.getsockname()[:2]
+        server = make_server(make_app(page, hosts_of(args.host, host, args.allow_host)))
         print(f"{args.model} is at http://{f'[{host}]' if ':' in host else host}:{port}/ until you press Ctrl-C", flush=True)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         except KeyboardInterrupt:
             pass  # uvicorn raises it anew when all is closed
         finally:
@@ -80,6 +84,9 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if value is not None and (value < least or (most is not None and value > most)):
             raise ConfigError(f"{flag} {value}: must be {f'from {least} to {most}' if most else f'at least {least}'}")
+    for name in args.allow_host:
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise ConfigError(f"--allow-host {name}: name a host without scheme, port and path, such as jupyter.example.org")
     from pipeline.model_address import serves
 
     if serves(args.model):

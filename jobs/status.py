@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _state(folder: Path) -> str:
-    from pipeline import run
+    from pipeline import run, stop
 
     status = run.read_status(folder / "status.json")
     if status is None:
@@ -44,7 +44,7 @@ def _state(folder: Path) -> str:
     state = status.state
     if state == "running" and not run.is_training(folder):
         state = "ended without a word (killed, or its node lost)"
-    if (folder / "STOP").exists():
+    if stop.requested(folder):
         state += ", asked to stop"
     return (
         state

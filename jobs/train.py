@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 def launch_here(args: argparse.Namespace, node: topology.Topology, patience: float = PATIENCE) -> int:
     """Start the workers of this machine, `node` of its topology, for `biggan train` and `biggan node`; the run's exit code."""
-    began = time.time()
+    began = time.monotonic()
     from pipeline.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
@@ -90,11 +90,9 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         known = as_known(error, config)
         if known is None:
             raise
-        try:
-            before = run.read_status(folder / "status.json")
-            images = before.images if before else 0
-            run.write_status(folder, run.Status("failed", images, known.exit_code, str(known)))
-        except (UserError, OSError):
+        before = run.read_status(folder / "status.json")
+        images = before.images if before else 0
+        if not run.write_status(folder, run.Status("failed", images, known.exit_code, str(known))):
             print(f"biggan: error: {known}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()
@@ -125,6 +123,7 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     import torch.distributed as dist
 
     from pipeline import run
+    from pipeline.best_effort import best_effort
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
@@ -151,7 +150,8 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     stop.ignore_signals()
     dist.destroy_process_group()
     if reason and os.environ["LOCAL_RANK"] == "0":
-        stop.forget(folder)
+        with best_effort(folder / "STOP"):
+            stop.forget(folder)
     if held:
         held.close()
     return reason

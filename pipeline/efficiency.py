@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from model.describe import training_cost
 from pipeline import storage
+from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
 
@@ -45,7 +46,8 @@ def efficiency(config: RunConfig, ranks: Ranks) -> Efficiency:
     flops = training_cost(config.model).per_image(config.batch.d_steps) if ranks.main else 0.0
     measured = Efficiency(flops, peak)
     if ranks.main:
-        storage.write_bytes(str(path), json.dumps(_read(path) | {key: asdict(measured)}, indent=1).encode())
+        with best_effort(path):
+            storage.write_bytes(str(path), json.dumps(_read(path) | {key: asdict(measured)}, indent=1).encode())
     return measured
 
 

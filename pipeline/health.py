@@ -30,13 +30,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.ema import EMA
-from pipeline import storage
+from pipeline.best_effort import best_effort
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.collapse import Signs
 from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
 from pipeline.health_report import explain, message
-from pipeline.journal import Journal
+from pipeline.journal import Journal, journal_path
 from pipeline.kept import keep, read_json
 from pipeline.objective import ObjectiveConfig, State
 from pipeline.tracker import Tracker
@@ -137,10 +137,11 @@ class Health:
         run: the run's folder.
         ranks: of the run.
         objective: its loss says when D has nothing left to learn.
+        uri: where the run is kept, if not in its folder (`pipeline.kept`).
     """
 
-    def __init__(self, config: HealthConfig, run: Path, ranks: Ranks, objective: ObjectiveConfig):
-        self.config, self.run, self.ranks, self.objective = config, run, ranks, objective
+    def __init__(self, config: HealthConfig, run: Path, ranks: Ranks, objective: ObjectiveConfig, uri: str | None = None):
+        self.config, self.run, self.ranks, self.objective, self.uri = config, run, ranks, objective, uri
         known = [_read_history(run) if ranks.main else History()]
         dist.broadcast_object_list(known)
         self.history = known[0]
@@ -262,11 +263,12 @@ class Health:
                 self.history = replace(self.history, in_a_row=0)  # who starts it again has changed something
         said = message(self.run, failure, self.config.max_failures, self.history.furthest)
         if self.ranks.main:
-            keep(self.run, "health.json", json.dumps(asdict(self.history)).encode())
+            keep(self.run, "health.json", json.dumps(asdict(self.history)).encode(), self.uri)
             if stop:
                 self._event("stop", failure.images, failure.reason)
-                storage.write_bytes(str(self.run / "health.md"), explain(self.run, said, self._last, failure.collapse).encode())
-                with contextlib.closing(Journal(self.run)) as journal:  # the attempt's tracker is closed
+                keep(self.run, "health.md", explain(self.run, said, self._last, failure.collapse).encode())
+                # The attempt's tracker is closed.
+                with best_effort(journal_path(self.run)), contextlib.closing(Journal(self.run)) as journal:
                     for name in ("events.jsonl", "health.md"):
                         journal.append(artifact=name)
         dist.barrier()
@@ -282,7 +284,7 @@ class Health:
             return
         record = {"time": time.time(), "kind": kind, "images": images, "rollbacks": self.history.rollbacks, "text": text}
         path = self.run / "events.jsonl"
-        with path.open("a") as file:
+        with best_effort(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if say:
             tqdm.write(f"{images:>10,} img  {kind}: {text}")

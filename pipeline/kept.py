@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline import storage
+from pipeline.best_effort import best_effort
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.removal import has, remove_files
 from pipeline.vacant import refuse_foreign
@@ -76,11 +77,11 @@ def begin(run: str, uri: str) -> None:
         storage.write_bytes(storage.join(uri, name), Path(run, name).read_bytes())
 
 
-def keep(folder: Path, name: str, data: bytes) -> None:
-    """Write RUN/`name`, and to where the run is kept."""
-    storage.write_bytes(str(folder / name), data)
-    config = Path(folder, "config.yaml")
-    if config.exists() and (uri := yaml.safe_load(config.read_text())["checkpoint"]["uri"]):
+def keep(folder: Path, name: str, data: bytes, uri: str | None = None) -> None:
+    """Write RUN/`name`, and to `uri`, where the run is kept, if it is elsewhere."""
+    with best_effort(folder / name):
+        storage.write_bytes(str(folder / name), data)
+    if uri:
         storage.write_bytes(storage.join(uri, name), data)
 
 
@@ -119,13 +120,13 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
 
 def keep_log(uri: str, file: Path, began: int, node: int) -> None:
     """Copy what a node's workers said in this start, from byte `began` on, the last 16 MB, to `uri`: its disk may go."""
-    with open(file, "rb") as said:
-        said.seek(max(began, file.stat().st_size - (16 << 20)))
-        data = said.read()
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-node{node}.log"
     try:
+        with open(file, "rb") as said:
+            said.seek(max(began, file.stat().st_size - (16 << 20)))
+            data = said.read()
         storage.write_bytes(storage.join(uri, "logs", name), data)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"biggan: warning: the log {file} stays on this node: {error}", file=sys.stderr)
 
 

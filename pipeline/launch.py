@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pipeline import imports, kept, stop, terminal
+from pipeline.best_effort import best_effort
+from pipeline.journal import journal_path
+from pipeline.launch_folder import DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.process import PARENT_VARIABLE, die_with_parent
 from pipeline.topology import Topology, without_launchers
 from pipeline.wording import plural
@@ -56,7 +58,7 @@ class Launch:
     worker: Sequence[str]
     """Module and arguments of a worker, as after `python -m`."""
     began: float
-    """When this start began, in seconds since the epoch: `stop.max_time` counts from there."""
+    """When this start began, in seconds of the monotonic clock: `stop.max_time` counts from there."""
     patience: float = PATIENCE
     from_scratch: bool = False
     """Begin anew if none of the run's checkpoints is intact."""
@@ -78,16 +80,17 @@ def launch(job: Launch, topology: Topology) -> int:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     name = "stderr.log" if topology.nodes == 1 else f"stderr-node{topology.rank}.log"
-    with open(logs / name, "ab") as errors, stop.forwarded(folder):
-        began = errors.tell()
+    with launch_folder() as place, open(logs / name, "ab+") as errors, stop.forwarded(folder, place):
+        began = errors.seek(0, os.SEEK_END)
         print(f"starting {plural(processes, 'worker')} with accelerate launch; their stderr is in {errors.name}", flush=True)
-        end, trace = _run(job, topology, processes, errors, roll)
+        end, trace = _run(job, topology, processes, errors, roll, place)
         if roll:
             end = _most_telling(end, roll, folder)
         if topology.rank == 0 and end.state not in ("finished", "stopped"):
             from pipeline.reaper import finish_failed
 
-            finish_failed(folder, job.config.tracking)
+            with best_effort(journal_path(folder)):
+                finish_failed(folder, job.config.tracking)
         if job.config.checkpoint.uri:
             kept.keep_log(job.config.checkpoint.uri, Path(errors.name), began, topology.rank)
     if trace and end.state in ("crashed", "torn"):
@@ -133,6 +136,7 @@ def _prepare(config: "RunConfig", manifest: "Manifest", from_scratch: bool) -> b
 
     run.check(config, manifest)
     run.check_free(Path(config.run))
+    stop.refuse_lasting(Path(config.run))
     for line in resume.begin_anew(config) if from_scratch else []:
         print(line, flush=True)
     last = resume.check_resumable(config)
@@ -160,7 +164,9 @@ def _card(config: "RunConfig", processes: int, main: str) -> "Card":
     return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time(), unreachable=apart)
 
 
-def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None") -> "tuple[Status, str]":
+def _run(
+    job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None", place: Path
+) -> "tuple[Status, str]":
     """Start `accelerate launch` and wait for it; how the workers of this node ended, and the first traceback among theirs."""
     import torch
 
@@ -170,17 +176,16 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     folder = Path(job.config.run)
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
-    show = terminal.Show(job.config.total_images, bar=topology.rank == 0)
-    with show, tempfile.TemporaryDirectory(prefix="biggan-") as place:
-        status, defaults = Path(place, "status.json"), Path(place, "accelerate.json")
-        defaults.write_text(json.dumps(_NO_DEFAULTS))
+    status, defaults = place / STATUS, place / DEFAULTS
+    defaults.write_text(json.dumps(_NO_DEFAULTS))
+    with terminal.Show(job.config.total_images, place / PROGRESS, bar=topology.rank == 0) as show:
         child = subprocess.Popen(
             _accelerate_command(job.worker, topology, processes, defaults),
             cwd=place,  # the launcher puts its working directory before everything else that can be imported
             env=_environment(processes, torch.cuda.is_available())
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}
             | {run.STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)}
-            | {WORKING_DIRECTORY_VARIABLE: os.getcwd()}
+            | {WORKING_DIRECTORY_VARIABLE: os.getcwd(), stop.FOLDER_VARIABLE: str(place)}
             | show.environment,
             stdout=subprocess.PIPE,  # a reader of ours that goes away must not end the workers
             stderr=errors,
@@ -190,9 +195,8 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
         show.follow(child.stdout)
         code, deserted = _wait(child, roll, job.config.stop.grace, status)
         end = run.read_status(status)
-    with open(errors.name, "rb") as file:
-        file.seek(began)
-        said = file.read().decode(errors="replace")
+    errors.seek(began)  # not by its name: RUN may be gone
+    said = errors.read().decode(errors="replace")
     dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
     return outcome(folder, Path(errors.name), end, code, said, dumps, deserted), first_cause(said).trace
 
@@ -239,7 +243,9 @@ def _most_telling(mine: "Status", roll: "RollCall", folder: Path) -> "Status":
 
 def _tell(config: "RunConfig", end: "Status") -> int:
     if end.state == "stopped":
-        print(f"stopped by {end.message} at image {end.images:,} of {config.total_images:,}: the same command goes on there")
+        what = stop.lasting(Path(config.run))
+        again = f"the same command goes on there{f' after you have moved {what}, away' if what else ''}"
+        print(f"stopped by {end.message} at image {end.images:,} of {config.total_images:,}: {again}")
     elif end.state == "interrupted":
         print("stopped by a signal before training began: the same command starts again")
     elif end.state != "finished":
@@ -248,10 +254,14 @@ def _tell(config: "RunConfig", end: "Status") -> int:
 
 
 def forget_stop(folder: Path) -> None:
-    """Whatever starts workers, they begin without an old RUN/STOP. One that a training still has to see stays."""
+    """Whatever starts workers, they begin without an old RUN/STOP. One that a training still has to see stays.
+
+    Raises ConfigError if it is no plain file, which stays, too.
+    """
     from pipeline import run
 
     if (folder / "run.json").exists() and not run.is_training(folder):  # else it is no run's folder yet
+        stop.refuse_lasting(folder)
         stop.forget(folder)
 
 

@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from pipeline.engines import Engine, Ranks, share_batch_norm
 from pipeline.errors import DataError
 from pipeline.index import Manifest
 from pipeline.objective import Objective, State
-from pipeline.run import read_identity
 from pipeline.saved_config import check_fit
 from pipeline.schedule import make_optimizer
 from pipeline.slices import Slice
@@ -79,9 +77,9 @@ class Learner:
             "ema": slices.average(self.ema.averages, self.g, self.ranks),
         }
 
-    def state(self, manifest: Manifest) -> dict[str, Any]:
+    def state(self, manifest: Manifest, uid: str) -> dict[str, Any]:
         """What a checkpoint says beside its tensors: whose it is, and what it takes to sample from it without its run."""
         config = self.config
-        state = {"run": read_identity(Path(config.run))["uid"], "time": time.time(), "world_size": self.ranks.world_size}
+        state = {"run": uid, "time": time.time(), "world_size": self.ranks.world_size}
         state |= {"zero_stage": config.zero.stage, "objective": asdict(self.objective.state)}
         return state | {"model": asdict(config.model), "classes": list(manifest.classes)}

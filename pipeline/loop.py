@@ -1,7 +1,6 @@
 """Training, as a story: start or resume, D steps, a G step, the average; now and then a report, samples, a checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from pipeline.checkpoint import Progress
 from pipeline.config import RunConfig
 from pipeline.dataset import load_data
 from pipeline.engines import Ranks
-from pipeline.errors import UserError
 from pipeline.failpoints import Fault
 from pipeline.health import Failure, Health
 from pipeline.index import Manifest
@@ -26,7 +24,7 @@ from pipeline.micro_batch import plan_in_memory
 from pipeline.objective import Pair, State
 from pipeline.report import Recorder
 from pipeline.resume import agree_on_checkpoint, note_saved
-from pipeline.run import Status, check_model, checkpoint_uri, write_status
+from pipeline.run import Status, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.saver import Saver, take_fence
 from pipeline.schedule import ema_decay, lr_scale
 from pipeline.steps import d_step, fakes, g_step
@@ -46,6 +44,8 @@ class _Job:
     health: Health
     fault: Fault
     stop: Stop
+    uid: str
+    """The run's own id, read once: its disk may go while it trains."""
     profile: int
     """Images of which to write a trace."""
 
@@ -59,8 +59,9 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals, profile: int = 0) -
     manifest = load_data(config.data)
     check_model(config, manifest)
     plan = plan_in_memory(config, ranks)
-    health = Health(config.health, Path(config.run), ranks, config.objective)
-    job = _Job(config, ranks, plan, manifest, health, Fault(ranks.rank), stop, profile)
+    uid = read_identity(Path(config.run))["uid"]
+    health = Health(config.health, Path(config.run), ranks, config.objective, config.checkpoint.uri)
+    job = _Job(config, ranks, plan, manifest, health, Fault(ranks.rank), stop, uid, profile)
     while isinstance(ended := _attempt(job), Failure):
         health.heal(ended)
     return ended
@@ -70,7 +71,7 @@ def _attempt(job: _Job) -> Failure | str | None:
     """Train from the newest good checkpoint until `total_images`, a reason to stop, or a failure."""
     config, ranks, plan, manifest, health = job.config, job.ranks, job.plan, job.manifest, job.health
     fence = take_fence(checkpoint_uri(config), ranks)
-    saved = agree_on_checkpoint(config, ranks, health.history)
+    saved = agree_on_checkpoint(config, ranks, health.history, job.uid)
     state = saved.told("objective", State) if saved else State()
     learner = Learner(config, plan, ranks, saved or initial_checkpoint(config), state)
     g, d = learner.g, learner.d
@@ -83,7 +84,7 @@ def _attempt(job: _Job) -> Failure | str | None:
     with (
         stream,
         Watchdog(config.hang, Path(config.run), ranks) as watchdog,
-        Recorder(config, ranks, plan, manifest, stream, progress, watchdog, job.profile) as recorder,
+        Recorder(config, ranks, plan, manifest, stream, progress, watchdog, job.uid, job.profile) as recorder,
         Saver(config.checkpoint, fence, ranks, progress.images, partial(note_saved, Path(config.run))) as saver,
     ):
         health.tracker = recorder.tracker
@@ -106,19 +107,18 @@ def _attempt(job: _Job) -> Failure | str | None:
                 health.samples(recorder.samples(progress, g, learner.ema), progress, g, d)
             if health.wants_save(save, progress.images >= config.total_images):
                 with recorder.timed("checkpoint"):
-                    saver.save(progress, learner.slices(), learner.state(manifest))
+                    saver.save(progress, learner.slices(), learner.state(manifest, job.uid))
                 health.saved(progress)
                 kept = progress
                 if ranks.main:
-                    with suppress(UserError):  # no reason to end: the saver knows when too much is at risk
-                        write_status(Path(config.run), Status("running", progress.images))
+                    write_status(Path(config.run), Status("running", progress.images))
             failure = health.collapsed(progress)
 
         health.tracker = None
         recorder.status = "FAILED" if failure else "KILLED" if reason else "FINISHED"
         with recorder.timed("checkpoint"):
             if reason and progress != kept and health.wants_last_save(progress, (g, d), learner.ema, learner.objective.state):
-                saver.save(progress, learner.slices(), learner.state(manifest))
+                saver.save(progress, learner.slices(), learner.state(manifest, job.uid))
             saver.close()
     if failure:
         g.close()

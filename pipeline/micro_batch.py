@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from pipeline import storage
 from pipeline.batch import BatchPlan, micro_batches, plan_batch
+from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError
@@ -84,7 +85,8 @@ def _find(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int:
     best = candidates[fits - 1]
     if ranks.main:
         record = {"micro_batch": best, "for": conditions, "tried": tried}
-        storage.write_bytes(str(Path(config.run, FILE)), json.dumps(record, indent=1).encode())
+        with best_effort(Path(config.run, FILE)):
+            storage.write_bytes(str(Path(config.run, FILE)), json.dumps(record, indent=1).encode())
         taken, seconds = (tried[best] or 0) / 1e9, time.monotonic() - began
         print(
             f"batch.micro_batch=auto: {best}, whose steps take {taken:.2f} GB; {len(tried)} trials took {seconds:.0f} s, and "

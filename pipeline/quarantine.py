@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.best_effort import best_effort
 from pipeline.errors import DataError
 from pipeline.mixture import Mixture
 from pipeline.order import Order
@@ -54,13 +55,7 @@ class Quarantine:
                 return
             torn = self._read()
             if self.path and bad.sample not in self._known:
-                record = {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "reason": bad.reason}
-                # One write in append mode: lines of several ranks do not mix.
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-                try:
-                    os.write(descriptor, ("\n" * torn + json.dumps(record) + "\n").encode())
-                finally:
-                    os.close(descriptor)
+                self._write(self.path, {"sample": bad.sample, "shard": bad.shard, "key": bad.key, "reason": bad.reason}, torn)
             self._known.add(bad.sample)
             if len(self._known) > self.budget:
                 bad_ones = plural(len(self._known), "sample")
@@ -70,15 +65,26 @@ class Quarantine:
                     f"{bad.advice}, or set data.bad_fraction={self._enough()} to train without"
                 )
 
+    def _write(self, path: Path, record: dict[str, object], torn: bool) -> None:
+        """Append `record`; where the disk refuses, the other ranks do not learn of it, and count only their own."""
+        with best_effort(path):
+            # One write in append mode: lines of several ranks do not mix.
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, ("\n" * torn + json.dumps(record) + "\n").encode())
+            finally:
+                os.close(descriptor)
+
     def _enough(self) -> str:
         """Return a `data.bad_fraction` that allows ten times as many as are known: the next one does not stop the run again."""
         return f"{min(10 * len(self._known) / self.samples, 0.99):.2g}" if self.samples else "FRACTION"
 
     def _read(self) -> bool:
         """Learn what the file holds; returns whether its last line is torn: a machine died while it wrote."""
-        if not (self.path and self.path.exists()):
-            return False
-        text = self.path.read_text(errors="replace")
+        text = ""
+        if self.path:
+            with best_effort(self.path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                text = self.path.read_text(errors="replace")
         for line in text.splitlines():
             with contextlib.suppress(ValueError):
                 self._known.add(json.loads(line)["sample"])

@@ -16,6 +16,7 @@ from model.ema import EMA
 from model.sampling import generate, grid
 from pipeline import lineage
 from pipeline.batch import BatchPlan
+from pipeline.best_effort import best_effort
 from pipeline.checkpoint import Progress
 from pipeline.clock import COMMUNICATION, Clock, timed_collectives
 from pipeline.config import RunConfig, flatten, to_yaml
@@ -24,7 +25,6 @@ from pipeline.engines import Engine, Ranks
 from pipeline.generators import ema_generator
 from pipeline.index import Manifest
 from pipeline.order import lanes_for
-from pipeline.run import read_identity
 from pipeline.schedule import batch_scale
 from pipeline.stream import Stream
 from pipeline.system_metrics import SystemMetrics
@@ -47,6 +47,7 @@ class Recorder:
         stream: Stream,
         start: Progress,
         watchdog: Watchdog,
+        uid: str,
         profile: int = 0,
     ):
         self.config, self.ranks, self.stream, self.manifest, self.watchdog = config, ranks, stream, manifest, watchdog
@@ -67,7 +68,7 @@ class Recorder:
         if not ranks.main:
             return
         self.told = Told()
-        self.tracker = _tracker(config, ranks, plan, manifest, start)
+        self.tracker = _tracker(config, ranks, plan, manifest, start, uid)
         self.bar = tqdm(total=config.total_images, initial=start.images, unit="img", unit_scale=True, disable=None)
         self.say(
             f"{'resuming at' if start.images else 'training from'} image {start.images:,} of {config.total_images:,}: "
@@ -203,8 +204,9 @@ class Recorder:
         )
         if bad := self.stream.quarantine.count():
             print(f"{bad} damaged samples were replaced by others: {self.stream.quarantine.path} lists them", flush=True)
-        if Path(self.config.run, "events.jsonl").exists():
-            self.tracker.artifact("events.jsonl")  # as it is at the end
+        with best_effort(events := Path(self.config.run, "events.jsonl")):
+            if events.exists():
+                self.tracker.artifact(events.name)  # as it is at the end
         self.tracker.close("FAILED" if error else self.status)
 
 
@@ -215,10 +217,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, start: Progress) -> Tracker:
+def _tracker(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, start: Progress, uid: str) -> Tracker:
     run = Path(config.run)
     tags = lineage.tags(config, ranks, plan, manifest, start.images)
     data = lineage.datasets(config, manifest)
-    tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags, data)
+    tracker = Tracker(config.tracking, run, uid, flatten(config), tags, data)
     tracker.artifact_text(hide_secrets(to_yaml(config)), "config.yaml")
     return tracker

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from pipeline import checkpoint as checkpoints
 from pipeline import kept, removal, storage
+from pipeline.best_effort import best_effort
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint_files import holds_any
 from pipeline.config import RunConfig
@@ -28,14 +29,14 @@ _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "resta
 """What of a run's folder another training there would continue."""
 
 
-def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, history: History | None = None, uid: str = "") -> Checkpoint | None:
     """Return the newest intact checkpoint of this run from before its failures; None if it has never been saved.
 
     Says which damaged ones it passes over, and marks them. Raises DataError if the run was saved and none of its checkpoints
     is intact, ConfigError if what is there is another run's, or of other networks, TrainingError if there are only later ones.
     """
     history = history or History()
-    uri, uid = checkpoint_uri(config), read_identity(Path(config.run))["uid"]
+    uri, uid = checkpoint_uri(config), uid or read_identity(Path(config.run))["uid"]
     damaged: dict[str, str] = {}
     later: list[Checkpoint] = []
 
@@ -67,9 +68,9 @@ def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkp
     return found
 
 
-def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
+def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History, uid: str = "") -> Checkpoint | None:
     """Rank 0 looks for the newest good checkpoint; all take the same."""
-    choice = [find_checkpoint(config, history) if ranks.main else None]
+    choice = [find_checkpoint(config, history, uid) if ranks.main else None]
     dist.broadcast_object_list(choice)
     return choice[0]
 
@@ -121,7 +122,8 @@ def saved_images(folder: Path) -> int:
 
 def note_saved(folder: Path, images: int) -> None:
     """Note that a checkpoint of `images` has been committed."""
-    storage.write_bytes(str(folder / "saved.json"), json.dumps({"images": images, "time": time.time()}).encode())
+    with best_effort(folder / "saved.json"):
+        storage.write_bytes(str(folder / "saved.json"), json.dumps({"images": images, "time": time.time()}).encode())
 
 
 def begin_anew(config: RunConfig) -> list[str]:

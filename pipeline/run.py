@@ -17,6 +17,7 @@ import yaml
 from model.config import from_saved
 from pipeline import checkpoint as checkpoints
 from pipeline import journal, kept, named, removal, storage
+from pipeline.best_effort import best_effort
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
@@ -291,15 +292,25 @@ def _holder(file: IO[str]) -> dict[str, Any]:
         return {}
 
 
-def write_status(folder: Path, status: Status) -> None:
-    tell_launcher(status)
-    storage.write_bytes(str(Path(folder, "status.json")), json.dumps(vars(status)).encode())
+def write_status(folder: Path, status: Status) -> bool:
+    """Write RUN/status.json, and tell the launcher; return whether at least one of them has it."""
+    told = tell_launcher(status)
+    return _write_status(folder / "status.json", status) or told
 
 
-def tell_launcher(status: Status) -> None:
-    if second := os.environ.get(STATUS_VARIABLE):
+def tell_launcher(status: Status) -> bool:
+    """Leave `status` where the launcher, if there is one, reads it; return whether it is there."""
+    second = os.environ.get(STATUS_VARIABLE)
+    return second is not None and _write_status(Path(second), status)
+
+
+def _write_status(path: Path, status: Status) -> bool:
+    written = False
+    with best_effort(path):
         # Whole: of several ranks that fail, one may be killed while it writes.
-        storage.write_bytes(second, json.dumps(vars(status)).encode())
+        storage.write_bytes(str(path), json.dumps(vars(status)).encode())
+        written = True
+    return written
 
 
 def read_status(path: Path) -> Status | None:

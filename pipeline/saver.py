@@ -227,8 +227,7 @@ class Saver:
 
     def _settle(self, folder: str, images: int) -> None:
         """After a commit: note it, and make room."""
-        with contextlib.suppress(UserError, OSError):  # the checkpoint speaks for itself
-            self._committed(images)
+        self._committed(images)
         try:
             others = pruning.retain(self.fence.uri, checkpoint.load(folder), self.config)
             if new := [other for other in others if other not in self._told]:

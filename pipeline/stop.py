@@ -3,15 +3,13 @@
 A request only sets a flag. The ranks agree on it between two updates, save, and end with `EXIT_CODE`.
 """
 
-import json
 import os
 import re
 import signal
+import stat
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeline.errors import ConfigError
+from pipeline.spot_watch import SpotWatch
 
 if TYPE_CHECKING:
     from pipeline.engines import Ranks
@@ -34,12 +33,12 @@ REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time"
 """What ranks agree on is a place in here."""
 
 BEGAN_VARIABLE = "BIGGAN_TRAIN_BEGAN"
-"""Environment variable: when `biggan train` began, in seconds since the epoch."""
+"""Environment variable: when `biggan train` began, in seconds of this machine's monotonic clock, which nobody sets."""
 
-METADATA_VARIABLE = "BIGGAN_METADATA_URL"
-"""Environment variable: base address of the cloud's metadata server, instead of the cloud's own."""
+FOLDER_VARIABLE = "BIGGAN_LAUNCH_FOLDER"
+"""Environment variable: the launcher's own folder on this node, where it asks for a stop if RUN takes no file."""
 
-_POLL_SECONDS = 5.0
+_LONGEST_REASON = 64  # bytes
 _DURATION = re.compile(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?")
 
 
@@ -82,7 +81,7 @@ class Signals:
     """Notes the first of `SIGNALS` instead of dying of it. A worker makes one first of all, in its main thread."""
 
     def __init__(self) -> None:
-        self.began = float(os.environ.get(BEGAN_VARIABLE, time.time()))
+        self.began = float(os.environ.get(BEGAN_VARIABLE, time.monotonic()))
         self.received = ""
         for number in _heeded():
             signal.signal(number, self._note)
@@ -113,8 +112,8 @@ def at_once() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def forwarded(folder: Path) -> Iterator[None]:
-    """Inside, `SIGNALS` to this process become RUN/STOP, and Ctrl-Z stops the workers, too.
+def forwarded(folder: Path, place: Path) -> Iterator[None]:
+    """Inside, `SIGNALS` to this process become RUN/STOP, or `place`/STOP if RUN takes none, and Ctrl-Z stops the workers, too.
 
     Not signals to the launcher: before its workers are up it dies of one, after that it kills them `stop.grace` seconds
     later, and a third signal ends it in the middle of that. The file waits for workers that are still starting.
@@ -123,8 +122,11 @@ def forwarded(folder: Path) -> Iterator[None]:
     def forward(name: str) -> None:
         try:
             request(folder, name)
-        except OSError as error:
-            print(f"biggan: {name} cannot be passed on: {error}", file=sys.stderr)
+        except OSError:
+            try:
+                request(place, name)
+            except OSError as error:
+                print(f"biggan: {name} cannot be passed on: {error}", file=sys.stderr)
 
     before = signal.getsignal(signal.SIGTSTP)
     if before != signal.SIG_IGN:
@@ -164,20 +166,55 @@ def _handled(handle: Callable[[str], None]) -> Iterator[None]:
 
 
 def request(folder: Path, reason: str = "") -> None:
-    """Ask the training in `folder` to save and stop. The first reason stays."""
-    with suppress(FileExistsError), open(folder / "STOP", "x") as file:
-        file.write(reason)
+    """Ask the training in `folder` to save and stop. The first request stays."""
+    with suppress(FileExistsError), open(folder / "STOP", "x") as file, suppress(OSError):
+        file.write(reason)  # on a full disk a request without a reason
+        file.flush()
+
+
+def requested(folder: Path) -> str | None:
+    """Return the reason of a request in `folder`, None without one. Whatever is called STOP is a request.
+
+    Its text is read only where it is a plain file that can be read: a pipe would block, a link may lead anywhere.
+    """
+    path = folder / "STOP"
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return "RUN/STOP"
+    except OSError:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            reason = file.read(_LONGEST_REASON).decode(errors="replace").strip()
+    except OSError:
+        return "RUN/STOP"
+    return reason if reason in REASONS[1:] else "RUN/STOP"
+
+
+def lasting(folder: Path) -> str:
+    """Return what is called RUN/STOP and is no plain file, which we do not remove, with its path; nothing if there is none."""
+    path = folder / "STOP"
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return "" if stat.S_ISREG(mode) else f"{path}, {kinds.get(stat.S_IFMT(mode), 'a device')}"
+
+
+def refuse_lasting(folder: Path) -> None:
+    """Raise ConfigError if RUN/STOP is no plain file: it would stop a start as soon as it has begun."""
+    if what := lasting(folder):
+        raise ConfigError(f"{what}, asks each training there to stop: move it away, then run the same command again")
 
 
 def forget(folder: Path) -> None:
-    """Remove a request that has been met, or was meant for an earlier start.
-
-    What cannot be one, such as a folder with files in it, stays, and this says so: it stops every start.
-    """
+    """Remove a request that has been met, or was meant for an earlier start: a plain file; one that is no request stays."""
     from pipeline.removal import remove_request  # imports obstore, and every command this
 
-    if not remove_request(folder / "STOP"):
-        print(f"{folder / 'STOP'} is not removed, as it may hold files of yours: move it elsewhere to train", flush=True)
+    if not lasting(folder) and not remove_request(folder / "STOP"):
+        print(f"{folder / 'STOP'} is not removed, as it may be a file of yours: move it elsewhere to train", flush=True)
 
 
 class Stop:
@@ -186,7 +223,8 @@ class Stop:
     def __init__(self, config: StopConfig, folder: Path, signals: Signals, ranks: "Ranks") -> None:
         self._signals, self._ranks = signals, ranks
         # Each node's first rank looks: RUN may be on a disk of its own, and a signal reaches one node.
-        self._file = folder / "STOP" if os.environ.get("LOCAL_RANK", "0") == "0" else None
+        own = os.environ.get(FOLDER_VARIABLE)
+        self._folders = [folder, *([Path(own)] if own else [])] if os.environ.get("LOCAL_RANK", "0") == "0" else []
         self._deadline = signals.began + config.seconds
         self._notice = threading.Event()
         if config.spot_notice != "none" and os.environ["LOCAL_RANK"] == "0":  # once per node
@@ -203,74 +241,7 @@ class Stop:
             return self._signals.received
         if self._notice.is_set():
             return "the cloud's notice"
-        if self._file:
-            try:
-                reason = self._file.read_text().strip()
-                return reason if reason in REASONS[1:] else "RUN/STOP"
-            except FileNotFoundError:
-                pass
-        return "stop.max_time" if time.time() > self._deadline else ""
-
-
-class SpotWatch:
-    """Asks a cloud's metadata server whether this machine is about to be taken away (AWS: 2 minutes ahead, others 30 s)."""
-
-    def __init__(self, cloud: Literal["aws", "gcp", "azure"]) -> None:
-        own = "http://metadata.google.internal" if cloud == "gcp" else "http://169.254.169.254"
-        self._url = os.environ.get(METADATA_VARIABLE, own).rstrip("/")
-        self._cloud = cloud
-        # The server is on the machine's own link: no proxy leads to it.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._ask = {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[cloud]
-
-    def check(self) -> None:
-        """Raises ConfigError if the server does not answer: this is another cloud, or none."""
-        for attempt in range(3):
-            try:
-                self._ask()
-                return
-            except (OSError, ValueError) as error:
-                reason = error
-                time.sleep(attempt)
-        raise ConfigError(
-            f"stop.spot_notice={self._cloud}: {self._url} does not answer as its metadata server does ({reason}): "
-            "name another cloud, or none"
-        )
-
-    def run(self, notice: threading.Event) -> None:
-        """Ask until there is a notice. One question that fails is no notice: the next comes in seconds."""
-        while not notice.is_set():
-            try:
-                if self._ask():
-                    notice.set()
-            except (OSError, ValueError):
-                pass
-            notice.wait(_POLL_SECONDS)
-
-    def _get(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
-        request = urllib.request.Request(self._url + path, headers=headers, method=method)
-        with self._opener.open(request, timeout=2) as answer:
-            return answer.read().decode()
-
-    def _aws(self) -> bool:
-        token = self._get("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
-        try:
-            self._get("/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
-        except urllib.error.HTTPError as error:
-            if error.code != 404:
-                raise
-            return False
-        return True
-
-    def _gcp(self) -> bool:
-        return self._get("/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}).strip() == "TRUE"
-
-    def _azure(self) -> bool:
-        """Events are of a whole scale set: only those that name this machine count, and not a pause of seconds (Freeze)."""
-        ours = {"Metadata": "true"}
-        events = json.loads(self._get("/metadata/scheduledevents?api-version=2020-07-01", ours))["Events"]
-        events = [event for event in events if event["EventType"] in ("Preempt", "Terminate", "Reboot", "Redeploy")]
-        if not events:
-            return False
-        name = self._get("/metadata/instance/compute/name?api-version=2021-02-01&format=text", ours).strip()
-        return any(name in event["Resources"] for event in events)
+        for folder in self._folders:
+            if reason := requested(folder):
+                return reason
+        return "stop.max_time" if time.monotonic() > self._deadline else ""

@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any, Self, TextIO, cast
 
 PROGRESS_VARIABLE = "BIGGAN_PROGRESS"
@@ -76,16 +76,20 @@ def complete_streams() -> None:
 
 
 class Show:
-    """Passes workers' lines on to stdout; where stderr is a terminal and `bar` is set, below them is a bar of all `images`."""
+    """Passes workers' lines on to stdout; where stderr is a terminal and `bar` is set, below them is a bar of all `images`.
 
-    def __init__(self, images: int, bar: bool) -> None:
+    Rank 0 keeps how far it is in the file `progress`.
+    """
+
+    def __init__(self, images: int, progress: Path, bar: bool) -> None:
         from tqdm import tqdm  # every command imports this module
 
         self._bar = tqdm(total=images, unit="img", unit_scale=True, desc="starting", disable=not (bar and sys.stderr.isatty()))
-        self._progress = tempfile.NamedTemporaryFile(prefix="biggan-progress-")  # noqa: SIM115 - closed by `__exit__`
+        self._progress = progress
+        progress.touch()
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.environment = {PROGRESS_VARIABLE: self._progress.name, "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        self.environment = {PROGRESS_VARIABLE: str(progress), "PYTHONIOENCODING": "utf-8:backslashreplace"}
         """Of the workers."""
 
     def follow(self, stdout: IO[bytes]) -> None:
@@ -105,7 +109,6 @@ class Show:
         for thread in self._threads if kind is None else []:
             thread.join(_LAST_WORDS_SECONDS)
         self._bar.close()
-        self._progress.close()
 
     def _pass_on(self, stdout: IO[bytes]) -> None:
         with stdout:
@@ -127,8 +130,10 @@ class Show:
         self._update()
 
     def _update(self) -> None:
-        with open(self._progress.name) as file:
-            images = int(file.read() or 0)
+        try:
+            images = int(self._progress.read_text() or 0)
+        except (OSError, ValueError):  # the disk is full, or the file has gone with the launcher
+            return
         if images and not self._bar.n:
             # What a resume finds there, and the seconds of the start, say nothing about the speed.
             self._bar.initial, self._bar.start_t = images, time.time()
@@ -145,4 +150,5 @@ class Told:
 
     def __call__(self, images: int) -> None:
         if self._file is not None:
-            os.pwrite(self._file, b"%020d" % images, 0)
+            with suppress(OSError):  # a full disk
+                os.pwrite(self._file, b"%020d" % images, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
+from pipeline.best_effort import best_effort
 from pipeline.engines import Ranks
 
 _SKIPPED, _WARM = 2, 1
@@ -19,9 +20,10 @@ def trace(folder: Path, ranks: Ranks, updates: int, say: Callable[[str], None]) 
     cuda = ProfilerActivity.CUDA in supported_activities()
 
     def write(done: profile) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank{ranks.rank:05d}.json.gz"
-        done.export_chrome_trace(str(path))
+        with best_effort(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            done.export_chrome_trace(str(path))
         if ranks.main:
             by = "self_device_time_total" if cuda else "self_cpu_time_total"
             say(f"{updates} updates, by their own time; the trace is {path}, one of each rank beside it")

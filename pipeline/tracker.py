@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import named
+from pipeline.best_effort import best_effort, tell
 from pipeline.images import png
 from pipeline.journal import Journal, journal_path, read
 from pipeline.mlflow_errors import first_line
@@ -67,8 +68,8 @@ class Tracker:
     """Records one training. For rank 0 only, made after the heavy imports.
 
     `run_uid` is the training's own name for itself: a later process with the same one continues the same MLflow run.
-    `params` is flat (`pipeline.config.flatten`); `datasets` are rows of name, uri, fingerprint and profile. Raises OSError if
-    the run's folder cannot be written; later calls only warn.
+    `params` is flat (`pipeline.config.flatten`); `datasets` are rows of name, uri, fingerprint and profile. Where the run's
+    folder cannot be written, it only warns (`pipeline.best_effort`).
     """
 
     def __init__(
@@ -81,42 +82,40 @@ class Tracker:
         datasets: Sequence[Mapping[str, str]] = (),
     ):
         self._run_dir = Path(run_dir)
-        self._journal = Journal(self._run_dir)
         self._process = this_process()
         self._lost = 0
         flat = {key: hide_secrets(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
-        self._journal.append(
-            open={
-                "uid": run_uid,
-                "mode": config.mode,
-                "uri": absolute(config.uri),
-                "experiment": config.experiment,
-                "params": flat,
-                "tags": dict(tags),
-                "datasets": [dict(row) for row in datasets],
-                "process": self._process,
-            }
-        )
+        opening = {
+            "uid": run_uid,
+            "mode": config.mode,
+            "uri": absolute(config.uri),
+            "experiment": config.experiment,
+            "params": flat,
+            "tags": dict(tags),
+            "datasets": [dict(row) for row in datasets],
+            "process": self._process,
+        }
+        self._journal = self._begin(opening)
         named.note("send", [absolute(config.uri)])  # a training is the user's word
         self._told: set[str] = set()
         self._closing = threading.Event()
-        self._delivery = Delivery(self._run_dir)
+        self._delivery = Delivery(self._run_dir) if self._journal else None
         self._behind = True
         self._thread: threading.Thread | None = None
-        if config.mode == "auto":
+        if config.mode == "auto" and self._delivery:
             self._thread = threading.Thread(target=self._run, args=(config.flush_seconds,), name="mlflow", daemon=True)
             self._thread.start()
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run's id; None until MLflow has answered for the first time."""
-        return self._delivery.run_id
+        return self._delivery.run_id if self._delivery else None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record `values` at `step` images. What a resumed run has recorded before its crash is not recorded again."""
-        new = {key: float(value) for key, value in values.items() if self._journal.is_new(key, step)}
+        new = {key: float(value) for key, value in values.items() if self._is_new(key, step)}
         for key in new:
             _check_name(key)
         if new:
@@ -126,7 +125,7 @@ class Tracker:
         """Record an image, uint8 [H, W, C] with 1 or 3 channels, at `step` images; it stays in the run's `samples/`."""
         _check_name(key)
         data = png(image)
-        if not self._journal.is_new(key, step):
+        if not self._is_new(key, step):
             return
         file = Path("samples", f"{key.replace('/', '-')}-{step:010d}.png")
         try:
@@ -150,10 +149,12 @@ class Tracker:
 
         Unless a later start has taken the run up, because this one's node was cut off: the run's end is then for that to tell.
         """
-        openings = [record["open"].get("process") for record, _ in read(self._run_dir) if "open" in record]
-        if openings[-1:] in ([], [self._process]):
-            self._append(close=status)
-        self._journal.close()
+        with best_effort(journal_path(self._run_dir)):
+            openings = [record["open"].get("process") for record, _ in read(self._run_dir) if "open" in record]
+            if openings[-1:] in ([], [self._process]):
+                self._append(close=status)
+        if self._journal:
+            self._journal.close()
         self._closing.set()
         if self._thread is None:
             return
@@ -162,14 +163,29 @@ class Tracker:
             kept = f"MLflow lacks the end of this run; {journal_path(self._run_dir)} keeps it for the next start, or for "
             self._say("away", kept + command("sync", self._run_dir.resolve()))
 
+    def _begin(self, opening: dict[str, Any]) -> Journal | None:
+        """Open the journal with a record of this process; None if its disk fails: an attempt after a rollback has no other."""
+        try:
+            journal = Journal(self._run_dir)
+            journal.append(open=opening)
+        except OSError as error:
+            self._lose(error)
+            return None
+        return journal
+
+    def _is_new(self, key: str, step: int) -> bool:
+        return self._journal is not None and self._journal.is_new(key, step)
+
     def _append(self, **record: Any) -> None:
+        if self._journal is None:
+            return
         try:
             self._journal.append(**record)
         except OSError as error:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        # Whether a training may go on without its disk is for the saver to say, which looks after what is worth more.
+        tell(journal_path(self._run_dir), error)
         self._lost += 1
         if self._lost.bit_count() == 1:  # at 1, 2, 4, 8 ...
             log.warning("%s: training goes on, without %d of its records so far", error, self._lost)
@@ -184,14 +200,15 @@ class Tracker:
 
     def _run(self, every: float) -> None:
         """The thread: deliver, wait, until closed. Says once that MLflow is away, and once that it is back."""
-        away, told = False, 0
+        delivery, away, told = self._delivery, False, 0
+        assert delivery
         while True:
             closing = self._closing.is_set()
             try:
-                self._delivery.deliver()
+                delivery.deliver()
             except Exception as error:  # whatever a store, a proxy or a driver may raise must not reach the training
                 if not away:
-                    where = f"MLflow at {hide_secrets(self._delivery.uri)}"
+                    where = f"MLflow at {hide_secrets(delivery.uri)}"
                     what = f"{where} does not take this run's records ({first_line(error).removeprefix(f'{where}: ')}); "
                     later = f"training goes on; once that is fixed, {command('sync', self._run_dir.resolve())} delivers them"
                     self._say("away", what + later)
@@ -200,9 +217,9 @@ class Tracker:
                 if away:
                     log.warning("MLflow is back and has all of this run's records")
                 away = False
-            for row in self._delivery.refused[told:]:
+            for row in delivery.refused[told:]:
                 self._say("refused", f"MLflow refuses a record, which stays in the journal only: {row}")
-            told = len(self._delivery.refused)
+            told = len(delivery.refused)
             if closing:
                 self._behind = away
                 return

@@ -75,9 +75,13 @@ def pixels(file: bytes) -> "np.ndarray[Any, np.dtype[np.int64]]":
 
 
 def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
     page.goto(explorer)
     drawn = page.locator("#samples:not([hidden], [aria-busy]) li")
 
@@ -95,7 +99,7 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     page.get_by_label("Seed", exact=True).first.fill("11")
     page.get_by_label("Count").fill("6")
     page.get_by_label("Count").press("Enter")
-    page.wait_for_function("document.querySelectorAll('#samples:not([aria-busy]) li').length === 6")
+    expect(page.locator("#samples:not([aria-busy]) li")).to_have_count(6)
     shown, command = files(page, "#samples"), page.locator("#command").inner_text()
     assert set(drawn.all_inner_texts()) == {"blob"} and len(set(shown)) == 6 and not set(shown) & set(first)
     assert command == f"biggan sample {run} set/ --count 6 --seed 11 --classes blob --truncation 0.7"
@@ -107,21 +111,21 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     page.keyboard.press("Space")
     assert page.locator("#chosen-name").inner_text() == "blob, sample 2 of seed 11, truncation 0.7"
     page.get_by_role("button", name="Walk from here").click()
-    page.wait_for_function("document.querySelectorAll('#walk:not([hidden], [aria-busy]) li').length === 9")
+    expect(page.locator("#walk:not([hidden], [aria-busy]) li")).to_have_count(9)
     walk = [pixels(file) for file in files(page, "#walk")]
     assert abs(walk[0] - pixels(shown[2])).max() <= 1 < abs(walk[4] - walk[0]).max()
 
     # Its truncation is the walk's, whatever the next samples are drawn with.
     page.get_by_label("Truncate the latents").uncheck()
-    page.wait_for_function("!document.querySelector('#command').textContent.includes('truncation')")
+    expect(page.locator("#command")).not_to_contain_text("truncation")
     page.get_by_role("button", name="Walk from here").click()
-    page.wait_for_function("document.querySelectorAll('#walk:not([hidden], [aria-busy]) li').length === 9")
+    expect(page.locator("#walk:not([hidden], [aria-busy]) li")).to_have_count(9)
     assert page.locator("#walk-how").inner_text().endswith("truncation 0.7.")
     assert [pixels(file).tolist() for file in files(page, "#walk")] == [image.tolist() for image in walk]
 
     # The training images nearest to it.
     page.get_by_role("button", name="Nearest training images").click()
-    page.wait_for_function("document.querySelectorAll('#nearest:not([hidden], [aria-busy]) li').length === 8")
+    expect(page.locator("#nearest:not([hidden], [aria-busy]) li")).to_have_count(8)
     assert "Nearest of 256 of the 256 training images, by pixel distance" in page.locator("#how").inner_text()
     captions = "\n".join(page.locator("#nearest li").all_inner_texts())
     distances = [float(number) for number in re.findall(r"distance ([\d.]+)", captions)]
@@ -140,7 +144,7 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
         assert field.get_attribute("aria-invalid") == "true" and drawn.count() == 6
         field.fill(good)
         field.press("Enter")
-        page.wait_for_function("document.querySelector('#samples-error').hidden")
+        expect(page.locator("#samples-error")).to_be_hidden()
         assert page.locator("[aria-invalid]").count() == 0
     assert page.get_by_text("From 1 to 64", exact=True).is_visible()
     drawn.nth(5).wait_for()

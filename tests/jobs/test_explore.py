@@ -22,7 +22,8 @@ import uvicorn
 
 from jobs import explore
 from jobs.cli import main
-from pipeline.explorer import make_app
+from pipeline.explorer import Subject, make_app
+from pipeline.explorer_server import hosts_of, make_server
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -31,30 +32,44 @@ pytestmark = pytest.mark.usefixtures("quick")
 class Page:
     """The server of a model's page, in this process."""
 
-    def __init__(self, at: str) -> None:
-        self.at = at
+    def __init__(self, at: str, server: uvicorn.Server) -> None:
+        self.at, self.server = at, server
 
     def get(self, path: str, **query: object) -> tuple[int, Any]:
         """Status, and what the JSON says."""
+        return self.ask(path, query)
+
+    def ask(self, path: str, query: dict[str, Any] | list[tuple[str, str]]) -> tuple[int, Any]:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        sent = urlencode(query, errors="surrogateescape")
         try:
-            with opener.open(f"{self.at}/api/{path}?{urlencode(query)}", timeout=60) as answer:
+            with opener.open(f"{self.at}/api/{path}?{sent}", timeout=60) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
 
-@contextmanager
-def page_of(*argv: str) -> Iterator[Page]:
+def arguments(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     explore.add_arguments(parser)
-    subject = explore.subject(parser.parse_args(argv))
+    return parser.parse_args(argv)
+
+
+@contextmanager
+def page_of(*argv: str) -> Iterator[Page]:
+    args = arguments(*argv)
+    with served(explore.subject(args), *args.allow_host) as page:
+        yield page
+
+
+@contextmanager
+def served(subject: Subject, *proxies: str) -> Iterator[Page]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(subject), log_level="warning", lifespan="off"))
+        server = make_server(make_app(subject, hosts_of("127.0.0.1", "127.0.0.1", proxies)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Page(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            yield Page(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
         finally:
             server.should_exit = True
             thread.join()
@@ -145,15 +160,21 @@ def test_bad_input_is_one_line_with_status_400(page: Page) -> None:
     for path, query, says in (
         ("samples", {"class": "hat"}, "class 'hat': no such class; the model has 0 to 3: bars, blob, checks, stripes"),
         ("samples", {"class": "4"}, "class '4'"),
-        ("samples", {"truncation": "-1"}, "truncation '-1': must be a number above 0, or none"),
+        ("samples", {"truncation": "-1"}, "truncation '-1': must be a number from 0.01 to 100, or none"),
         ("samples", {"truncation": "nan"}, "truncation 'nan'"),
         ("samples", {"truncation": "inf"}, "truncation 'inf'"),
         ("samples", {"truncation": "x"}, "truncation 'x'"),
+        ("samples", {"truncation": "1e-300"}, "truncation '1e-300'"),
+        ("samples", {"truncation": "0." + "5" * 5000}, "truncation '0.5555"),
         ("samples", {"seed": "-1"}, "seed '-1': must be a whole number from 0 to 9,223,372,036,854,775,807"),
         ("samples", {"seed": "9223372036854775808"}, "seed '9223372036854775808'"),
         ("samples", {"seed": "²"}, "seed '²'"),
         ("samples", {"count": "0"}, "count '0': must be a whole number from 1 to 64"),
         ("samples", {"count": "65"}, "count '65'"),
+        *(("samples", {name: "9" * 5000}, f"{name} '9999") for name in ("seed", "count", "class")),
+        ("samples", {"class": "\udce9\0<b>"}, "class '"),
+        ("samples", {"\u202eabc\n": "1"}, "\\u202eabc\\n: no such parameter"),
+        ("samples", [("seed", "1"), ("seed", "2")], "seed is given twice"),
         ("samples", {"trunction": "1"}, "trunction: no such parameter"),
         ("walk", {"from_class": "bars"}, "to_class is missing"),
         ("walk", {"from_class": "bars", "to_class": "blob", "steps": "1"}, "steps '1'"),
@@ -162,9 +183,11 @@ def test_bad_input_is_one_line_with_status_400(page: Page) -> None:
         ("nearest", {"class": "bars", "count": "33"}, "count '33'"),
         ("model", {"x": "1"}, "x: no such parameter"),
     ):
-        status, answer = page.get(path, **query)
-        assert status == 400 and answer["error"].startswith(says) and "\n" not in answer["error"], (query, answer)
-        assert answer["parameter"] == re.split("[ :]", says)[0]  # the page marks its field
+        status, answer = page.ask(path, query)
+        assert status == 400 and answer["error"].startswith(says) and answer["error"].isprintable(), (query, answer)
+        assert len(answer["error"]) < 300
+        if "\\" not in says:
+            assert answer["parameter"] == re.split("[ :]", says)[0]  # the page marks its field
     assert page.get("model")[1]["most"] == {"count": 64, "steps": 32}  # and says the range before
 
 
@@ -187,6 +210,7 @@ def test_bad_arguments_are_one_line(
         ([run, "--neighbours", "0"], "--neighbours 0: must be at least 1"),
         ([run, "--standing", "1"], "--standing 1"),
         ([run, "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        ([run, "--allow-host", "https://hub/"], "--allow-host https://hub/: name a host without scheme, port and path"),
         ([run, "--host", "192.0.2.1"], "--host 192.0.2.1 is not an address of this machine"),
         ([run, "--checkpoint", "5"], "no checkpoint at 5 images; it has: 4096"),
         ([run, "--data", str(tmp_path / "none")], str(tmp_path / "none")),

@@ -21,7 +21,7 @@ def test_a_new_disk_gets_what_the_run_has_kept(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(first)
     kept.recover("runs/one", str(store))  # nothing there yet
     kept.begin("runs/one", str(store))
-    kept.keep(Path("runs/one"), "health.json", b"{}")
+    kept.keep(Path("runs/one"), "health.json", b"{}", str(store))
     second.mkdir()
     monkeypatch.chdir(second)
     kept.recover("runs/one", str(store))

@@ -20,12 +20,13 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import stop
+from pipeline import spot_watch, stop
 from pipeline.engines import Ranks
 from pipeline.errors import ConfigError
 from pipeline.index import load_manifest
 from pipeline.run import is_training, lock
-from pipeline.stop import REASONS, SIGNALS, Signals, SpotWatch, Stop, StopConfig, duration
+from pipeline.spot_watch import SpotWatch
+from pipeline.stop import REASONS, SIGNALS, Signals, Stop, StopConfig, duration
 from pipeline.stream import DataConfig, Stream
 
 
@@ -59,12 +60,16 @@ def test_the_first_signal_is_noted_and_none_kills() -> None:
 
 def test_a_signal_to_the_launcher_waits_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGUSR1)
-    with stop.forwarded(tmp_path):
+    with stop.forwarded(tmp_path, tmp_path):
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert (tmp_path / "STOP").read_text() == "SIGUSR1"
     assert signal.getsignal(signal.SIGUSR1) is before
-    with stop.forwarded(tmp_path / "nowhere"):
+    (own := tmp_path / "own").mkdir()
+    with stop.forwarded(tmp_path / "nowhere", own):  # RUN's disk takes no file: the launcher's own folder does
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.requested(own) == "SIGUSR1" and capsys.readouterr().err == ""
+    with stop.forwarded(tmp_path / "nowhere", tmp_path / "nowhere"):
         os.kill(os.getpid(), signal.SIGUSR1)
     assert "SIGUSR1 cannot be passed on" in capsys.readouterr().err
 
@@ -124,7 +129,7 @@ def _one_of_two(rank: int, folder: str) -> None:
                 elif how == "notice":
                     asking._notice.set()
                 else:
-                    asking._deadline = time.time() - 1
+                    asking._deadline = time.monotonic() - 1
             if reason := asking.agreed():
                 noted.append((step, reason))
                 break
@@ -183,9 +188,9 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ours) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv(stop.METADATA_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv(spot_watch.METADATA_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-        monkeypatch.setattr(stop, "_POLL_SECONDS", 0.02)
+        monkeypatch.setattr(spot_watch, "_POLL_SECONDS", 0.02)
         yield Ours
         server.shutdown()
 
@@ -210,10 +215,10 @@ def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
 
 def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setenv(stop.METADATA_VARIABLE, os.environ[stop.METADATA_VARIABLE] + "elsewhere")
+    monkeypatch.setenv(spot_watch.METADATA_VARIABLE, os.environ[spot_watch.METADATA_VARIABLE] + "elsewhere")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=gcp: .*/elsewhere does not answer .* name another cloud, or none"):
         SpotWatch("gcp").check()
-    monkeypatch.setenv(stop.METADATA_VARIABLE, "http://127.0.0.1:1")
+    monkeypatch.setenv(spot_watch.METADATA_VARIABLE, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=aws"):
         SpotWatch("aws").check()
 
@@ -221,8 +226,8 @@ def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch:
 LAUNCHER = """
 import subprocess, sys, time
 from pathlib import Path
-from pipeline import stop
-with stop.forwarded(Path(sys.argv[1])):
+from pipeline import spot_watch, stop
+with stop.forwarded(Path(sys.argv[1]), Path(sys.argv[1])):
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     print(worker.pid, flush=True)
     input()

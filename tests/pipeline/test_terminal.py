@@ -47,8 +47,9 @@ def test_what_can_be_said_is_said(tmp_path: Path) -> None:
 
 LAUNCHER = """
 import os, subprocess, sys
+from pathlib import Path
 from pipeline.terminal import Show
-with Show(4000, bar=True) as show:
+with Show(4000, Path(sys.argv[2]), bar=True) as show:
     child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | show.environment, stdout=subprocess.PIPE)
     show.follow(child.stdout)
     child.wait()
@@ -63,10 +64,10 @@ print("     3,000 img", flush=True)
 """
 
 
-def test_a_terminal_has_a_bar_below_the_lines() -> None:
+def test_a_terminal_has_a_bar_below_the_lines(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    child = subprocess.Popen([sys.executable, "-c", LAUNCHER, WORKER], stdout=theirs, stderr=theirs)
+    child = subprocess.Popen([sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path / "progress")], stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
     try:
@@ -81,7 +82,7 @@ def test_a_terminal_has_a_bar_below_the_lines() -> None:
     assert any(line.strip() == "3,000 img" for line in drawn)
 
 
-def test_a_file_gets_plain_lines() -> None:
+def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LAUNCHER, WORKER], capture_output=True, text=True, check=True)
     assert done.stdout == "resuming at image 1,000 of 4,000: läuft\n     3,000 img\n"
     assert done.stderr == ""

@@ -1,0 +1,45 @@
+"""The folder of one `biggan train` on its node's own disk: what launcher and workers tell each other, whatever RUN's disk does.
+
+It goes when the launcher ends. After a kill it stays until another start on this machine finds that its process is gone.
+"""
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.process import machine, this_process, verdict
+
+STATUS, PROGRESS, DEFAULTS = "status.json", "progress", "accelerate.json"
+_PREFIX, _OWNER = "biggan-launch-", "owner.json"
+_FILES = (_OWNER, STATUS, PROGRESS, DEFAULTS, "STOP")
+
+
+@contextmanager
+def launch_folder() -> Iterator[Path]:
+    """Make a folder that only this user can read, for as long as this lasts; remove those of launchers that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            _remove(left)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as place:
+        Path(place, _OWNER).write_text(json.dumps(this_process()))
+        yield Path(place)
+
+
+def _remove(left: Path) -> None:
+    """Remove the files of a launcher in `left`, and the folder, if it was this user's, on this machine, and is gone."""
+    found = left.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return
+    owner = json.loads((left / _OWNER).read_text())
+    if owner["machine"] != machine() or verdict(owner) != "gone":
+        return
+    for name in [name for name in _FILES if name != _OWNER]:
+        (left / name).unlink(missing_ok=True)
+    for path in left.glob(f".{STATUS}.*.tmp"):  # half a status, of a worker that was killed
+        path.unlink()
+    (left / _OWNER).unlink()  # last: without it the folder is nobody's
+    left.rmdir()
