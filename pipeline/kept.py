@@ -14,6 +14,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.redaction import hidden
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
@@ -39,9 +40,12 @@ def refuse_other(run: str, uri: str, uid: str) -> None:
 
 
 def begin(run: str, uri: str) -> None:
-    """Keep the folder `run` at `uri`."""
-    for name in ("run.json", "config.yaml"):
-        storage.write_bytes(storage.join(uri, name), Path(run, name).read_bytes())
+    """Keep the folder `run` at `uri`, without the passwords and keys of its configuration: others may read that store."""
+    storage.write_bytes(storage.join(uri, "run.json"), Path(run, "run.json").read_bytes())
+    data = Path(run, "config.yaml").read_bytes()
+    if (shown := hidden(config := yaml.safe_load(data))) != config:
+        data = yaml.safe_dump(shown, sort_keys=False).encode()
+    storage.write_bytes(storage.join(uri, "config.yaml"), data)
 
 
 def keep(folder: Path, name: str, data: bytes) -> None:

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
 from pipeline.locks import lock_file
 from pipeline.process import superseded, this_process, verdict
+from pipeline.redaction import hidden
 from pipeline.wording import command, plural
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
@@ -147,6 +148,7 @@ def _saved_config(folder: Path) -> RunConfig:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    old, new = hidden(old), hidden(new)  # another password or signature is no other place
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     for key in changed:
         if key.startswith(_FIXED):
@@ -293,13 +295,13 @@ def _holder(file: IO[str]) -> dict[str, Any]:
 
 def write_status(folder: Path, status: Status) -> None:
     tell_launcher(status)
-    storage.write_bytes(str(Path(folder, "status.json")), json.dumps(vars(status)).encode())
+    storage.write_bytes(str(Path(folder, "status.json")), json.dumps(hidden(vars(status))).encode())
 
 
 def tell_launcher(status: Status) -> None:
     if second := os.environ.get(STATUS_VARIABLE):
         # Whole: of several ranks that fail, one may be killed while it writes.
-        storage.write_bytes(second, json.dumps(vars(status)).encode())
+        storage.write_bytes(second, json.dumps(hidden(vars(status))).encode())
 
 
 def read_status(path: Path) -> Status | None:
