@@ -21,6 +21,7 @@ _USERINFO = re.compile(
     r"|(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^\s/?#\"'`]|[\"'`](?![\s,;:>)\]}]|$))*@"
     rf"|{_NAME}+:(?!\s|{_PORT})[^\s<>\"`]*@)"
 )
+_USER = re.compile(r"(?<!http:)(?<!https:)//[^\s/?#:@]+@(?=[\w.\[-])")
 # A letter of a query: punctuation and quotes are, where more of it follows.
 _LETTER = r"(?:[^\s'\"`<>,;&).:]|(?!;\w+=)[,;).:]+(?=[^\s'\"`<>,;).:])|['\"`](?=\w))"
 _WEB_QUERY = re.compile(rf"(https?://[^\s?#'\"`<>]*\?)(?!\.\.\.(?:[\s'\"`<>,;).:]|$))(?:{_LETTER}|&|;\w+=)+", re.IGNORECASE)
@@ -82,6 +83,11 @@ def hide_secrets(text: str) -> str:
 def holds_secret(text: str) -> bool:
     """Say whether `hide_secrets` would hide something of `text`."""
     return hide_secrets(text) != text
+
+
+def holds_value(text: str) -> bool:
+    """Say whether `text` holds a password or key: a user's name alone, as in `postgresql://user@host`, is none."""
+    return holds_secret(_USER.sub("//", text))
 
 
 def hidden(node: Any) -> Any:
