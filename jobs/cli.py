@@ -19,8 +19,8 @@ from typing import NoReturn, Protocol, cast
 
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
+from pipeline.redaction import guard, guarded
 from pipeline.terminal import complete_streams
-from pipeline.wording import hide_secrets
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
@@ -126,7 +126,12 @@ def _addresses(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `biggan` with `argv` (default: the process's arguments) and return the exit code."""
+    """Run `biggan` with `argv` (default: the process's arguments) and return the exit code. No secret is printed."""
+    with guarded():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # a reader that has gone must show here, not while the interpreter ends
@@ -141,13 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
             raise
-        print(f"biggan: error: {hide_secrets(str(known))}", file=sys.stderr)
+        print(f"biggan: error: {known}", file=sys.stderr)
         return known.exit_code
 
 
 def program() -> NoReturn:
     """The `biggan` command."""
     complete_streams()
+    guard()  # for the process's life: a traceback is printed after `main`
     code = main()
     # srun ends the nodes that are slower to leave than the first, and an exit code of their own would be lost.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

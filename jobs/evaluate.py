@@ -175,6 +175,7 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     from pipeline import evaluations, storage
     from pipeline.evaluation_report import curve, table, track
     from pipeline.exported import find_exported
+    from pipeline.redaction import hidden
     from pipeline.run import load_run_config
     from pipeline.splits import check_same
 
@@ -192,7 +193,7 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if find_exported(args.model) else str(trained.images))
-        document = work.make_document(request, truncation, trained, extractor, real, peers) | judge
+        document = hidden(work.make_document(request, truncation, trained, extractor, real, peers) | judge)
         documents.append(document)
         print("\n".join(table(document)))
         _keep(request, document)

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from pipeline.explorer import Subject
@@ -124,7 +125,7 @@ def subject(args: argparse.Namespace) -> "Subject":
 
     painter, flags = _painter(args)
     data, neighbours = _data(args, painter)
-    return Subject(args.model, tuple(flags), painter, data, neighbours)
+    return Subject(hide_secrets(args.model), tuple(map(hide_secrets, flags)), painter, hide_secrets(data), neighbours)
 
 
 def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -85,6 +86,9 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
 
     config = load_config(args.config, args.overrides)
     named.note_run(config)
+    submission.refuse_secrets(config)
+    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", config.run):
+        raise ConfigError(f"run={config.run!r} has a line break or control character, which Slurm would lose: name another run")
     submission.check(config, args.nodes, config.processes or args.gpus_per_node or 1)
     return replace(config, run=str(Path(config.run).absolute()))
 
@@ -105,7 +109,7 @@ def _slurm(args: argparse.Namespace) -> None:
     _refuse_second(run)
     starts = slurm.check([*options, str(_template("train")), config.run], env, _template("train").read_text())
     place = submission.folder(run)
-    request = [*options, str(place / "train.sbatch"), str(place / "config.yaml"), f"run={run}"]
+    request = [*options, str(place / "train.sbatch"), str(place / "config.yaml")]  # which says all, the run's folder, too
     if args.dry_run:
         print(_template("train").read_text(), end="")
         print(f"\n# {starts}\n{shlex.join(['sbatch', *request])}")
@@ -115,7 +119,7 @@ def _slurm(args: argparse.Namespace) -> None:
         names = ["train", *then]
         files = {f"{name}.sbatch": _template(name).read_text() for name in names}
         if args.site:
-            files["site.sh"] = args.site.read_text()
+            files["site.sh"] = args.site.read_text(errors="surrogateescape")
             env["BIGGAN_SITE"] = str(place / "site.sh")
         submission.freeze(place, config, files)
         job = slurm.submit(request, env)
@@ -167,6 +171,7 @@ def _described(args: argparse.Namespace) -> "ClusterJob":
     from pipeline.config import load_config
 
     args.config = load_config(args.config, args.overrides)
+    submission.refuse_secrets(args.config)
     job = cluster_job.describe(args.config, args.cluster, args.nodes, args.gpus_per_node)
     submission.check(args.config, args.nodes, args.config.processes or job.gpus or 1)
     args.run_folder = Path(args.config.run).absolute()

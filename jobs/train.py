@@ -69,8 +69,7 @@ def launch_here(args: argparse.Namespace, node: topology.Topology, patience: flo
         return 0
     named.note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
-    worker = ["jobs.cli", "train", args.config, *args.overrides, *profile]
-    return launch(Launch(config, worker, began, patience, args.from_scratch), node)
+    return launch(Launch(config, profile, began, patience, args.from_scratch), node)
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:

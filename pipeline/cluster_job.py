@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import holds_secret, holds_value, is_secret_name
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -16,7 +17,6 @@ NODE = "node"
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE)
 _OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
 
 
@@ -85,9 +85,12 @@ class ClusterJob:
         for name in (*self.env, *self.secrets):
             if not _VARIABLE.fullmatch(name) or name in _OURS:
                 raise ValueError(f"env.{name}: " + ("is set by the job" if name in _OURS else "is no name of a variable"))
-        for name in self.env:
-            if _SECRET.search(name):
-                raise ValueError(f"env.{name}: manifests are no place for it; name it in secrets")
+        for name, value in self.env.items():
+            if is_secret_name(name) or holds_secret(value):
+                raise ValueError(f"env.{name}: manifests are no place for a password or key; name it in secrets")
+        for name in ("image", "gpu", "queue", "service_account", "instance_type", "secret", "config"):
+            if holds_value(getattr(self, name)):
+                raise ValueError(f"{name}: manifests are no place for a password or key; leave it out")
 
 
 @dataclass(frozen=True)
@@ -117,20 +120,18 @@ def describe(config: "RunConfig", file: Path, nodes: int, gpus: int | None) -> C
     lose something with such a disk, for keys that do not exist, and for what a cluster would refuse.
     """
     import pydantic
-    import yaml
 
     from pipeline.config import to_yaml
+    from pipeline.config_tree import parse
 
     _refuse_local(config)
     name = re.sub(r"[^a-z0-9]+", "-", Path(config.run).name.lower()).strip("-")
     inside = replace(config, run=f"/scratch/{name}")
     given = {"name": name, "config": to_yaml(inside), "nodes": nodes, "grace": config.stop.grace}
     try:
-        known = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--cluster {file}: {' '.join(str(error).split())}") from None
-    if not isinstance(known, dict):
-        raise ConfigError(f"--cluster {file}: must hold `key: value` lines, `image:` among them")
+        known = parse(file.read_bytes(), ClusterJob, f"--cluster {file}")
+    except OSError as error:
+        raise ConfigError(f"--cluster {file}: {error.strerror}") from None
     if both := sorted(given.keys() & known.keys() - {"name"}):
         raise ConfigError(f"--cluster {file}: {both[0]} is no key of it: the run's configuration and --nodes decide that")
     wanted = given | known | ({} if gpus is None else {"gpus": gpus})

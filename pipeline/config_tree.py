@@ -168,7 +168,12 @@ def _below(hint: Any, key: str) -> Any:
     """Return the type of `key` in a section of type `hint`; None if there is no such key."""
     if section := section_in(hint):
         return typing.get_type_hints(section).get(key)
-    return named_sections_in(hint)
+    return _values_of(hint)
+
+
+def _values_of(hint: Any) -> Any:
+    """Return the type T of the values of a `dict[str, T]` or `Mapping[str, T]`; None for other types."""
+    return typing.get_args(hint)[1] if typing.get_origin(hint) in (dict, Mapping) else None
 
 
 def _is_text(hint: Any) -> bool:
@@ -197,7 +202,9 @@ def _construct(loader: _Loader, node: yaml.Node, hint: Any, source: str, place: 
     """Return a node's value, read by its type. Below a section no key may be there twice."""
     if isinstance(node, yaml.ScalarNode) and _is_text(hint) and node.tag in _WORDS:
         return node.value
-    if not isinstance(node, yaml.MappingNode) or not (section_in(hint) or named_sections_in(hint)):
+    if isinstance(node, yaml.SequenceNode) and typing.get_origin(hint) is tuple:
+        return [_construct(loader, part, typing.get_args(hint)[0], source, place) for part in node.value]
+    if not isinstance(node, yaml.MappingNode) or not (section_in(hint) or _values_of(hint)):
         return loader.construct_object(node, deep=True)
     first: dict[str, int] = {}
     for key, _ in node.value:

@@ -2,11 +2,16 @@
 
 import errno
 
+from pipeline.redaction import hide_secrets
+
 
 class UserError(Exception):
-    """Base: the message names the flag, file or class at fault and says what to do."""
+    """Base: the message names the flag, file or class at fault and says what to do. It holds no secret, wherever it goes."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(hide_secrets(value) if isinstance(value, str) else value for value in args))
 
 
 class ConfigError(UserError):

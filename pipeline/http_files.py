@@ -18,6 +18,7 @@ from requests.adapters import HTTPAdapter
 from pipeline import object_stores
 from pipeline.addresses import WEB
 from pipeline.errors import ConfigError, StorageError
+from pipeline.logins import VARIABLE, login
 from pipeline.store_errors import (
     PASSING_STATUS,
     ChangedError,
@@ -104,8 +105,12 @@ def _get(uri: str, wanted: tuple[int, int] | None) -> _Answer:
     if wanted:
         headers["Range"] = f"bytes={wanted[0]}-{wanted[1] - 1}"
     seconds = object_stores.REQUEST_SECONDS
+    user, query = login(uri)
+    address = f"{uri}?{query}" if query else uri
     try:
-        with _session(os.getpid()).get(uri, headers=headers, stream=True, timeout=(min(5, seconds), seconds)) as response:
+        with _session(os.getpid()).get(
+            address, auth=user, headers=headers, stream=True, timeout=(min(5, seconds), seconds)
+        ) as response:
             return _read(response, uri, wanted, time.monotonic() + seconds)
     except (requests.RequestException, OSError) as error:
         raise _failure(error, uri) from error
@@ -160,7 +165,8 @@ def _refusal(response: requests.Response, uri: str) -> ConfigError | StorageErro
         return StorageError(f"cannot read {shown}: {said}")
     if status in (401, 403, 407):
         signed = "a signed address expires, and opens only the file that it was made for: get a new one" if "?" in uri else ""
-        return RefusedError(f"cannot read {shown}: the server refused it ({said}); {signed or 'check the address'}")
+        given = f"check the address, and its password in ~/.netrc or {VARIABLE}"
+        return RefusedError(f"cannot read {shown}: the server refused it ({said}); {signed or given}")
     return RefusedError(f"cannot read {shown}: the server refused it ({said})")
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.redaction import hidden
+
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -31,12 +33,13 @@ def figures_path(run_dir: Path) -> Path:
 
 
 def append_line(path: Path, **record: Any) -> None:
-    """One record in one write, behind whatever others have written; a line that a killed process has torn ends before it."""
+    """Append one record, without its secrets, in a single write; a line that a killed process has torn ends before it."""
+    line = json.dumps({"time": int(time.time() * 1000), **hidden(record)}).encode() + b"\n"
     with path.open("ab+", buffering=0) as file:  # closed each time: only then does NFS show it to other nodes
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         torn = file.read(1) not in (b"", b"\n")
-        file.write(b"\n" * torn + json.dumps({"time": int(time.time() * 1000), **record}).encode() + b"\n")
+        file.write(b"\n" * torn + line)
 
 
 def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
@@ -82,8 +85,15 @@ class Journal:
         self._file.truncate(whole)
 
     def append(self, **record: Any) -> None:
-        """Write one record at once. Raises OSError if the disk takes no more; then nothing of the record is there."""
-        line = (json.dumps({"time": int(time.time() * 1000), **record}) + "\n").encode()
+        """Write one record at once, without its secrets. Raises OSError if the disk takes no more; then nothing of it is there.
+
+        But `biggan sync` needs the tracking URI of an opening with its password: such a journal is for its owner alone.
+        """
+        shown = hidden(record)
+        if "open" in record and shown["open"].get("uri") != (uri := record["open"].get("uri")):
+            shown["open"]["uri"] = uri
+            os.fchmod(self._file.fileno(), os.fstat(self._file.fileno()).st_mode & 0o600)
+        line = (json.dumps({"time": int(time.time() * 1000), **shown}) + "\n").encode()
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)

@@ -16,6 +16,7 @@ import yaml
 from pipeline import storage
 from pipeline.best_effort import best_effort
 from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.redaction import hidden
 from pipeline.removal import has, remove_files
 from pipeline.vacant import refuse_foreign
 
@@ -72,9 +73,12 @@ def is_lock(data: bytes) -> bool:
 
 
 def begin(run: str, uri: str) -> None:
-    """Keep the folder `run` at `uri`."""
-    for name in ("run.json", "config.yaml"):
-        storage.write_bytes(storage.join(uri, name), Path(run, name).read_bytes())
+    """Keep the folder `run` at `uri`, without the passwords and keys of its configuration: others may read that store."""
+    storage.write_bytes(storage.join(uri, "run.json"), Path(run, "run.json").read_bytes())
+    data = Path(run, "config.yaml").read_bytes()
+    if (shown := hidden(config := yaml.safe_load(data))) != config:
+        data = yaml.safe_dump(shown, sort_keys=False).encode()
+    storage.write_bytes(storage.join(uri, "config.yaml"), data)
 
 
 def keep(folder: Path, name: str, data: bytes, uri: str | None = None) -> None:

@@ -55,8 +55,8 @@ class Launch:
     """What to start on each node."""
 
     config: "RunConfig"
-    worker: Sequence[str]
-    """Module and arguments of a worker, as after `python -m`."""
+    flags: Sequence[str]
+    """Of a worker's `biggan train`, beside its configuration."""
     began: float
     """When this start began, in seconds of the monotonic clock: `stop.max_time` counts from there."""
     patience: float = PATIENCE
@@ -170,7 +170,8 @@ def _run(
     """Start `accelerate launch` and wait for it; how the workers of this node ended, and the first traceback among theirs."""
     import torch
 
-    from pipeline import run
+    from pipeline import run, storage
+    from pipeline.config import to_yaml
     from pipeline.outcome import first_cause, outcome
 
     folder = Path(job.config.run)
@@ -178,9 +179,13 @@ def _run(
     began = errors.tell()
     status, defaults = place / STATUS, place / DEFAULTS
     defaults.write_text(json.dumps(_NO_DEFAULTS))
+    # Not the arguments once more: every user of the machine reads the workers' command lines, which would hold passwords.
+    frozen = place / "config.yaml"
+    storage.write_bytes(str(frozen), to_yaml(job.config).encode(), private=True)
+    worker = ["jobs.cli", "train", str(frozen), *job.flags]
     with terminal.Show(job.config.total_images, place / PROGRESS, bar=topology.rank == 0) as show:
         child = subprocess.Popen(
-            _accelerate_command(job.worker, topology, processes, defaults),
+            _accelerate_command(worker, topology, processes, defaults),
             cwd=place,  # the launcher puts its working directory before everything else that can be imported
             env=_environment(processes, torch.cuda.is_available())
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}

@@ -37,7 +37,7 @@ def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
     """The data as MLflow's data sets: one for `data.uri`, one for each part of a mixture, all with the whole's fingerprint."""
     uris = {name: part.uri for name, part in config.data.mix.items()}
     if config.data.uri:
-        uris[config.data.uri.rstrip("/").rpartition("/")[2]] = config.data.uri
+        uris[hide_secrets(config.data.uri).rstrip("/").rpartition("/")[2]] = config.data.uri
     profile = json.dumps({"images": manifest.samples, "classes": len(manifest.classes), "shards": len(manifest.shards)})
     rows = []
     for name, uri in uris.items():

@@ -4,6 +4,7 @@
 `aws batch register-job-definition`. Each machine runs `biggan node` once; what it exits with decides what becomes of the job.
 """
 
+import re
 import shlex
 from typing import Any
 
@@ -28,9 +29,13 @@ class _Dumper(yaml.SafeDumper):
     """Text of several lines stays as it is: a configuration is there to be read."""
 
 
-_Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-)
+def _represent(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Quote what readers of YAML 1.2, which kubectl is one of, take for a number: `08`, `1e3`."""
+    number = re.fullmatch(r"[-+.]?\d[\w.+-]*", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else "'" if number else None)
+
+
+_Dumper.add_representer(str, _represent)
 
 
 def as_yaml(*documents: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from pipeline import imports
 from pipeline.errors import UserError
+from pipeline.redaction import guard
 
 T = TypeVar("T")
 Task = Callable[..., Any]
@@ -131,5 +132,6 @@ def _served(peers: Peers) -> Iterator[Peers]:
 
 
 if __name__ == "__main__":
+    guard()
     with together(1) as peers:
         peers.serve()

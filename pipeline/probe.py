@@ -21,6 +21,7 @@ from pipeline.engines import Ranks, start_workers
 from pipeline.learner import Learner
 from pipeline.micro_batch import DOES_NOT_FIT
 from pipeline.objective import Objective
+from pipeline.redaction import guard
 from pipeline.steps import d_step, fakes, g_step
 
 _SHARE = 0.9
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    guard()
     main()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline import stop, storage
 from pipeline.errors import ConfigError, StorageError
+from pipeline.redaction import guard
 
 FINAL = (0, 65, 78, 79, 80)
 """Done, or nothing that another start could mend."""
@@ -129,4 +130,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main())

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
 from pipeline.locks import lock_file
 from pipeline.process import superseded, this_process, verdict
+from pipeline.redaction import hidden
 from pipeline.saved_config import networks_of
 from pipeline.wording import command, plural
 
@@ -147,6 +148,7 @@ def _saved_config(folder: Path) -> RunConfig:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    old, new = hidden(old), hidden(new)  # another password or signature is no other place
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     for key in changed:
         if key.startswith(_FIXED):
@@ -308,7 +310,7 @@ def _write_status(path: Path, status: Status) -> bool:
     written = False
     with best_effort(path):
         # Whole: of several ranks that fail, one may be killed while it writes.
-        storage.write_bytes(str(path), json.dumps(vars(status)).encode())
+        storage.write_bytes(str(path), json.dumps(hidden(vars(status))).encode())
         written = True
     return written
 

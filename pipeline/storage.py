@@ -11,6 +11,7 @@ import difflib
 import errno
 import functools
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,9 +24,9 @@ from pipeline import http_files, object_stores, store_errors
 from pipeline.addresses import is_web, join, local_path, store_of
 from pipeline.errors import ConfigError, UserError
 from pipeline.patience import patiently
+from pipeline.redaction import hide_secrets, holds_secret
 from pipeline.store_errors import ChangedError, NotFoundError, RefusedError
 from pipeline.temporary import replacing
-from pipeline.wording import hide_secrets
 
 __all__ = ["ChangedError", "NotFoundError", "RefusedError", "join", "local_path"]
 
@@ -148,10 +149,13 @@ def names(uri: str) -> list[str]:
 
 
 @_store_call("write")
-def write_bytes(uri: str, data: bytes) -> None:
-    """Store `data` under `uri`, in place of what was there; a reader sees the old or the new, whole."""
+def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
+    """Store `data` under `uri`, in place of what was there; a reader sees the old or the new, whole.
+
+    A file keeps its mode. One that is `private`, or text that holds a secret, is for its owner alone (0600).
+    """
     if path := local_path(uri):
-        _write_file(path, [data])
+        _write_file(path, [data], private=private or _holds_secret(data))
     elif found := object_stores.find(uri):
         obstore.put(*found, data)  # an object appears when its upload is complete
     else:
@@ -179,7 +183,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     """
     try:
         if path := local_path(uri):
-            _write_file(path, [data], new=True)
+            _write_file(path, [data], new=True, private=_holds_secret(data))
         elif found := object_stores.find(uri):
             obstore.put(*found, data, mode="create")
         else:
@@ -219,19 +223,43 @@ def remove_empty(uri: str) -> None:
                     raise
 
 
-def _write_file(path: Path, chunks: Iterable[bytes | memoryview], *, new: bool = False) -> None:
+def _write_file(path: Path, chunks: Iterable[bytes | memoryview], *, new: bool = False, private: bool = False) -> None:
     """Raises FileExistsError if it must be `new` and is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, new=new) as temporary, open(temporary, "wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
+    mode = None if new else _mode(path)
+    with replacing(path, new=new) as temporary:
+        opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private or mode is not None else 0o666)
+        with open(opened, "wb") as file:
+            if mode is not None:
+                with contextlib.suppress(OSError):  # a file system without modes
+                    os.fchmod(opened, mode & 0o600 if private else mode)
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, outlives a power cut
     finally:
         os.close(folder)
+
+
+def _mode(path: Path) -> int | None:
+    """Of the file there; None if there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode) & 0o777
+    except OSError:
+        return None
+
+
+_TEXT_BYTES = 4 << 20
+"""What is longer is no text of ours."""
+
+
+def _holds_secret(data: bytes) -> bool:
+    if len(data) > _TEXT_BYTES or b"\0" in data[:64]:
+        return False
+    return holds_secret(data.decode(errors="replace"))
 
 
 def _fsspec(uri: str) -> tuple[Any, str]:

@@ -8,15 +8,19 @@ RUN/submission/  config.yaml   resolved: what will be trained, whatever becomes 
 
 import contextlib
 import json
+import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline import slurm, storage
-from pipeline.config import RunConfig, to_yaml
+from pipeline import logins, slurm, storage
+from pipeline.addresses import is_web
+from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.locks import lock_file
+from pipeline.redaction import hide_secrets, holds_value
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Submission:
     """Jobs that wait for its end: evaluate, register."""
     submitted: float = field(default_factory=time.time)
     """In seconds since the epoch."""
+
+
+_WAYS = {
+    "tracking": ("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", "a variable of its driver, such as PGPASSWORD"),
+    "files": (f"{logins.VARIABLE} or ~/.netrc", "a variable of its store, such as AWS_SECRET_ACCESS_KEY"),
+}
+"""Where else than in an address of the web, or in another one, a secret may be."""
 
 
 def folder(run: Path) -> Path:
@@ -52,6 +63,20 @@ def check(config: RunConfig, nodes: int, processes: int) -> None:
     run.check_model(config, load_data(config.data))
     if next(checkpoint.committed(run.checkpoint_uri(config)), None) is None:
         initial_checkpoint(config)
+
+
+def refuse_secrets(config: RunConfig) -> None:
+    """Raises ConfigError if a value of the configuration, which is copied into the submission, has a password or key in it."""
+    for key, value in flatten(config).items():
+        if not isinstance(value, str) or not holds_value(value):
+            continue
+        plain = hide_secrets(value)
+        plain = plain.removesuffix("?...") if is_web(plain) else re.sub(r"[?&][\w.%-]+=\.\.\.", "", plain)
+        ways = _WAYS["tracking" if key == "tracking.uri" else "files"]
+        raise ConfigError(
+            f"{key} holds a password or key, and would be copied into what is submitted: set {key}={shlex.quote(plain)}, "
+            f"with the secret in {ways[0] if is_web(plain) else ways[1]}"
+        )
 
 
 @contextlib.contextmanager
@@ -80,7 +105,8 @@ def freeze(place: Path, config: RunConfig, files: Mapping[str, str]) -> None:
     from pipeline.lineage import code
 
     for name, text in {"config.yaml": to_yaml(config), "code.json": json.dumps(code()), **files}.items():
-        storage.write_bytes(str(place / name), text.encode())
+        # A site file may export what nobody else may read.
+        storage.write_bytes(str(place / name), text.encode(errors="surrogateescape"), private=name == "site.sh")
 
 
 def record(place: Path, submission: Submission) -> None:

@@ -1,7 +1,10 @@
-"""Words that many messages share: commands to be typed, counts, addresses without their secrets."""
+"""Words that many messages share: commands to be typed, counts, text without its secrets."""
 
-import re
 import shlex
+
+from pipeline.redaction import hide_secrets
+
+__all__ = ["command", "hide_secrets", "plural", "printable"]
 
 
 def command(*words: object) -> str:
@@ -12,12 +15,6 @@ def command(*words: object) -> str:
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """Return "1 image", "2 images" or "1,000 images"; `many` is the plural where it is not `noun` with an s."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
-
-
-def hide_secrets(text: str) -> str:
-    """Return `text` without passwords and signatures of addresses: `//user:password@host` and what follows `?` in http://."""
-    text = re.sub(r"(?<!abfs:)//[^/?#\s]*@", "//", text)  # abfs://CONTAINER@ACCOUNT is no secret
-    return re.sub(r"(https?://[^\s?#'\"`]*\?)(?!\.\.\.)[^\s'\"`<>,;)]*[^\s'\"`<>,;).:]", r"\1...", text)
 
 
 def printable(text: str) -> str:

@@ -71,7 +71,7 @@ def test_a_mistake_in_the_file_is_named(change: dict[str, Any], said: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("- a", "must hold"), ("a: [", "cluster.yaml: while parsing"), (None, "No such file")]
+    ("text", "said"), [("- a", "must hold"), ("a: [", "cluster.yaml is not YAML: while parsing"), (None, "No such file")]
 )
 def test_what_is_no_such_file(text: str | None, said: str, tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"

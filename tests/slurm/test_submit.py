@@ -112,7 +112,7 @@ def test_a_dry_run_prints_and_queues_nothing(
     assert main(["submit", "slurm", small, f"run={tmp_path}/run", "--nodes", "2", "--time", "10", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("#!/usr/bin/env bash") and "#SBATCH --requeue" in said
-    assert f"{tmp_path}/run/submission/train.sbatch {tmp_path}/run/submission/config.yaml run={tmp_path}/run" in said
+    assert f"{tmp_path}/run/submission/train.sbatch {tmp_path}/run/submission/config.yaml\n" in said
     assert "--nodes=2 --time=10" in said and "to start at" in said
     assert login.run("squeue", "-h") == "" and not (tmp_path / "run").exists()
 
