@@ -99,7 +99,8 @@ def test_checkpoints_of_earlier_versions_and_hidden_files_are_no_reason_to_refus
     kept.refuse_other("one", str(tmp_path), "a")
 
 
-def test_a_fence_of_another_program_stays(tmp_path: Path) -> None:
+def test_a_fence_of_another_program_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.fence.BEAT", 0.02)
     (tmp_path / "fence-0000000001.json").write_text(json.dumps({"of": "another program"}))
     take(str(tmp_path)).release()
     take(str(tmp_path)).release()
