@@ -22,7 +22,7 @@ NAMES = (
         ".DS_Store",
         "lost+found/inode",
         "STOP.old",
-        "fence-1.json",
+        "fence-1.json~",
         "manifest.json.bak",
     ),
     *("1700000000/paper.csv", "20240930123000/paper.csv", "1700000001-0001/paper.csv", "0000000007/notes.txt"),
