@@ -136,3 +136,13 @@ def test_without_a_list_of_ours_nothing_is_taken_for_ours(source: Source, tmp_pa
     assert packed(source, str(tmp_path / "dst"), CONFIG) is None
     pack(source, str(tmp_path / "dst"), CONFIG, quiet)
     assert place.read_bytes() == b"mine"
+
+
+def test_a_class_with_the_name_of_a_shard_makes_no_file_ours(tmp_path: Path) -> None:
+    (write_tree(tmp_path / "tree", 4, grey=True) / "bars").rename(tmp_path / "tree" / "000009.tar")
+    source = open_source(str(tmp_path / "tree"))[0]
+    pack(source, str(tmp_path / "dst"), CONFIG, quiet)
+    (tmp_path / "dst" / "000009.tar").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"holds 000009\.tar, which `biggan shard` did not write there"):
+        packed(source, str(tmp_path / "dst"), SMALL, overwrite=True)
+    assert (tmp_path / "dst" / "000009.tar").read_bytes() == b"mine"
