@@ -79,8 +79,8 @@ def is_own(name: str) -> bool:
 
 
 def holds_any(folder: str) -> bool:
-    """Return whether files of ours are in the folder, by name and content."""
-    return any(_proven(folder, name) for name in storage.names(folder))
+    """Return whether files of ours are in the folder, by name and content, and it is none elsewhere behind a link."""
+    return not removal.is_link(folder) and any(_proven(folder, name) for name in storage.names(folder))
 
 
 def remove(folder: str, listed: Collection[str] = ()) -> None:

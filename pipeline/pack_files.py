@@ -11,6 +11,8 @@ from pipeline.wording import plural
 
 _NAME = r"\d{6}\.tar(\.idx)?|(manifest|pack|report)\.json"  # of a file that packing writes
 _TEMPORARY = re.compile(rf"\.({_NAME})\.[0-9a-f]{{8}}\.tmp")
+_SHARD = re.compile(rb'"name": "(\d{6}\.tar)"')  # a class may have a shard's name, too
+_SHARD_OR_LEFTOVER = re.compile(rb'"(\d{6}\.tar(?:\.idx)?)"')
 
 
 def files(shards: Iterable[Shard]) -> list[str]:
@@ -30,12 +32,12 @@ def inventory(uri: str) -> tuple[set[str], list[str]]:
     """
     found = storage.names(uri)
     ours: set[str] = set()
-    for file, is_from_packing in ((MANIFEST, _lists_packed), (STATE, is_state)):
+    for file, is_from_packing, listed in ((MANIFEST, _lists_packed, _SHARD), (STATE, is_state, _SHARD_OR_LEFTOVER)):
         if file in found and is_from_packing(document := storage.read_bytes(storage.join(uri, file))):
-            ours |= {file, *(name.decode() for name in re.findall(rb'"(\d{6}\.tar(?:\.idx)?)"', document))}
+            ours |= {file, *(name.decode() for name in listed.findall(document))}
             ours |= {index_name(name) for name in ours if name.endswith(".tar")}
             if file == STATE:  # a shard is written before it is listed
-                ours |= set(shard_files(len(re.findall(rb'"name": "\d{6}\.tar"', document))))
+                ours |= set(shard_files(len(_SHARD.findall(document))))
     if ours:
         ours |= {name for name in found if _TEMPORARY.fullmatch(name)}
         if REPORT in found and is_report(storage.read_bytes(storage.join(uri, REPORT))):

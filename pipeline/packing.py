@@ -62,12 +62,10 @@ def packed(source: Source, uri: str, config: PackConfig, overwrite: bool = False
         if STATE in ours:
             remove(uri, [STATE])  # killed between the last two steps
         return manifest
-    if STATE in ours:
-        if load_state(uri).recipe != _recipe(source, config):
-            raise ConfigError(
-                f"{uri} holds the beginning of another pack, or the source has changed since: add --overwrite to replace it"
-            )
-        return None
+    if STATE in ours and load_state(uri).recipe != _recipe(source, config):
+        raise ConfigError(
+            f"{uri} holds the beginning of another pack, or the source has changed since: add --overwrite to replace it"
+        )
     return None
 
 

@@ -129,11 +129,12 @@ def remove_request(path: Path) -> bool:
     return True
 
 
-def move_aside(path: Path, folder: Path) -> None:
-    """Move a file into a folder. Raises ConfigError if one of this name is there."""
-    if os.path.lexists(folder / path.name):
-        raise ConfigError(f"{folder / path.name} is in the way: move it elsewhere")
-    path.rename(folder / path.name)
+def move_aside(path: Path, folder: Path, name: str = "") -> None:
+    """Move a file or folder into `folder`, as `name` if that is given. Raises ConfigError if that name is taken there."""
+    target = folder / (name or path.name)
+    if os.path.lexists(target):
+        raise ConfigError(f"{target} is in the way: move it elsewhere")
+    path.rename(target)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class DataConfig:
     read_ahead: int = 4
     """Micro-batches that are kept ready, per process."""
     cache: str | None = None
-    """Folder on a local disk that keeps what has been read, for all ranks of a node. Default: none."""
+    """Folder on a local disk that keeps what has been read, in `biggan-cache/`, for all ranks of a node. Default: none."""
     cache_gb: float = 100.0
     """Size that it may have; what was used least recently goes first."""
     bad_fraction: float = 0.001

@@ -1,12 +1,14 @@
 """A run that goes on without the disk on which it began."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline import kept
 from pipeline.errors import ConfigError
+from pipeline.fence import take
 
 
 def begin(folder: Path, run: str, uri: Path, uid: str) -> None:
@@ -58,3 +60,74 @@ def test_a_node_with_another_runs_folder_is_refused(tmp_path: Path) -> None:
     kept.adopt(run, {"uid": "a"})
     with pytest.raises(ConfigError, match=r"is another run on this node \(a\) than on node 0: name another run"):
         kept.adopt(run, {"uid": "b"})
+
+
+OF_ANOTHER_PROGRAM = {"run.json": b'{"experiment": 7}', "config.yaml": b"run: one\nother: program\n", "health.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "config.yaml", "health.json", "paper.csv", "1700000000/paper.csv", "0000000064-0001/x"]
+)
+def test_files_of_others_are_refused_where_checkpoints_are_to_go(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of them is taken for a run that began there, replaced, or removed."""
+    monkeypatch.chdir(tmp_path)
+    begin(tmp_path, "one", tmp_path / "store", "a")
+    place = tmp_path / "store" / name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(OF_ANOTHER_PROGRAM.get(name, b"mine"))
+    (tmp_path / "store" / ".hidden").write_bytes(b"mine")
+    with pytest.raises(
+        ConfigError, match=r"is not empty and is not a folder of checkpoints \(it holds .*\): set checkpoint\.uri="
+    ):
+        kept.refuse_other("one", str(tmp_path / "store"), "a")
+    kept.forget(str(tmp_path / "store"), "a")
+    kept.recover("new", str(tmp_path / "store"))
+    assert place.read_bytes() == OF_ANOTHER_PROGRAM.get(name, b"mine") and not (tmp_path / "new").exists()
+
+
+def test_checkpoints_of_earlier_versions_and_hidden_files_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    """They kept no run.json at the place: a fence is enough, or a checkpoint."""
+    for name in (".DS_Store", "lost+found/inode"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+    kept.refuse_other("one", str(tmp_path), "a")
+    take(str(tmp_path)).release()
+    (tmp_path / "1700000000").mkdir()
+    (tmp_path / "1700000000" / "paper.csv").write_bytes(b"mine")
+    kept.refuse_other("one", str(tmp_path), "a")
+
+
+def test_a_fence_of_another_program_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.fence.BEAT", 0.02)
+    (tmp_path / "fence-0000000001.json").write_text(json.dumps({"of": "another program"}))
+    take(str(tmp_path)).release()
+    take(str(tmp_path)).release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fence-0000000001.json", "fence-0000000003.json"]
+
+
+def test_only_the_run_that_is_kept_at_a_place_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin(tmp_path, "one", tmp_path / "store", "a")
+    kept.begin("one", str(tmp_path / "store"))
+    kept.forget(str(tmp_path / "store"), "b")
+    assert (tmp_path / "store" / "config.yaml").exists() and (tmp_path / "store" / "run.json").exists()
+    kept.forget(str(tmp_path / "store"), "a")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "health.json"])
+def test_a_new_disk_with_files_of_others_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin(tmp_path, "one", tmp_path / "store", "a")
+    kept.begin("one", str(tmp_path / "store"))
+    kept.keep(Path("one"), "health.json", b"{}")
+    shutil.rmtree("one")
+    Path("one").mkdir()
+    Path("one", name).write_text("mine")
+    kept.recover("one", str(tmp_path / "store"))
+    assert {path.name: path.read_text() for path in Path("one").iterdir()} == {name: "mine"}
+    if name == "health.json":
+        with pytest.raises(ConfigError, match="run=one is not empty and is not the folder of a run"):
+            kept.adopt("one", {"uid": "a"})

@@ -118,3 +118,31 @@ def test_files_of_a_pack_that_is_replaced_are_known_after_a_kill(
     pack(source, str(tmp_path / "dst"), CONFIG, quiet)
     pack(source, str(tmp_path / "fresh"), CONFIG, quiet)
     assert without_report(tmp_path / "dst") == without_report(tmp_path / "fresh")
+
+
+def test_a_report_of_somebody_else_beside_our_shards_is_not_replaced(source: Source, tmp_path: Path) -> None:
+    pack(source, str(tmp_path / "dst"), CONFIG, quiet)
+    (tmp_path / "dst" / "report.json").write_bytes(b'{"quarter": 4}')
+    with pytest.raises(ConfigError, match=r"holds report\.json, which `biggan shard` did not write there"):
+        packed(source, str(tmp_path / "dst"), SMALL, overwrite=True)
+    assert (tmp_path / "dst" / "report.json").read_bytes() == b'{"quarter": 4}'
+
+
+def test_without_a_list_of_ours_nothing_is_taken_for_ours(source: Source, tmp_path: Path) -> None:
+    """Not even what has the form of our unfinished files: they are hidden, so no reason to refuse."""
+    place = tmp_path / "dst" / ".000000.tar.0123abcd.tmp"
+    place.parent.mkdir()
+    place.write_bytes(b"mine")
+    assert packed(source, str(tmp_path / "dst"), CONFIG) is None
+    pack(source, str(tmp_path / "dst"), CONFIG, quiet)
+    assert place.read_bytes() == b"mine"
+
+
+def test_a_class_with_the_name_of_a_shard_makes_no_file_ours(tmp_path: Path) -> None:
+    (write_tree(tmp_path / "tree", 4, grey=True) / "bars").rename(tmp_path / "tree" / "000009.tar")
+    source = open_source(str(tmp_path / "tree"))[0]
+    pack(source, str(tmp_path / "dst"), CONFIG, quiet)
+    (tmp_path / "dst" / "000009.tar").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"holds 000009\.tar, which `biggan shard` did not write there"):
+        packed(source, str(tmp_path / "dst"), SMALL, overwrite=True)
+    assert (tmp_path / "dst" / "000009.tar").read_bytes() == b"mine"

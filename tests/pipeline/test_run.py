@@ -286,3 +286,11 @@ def test_images_may_be_larger_than_the_model_if_that_is_said(config: RunConfig, 
     check_model(replace(config, data=replace(config.data, resolution=32)), mixed)
     with pytest.raises(ConfigError, match=r"shards at .* have 64: set model.resolution=64 or data.resolution=32 \(to resample"):
         check_model(config, replace(manifest, resolution=64))
+
+
+def test_a_folder_that_is_only_read_names_no_cache(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
+    """It may be somebody else's: commands that read it make and remove nothing at a place that it names."""
+    prepare(replace(config, data=replace(config.data, cache=str(tmp_path / "theirs"))), manifest)
+    found = load_run_config(config.run)
+    assert found.data.cache is None and found.data.make_cache() is None
+    assert "theirs" in Path(config.run, "config.yaml").read_text() and not (tmp_path / "theirs").exists()
