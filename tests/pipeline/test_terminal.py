@@ -83,6 +83,7 @@ def test_a_terminal_has_a_bar_below_the_lines(tmp_path: Path) -> None:
 
 
 def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LAUNCHER, WORKER], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path / "progress")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "resuming at image 1,000 of 4,000: läuft\n     3,000 img\n"
     assert done.stderr == ""
