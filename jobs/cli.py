@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol, cast
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.terminal import complete_streams
-from pipeline.wording import hide_secrets
+from pipeline.wording import hide_secrets, printable
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
             raise
-        print(f"biggan: error: {hide_secrets(str(known))}", file=sys.stderr)
+        print(f"biggan: error: {printable(hide_secrets(str(known)))}", file=sys.stderr)
         return known.exit_code
 
 

@@ -76,6 +76,7 @@ def damaged(shards: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_happens_to_the_runs_folder_does_not_end_a_training(tiny: str, shards: Path, tmp_path: Path) -> None:
     said, store = tmp_path / "log", tmp_path / "store"
     with disk(tmp_path / "disk", "8m") as place:
