@@ -123,7 +123,6 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     import torch.distributed as dist
 
     from pipeline import run
-    from pipeline.best_effort import best_effort
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
@@ -150,8 +149,10 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     stop.ignore_signals()
     dist.destroy_process_group()
     if reason and os.environ["LOCAL_RANK"] == "0":
-        with best_effort(folder / "STOP"):
+        try:
             stop.forget(folder)
+        except OSError as error:
+            print(f"biggan: warning: {folder / 'STOP'} stays ({error.strerror}): remove it before the next start", flush=True)
     if held:
         held.close()
     return reason

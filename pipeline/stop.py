@@ -212,7 +212,8 @@ def refuse_lasting(folder: Path) -> None:
 def forget(folder: Path) -> None:
     """Remove a request that has been met, or was meant for an earlier start. Only a plain file is removed."""
     if not lasting(folder):
-        (folder / "STOP").unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "STOP").unlink()
 
 
 class Stop:
