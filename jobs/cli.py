@@ -21,6 +21,7 @@ import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.redaction import guard, guarded
 from pipeline.terminal import complete_streams
+from pipeline.wording import printable
 
 # The order of a first tour; a job that is not named here follows, by name.
 _TOUR = (
@@ -146,7 +147,7 @@ def _main(argv: Sequence[str] | None) -> int:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:
             raise
-        print(f"biggan: error: {known}", file=sys.stderr)
+        print(f"biggan: error: {printable(str(known))}", file=sys.stderr)
         return known.exit_code
 
 

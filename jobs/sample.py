@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
         images, columns, what = _LAYOUTS[args.layout](args)
         write_sheet(args.out, images, columns)
-        print(f"{args.out}: {what}")
+        print(f"{args.out}: {printable(what)}")
     else:
         _write_set(args, kind)
 

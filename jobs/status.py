@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.wording import command, plural
+from pipeline.wording import command, plural, printable
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     print(args.folder)
     for name, said in rows.items():
         for line in said.splitlines():
-            print(f"  {name:<10} {line}")
+            print(f"  {name:<10} {printable(line)}")
             name = ""
 
 
@@ -46,11 +46,8 @@ def _state(folder: Path) -> str:
         state = "ended without a word (killed, or its node lost)"
     if stop.requested(folder):
         state += ", asked to stop"
-    return (
-        state
-        + (f", exit code {status.exit_code}" if status.exit_code else "")
-        + (f": {status.message}" if status.message else "")
-    )
+    code = f", exit code {status.exit_code}" if status.exit_code else ""
+    return printable(state + code + (f": {status.message}" if status.message else ""))
 
 
 def _job(folder: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.slurm import Job
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     while run.is_training(args.folder) or _job(args.folder):
         time.sleep(0.5)
     status = run.read_status(args.folder / "status.json")
-    print(f"{args.folder}: {status.state if status else 'no status'}, {status.images if status else 0:,} images")
+    print(f"{args.folder}: {printable(status.state) if status else 'no status'}, {status.images if status else 0:,} images")
 
 
 def _job(folder: Path) -> "Job | None":

@@ -207,8 +207,9 @@ def _refuse_second(run: Path) -> None:
 
 
 def _options(run: Path, name: str) -> list[str]:
+    logs = str(run / "logs").replace("%", "%%")  # Slurm replaces %j and the like, also in a run's name
     # Said here, it overrides SBATCH_EXPORT of a site, with which the job would not even find its site file.
-    return [f"--job-name={run.name}-{name}", f"--output={run}/logs/slurm-{name}-%j.log", "--export=ALL"]
+    return [f"--job-name={run.name}-{name}", f"--output={logs}/slurm-{name}-%j.log", "--export=ALL"]
 
 
 def _template(name: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, DataError, StorageError, UserError
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.tracking import Delivery
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             _sync(folder, args, away)
         except UserError as error:
-            print(f"biggan: error: {folder}: {error}", file=sys.stderr, flush=True)
+            print(f"biggan: error: {folder}: {printable(str(error))}", file=sys.stderr, flush=True)
             code = code or error.exit_code
     return code
 

@@ -11,6 +11,7 @@ from pipeline import named, stop, terminal, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.launch import PATIENCE, WORKING_DIRECTORY_VARIABLE, Launch, forget_stop, launch
 from pipeline.process import PARENT_VARIABLE, die_with_parent, outlived_launcher
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -92,7 +93,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         before = run.read_status(folder / "status.json")
         images = before.images if before else 0
         if not run.write_status(folder, run.Status("failed", images, known.exit_code, str(known))):
-            print(f"biggan: error: {known}", file=sys.stderr)
+            print(f"biggan: error: {printable(str(known))}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()
         os._exit(known.exit_code)
@@ -122,7 +123,6 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     import torch.distributed as dist
 
     from pipeline import run
-    from pipeline.best_effort import best_effort
     from pipeline.dataset import load_data
     from pipeline.engines import start_workers
     from pipeline.loop import train
@@ -149,8 +149,10 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     stop.ignore_signals()
     dist.destroy_process_group()
     if reason and os.environ["LOCAL_RANK"] == "0":
-        with best_effort(folder / "STOP"):
+        try:
             stop.forget(folder)
+        except OSError as error:
+            print(f"biggan: warning: {folder / 'STOP'} stays ({error.strerror}): remove it before the next start", flush=True)
     if held:
         held.close()
     return reason

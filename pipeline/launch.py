@@ -24,7 +24,7 @@ from pipeline.journal import journal_path
 from pipeline.launch_folder import DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.process import PARENT_VARIABLE, die_with_parent
 from pipeline.topology import Topology, without_launchers
-from pipeline.wording import plural
+from pipeline.wording import plural, printable
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -110,7 +110,7 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     manifest = load_data(config.data)
     run.check_model(config, manifest)
     if topology.rank == 0 and (empty := empty_classes(manifest.classes, manifest.class_counts)):
-        print(f"biggan: warning: {empty}", file=sys.stderr)
+        print(f"biggan: warning: {printable(empty)}", file=sys.stderr)
     finished = False
     if topology.rank == 0:
         if config.checkpoint.uri:
@@ -250,11 +250,11 @@ def _tell(config: "RunConfig", end: "Status") -> int:
     if end.state == "stopped":
         what = stop.lasting(Path(config.run))
         again = f"the same command goes on there{f' after you have moved {what}, away' if what else ''}"
-        print(f"stopped by {end.message} at image {end.images:,} of {config.total_images:,}: {again}")
+        print(f"stopped by {printable(end.message)} at image {end.images:,} of {config.total_images:,}: {again}")
     elif end.state == "interrupted":
         print("stopped by a signal before training began: the same command starts again")
     elif end.state != "finished":
-        print(f"biggan: error: {end.message}", file=sys.stderr)
+        print(f"biggan: error: {printable(end.message)}", file=sys.stderr)
     return end.exit_code if end.exit_code is not None else 1
 
 

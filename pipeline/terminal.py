@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self, TextIO, cast
 
+from pipeline.wording import printable
+
 PROGRESS_VARIABLE = "BIGGAN_PROGRESS"
 """Environment variable: a file in which rank 0 keeps the number of images that it has trained on, as text."""
 
@@ -48,6 +50,26 @@ class BestEffort:
         return getattr(self._stream, name)
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
+_CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+
+
+class Escaping:
+    """A stream that shows control characters instead of sending them: names and messages of others may hold commands.
+
+    Lines and progress bars stay as they are. What turns the direction of text is shown, too.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text if text.isprintable() else text.translate(_CONTROLS))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def best_effort() -> Iterator[None]:
     """Inside, what is written to stdout and stderr is lost where they do not take it."""
@@ -60,7 +82,7 @@ def best_effort() -> Iterator[None]:
 
 
 def complete_streams() -> None:
-    """Open the standard streams that this process was started without, and let all of them take any text.
+    """Open the standard streams that this process was started without, and let all of them take any text, and only print it.
 
     Else the next file that is opened becomes the stdout of a child, and a name that the terminal's encoding lacks is an error.
     """
@@ -73,6 +95,7 @@ def complete_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (cast(TextIO, Escaping(stream)) for stream in (sys.stdout, sys.stderr))
 
 
 class Show:
@@ -116,7 +139,7 @@ class Show:
 
     def _say(self, stdout: IO[bytes]) -> None:
         for raw in stdout:
-            line = raw.decode(errors="replace").rstrip("\n")
+            line = printable(raw.decode(errors="replace").rstrip("\n").expandtabs())
             if self._bar.disable:
                 print(line, flush=True)
                 continue

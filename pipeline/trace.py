@@ -24,9 +24,11 @@ def trace(folder: Path, ranks: Ranks, updates: int, say: Callable[[str], None]) 
         with best_effort(path):
             folder.mkdir(parents=True, exist_ok=True)
             done.export_chrome_trace(str(path))
+            if ranks.main:
+                say(f"the trace is {path}, one of each rank beside it")
         if ranks.main:
             by = "self_device_time_total" if cuda else "self_cpu_time_total"
-            say(f"{updates} updates, by their own time; the trace is {path}, one of each rank beside it")
+            say(f"{updates} updates, by their own time:")
             say(done.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=40))
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda

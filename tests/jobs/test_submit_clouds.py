@@ -230,3 +230,9 @@ def run(cloud: Cloud, scheduler: str, documents: list[Any], folder: Path, stop_a
 def runs(cloud: Cloud, experiment: str) -> list[Any]:
     client = connect(cloud.mlflow.uri)
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
+
+
+def test_slurm_replaces_nothing_in_a_runs_name() -> None:
+    from jobs.submit import _options
+
+    assert _options(Path("/runs/50% of %j"), "train")[1] == "--output=/runs/50%% of %%j/logs/slurm-train-%j.log"

@@ -83,6 +83,30 @@ def test_a_terminal_has_a_bar_below_the_lines(tmp_path: Path) -> None:
 
 
 def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LAUNCHER, WORKER], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path / "progress")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "resuming at image 1,000 of 4,000: läuft\n     3,000 img\n"
     assert done.stderr == ""
+
+
+HOSTILE = r"""
+from pipeline.terminal import complete_streams
+complete_streams()
+import sys
+for stream in (sys.stdout, sys.stderr):
+    print("\x1b]0;pwned\x07 \x9b31m \u202e caf\udce9 \tl\u00e4uft\r", file=stream, flush=True)
+"""
+
+
+def test_a_terminal_gets_no_commands_of_others() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, env=environment, check=True)
+    wanted = "\\x1b]0;pwned\\x07 \\x9b31m \\u202e caf\\udce9 \tläuft\r\n"
+    assert done.stdout.decode() == done.stderr.decode() == wanted
+
+
+def test_lines_of_workers_are_lines(tmp_path: Path) -> None:
+    worker = "print('a\\tb \\x1b[31mred\\rbiggan: error: your run is lost')"
+    command = [sys.executable, "-c", LAUNCHER, worker, str(tmp_path / "progress")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "a       b \\x1b[31mred\\rbiggan: error: your run is lost\n"
