@@ -23,12 +23,13 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.index import COMPRESSED, INDEXED, MANIFEST, ROW, Manifest, Shard, dump_index, dump_manifest, index_name
 from pipeline.index_report import Tars, refusal, report
 from pipeline.labels import Classes, number_labels
-from pipeline.layout import SPLITS, split_within
+from pipeline.layout import SPLITS, escaped, split_within
 from pipeline.sample_rules import BAD_LABEL, Fault, Rules
 from pipeline.tar_samples import Progress, Scan, scan
 from pipeline.wording import command, plural
 
 _HOPELESS = 100  # samples that the rules do not fit, before any that they do
+_MOST_SHARDS = 1_000_000  # that a name may speak of: each that is not there is listed
 _NUMBERED = re.compile(r"(.*?)(\d+)((?:-of-(\d+))?\.tar)", re.IGNORECASE)
 
 
@@ -41,6 +42,9 @@ def index_shards(
     ConfigError or DataError for what cannot be used (its notes list each fault), StorageError where a store fails; then
     nothing has been written.
     """
+    for text in (*address(tars.folder, destination), *tars.names):
+        if escaped(text) != text:
+            raise ConfigError(f"{escaped(text)} is not UTF-8, and a manifest cannot name it: rename it")
     named.note("read", [tars.folder, destination])
     check_destination(destination, tars.names, threads)
     scans = _scan_all(tars, rules, threads, progress)
@@ -201,6 +205,8 @@ def _gaps(names: list[str]) -> tuple[list[str], list[str]]:
     gaps: list[str] = []
     for (before, after, width), numbers in groups.items():
         of = re.search(r"-of-(\d+)", after)
+        if of and int(of[1]) > _MOST_SHARDS:
+            raise ConfigError(f"{before}{min(numbers):0{width}d}{after} is one of {int(of[1]):,} tars by its name: rename it")
         expected = range(int(of[1])) if of else range(min(numbers), max(numbers) + 1)
         if of or len(expected) <= 2 * len(numbers):  # else they are dates, or other names
             missing = [f"{before}{number:0{width}d}{after}" for number in expected if number not in numbers]

@@ -84,7 +84,9 @@ def _by_file(given: tuple[str, ...], ids: dict[str, int], names: list[str], wron
 def _by_number(ids: dict[str, int], renumber: bool, wrong: dict[str, tuple[str, str]]) -> Classes:
     found = sorted(set(ids.values()))
     if renumber:
-        texts = {number: [text for text in ids if ids[text] == number and text.isdigit()] for number in found}
+        texts: dict[int, list[str]] = {number: [] for number in found}
+        for text, number in ids.items():
+            texts[number] += [text] if text.isdigit() else []
         names = tuple(texts[number][0] if len(texts[number]) == 1 else str(number) for number in found)
         label = {number: label for label, number in enumerate(found)}
         return Classes(_bounded(names), {text: label[number] for text, number in ids.items()}, wrong)

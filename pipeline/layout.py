@@ -56,10 +56,8 @@ def distinct(names: Iterable[str]) -> tuple[str, ...]:
     """Return `names` so that no two look equal (NFC) or are empty.
 
     The second `crane` is `crane (2)`, an empty name 3 is `class 3`.
-
-    Bytes that are no UTF-8 (in names of folders) are shown as U+FFFD.
     """
-    given = [printable(name) for name in names]
+    given = list(names)
     taken = {_composed(name) for name in given}
     used: dict[str, str] = {}
     for number, name in enumerate(given):
@@ -79,6 +77,15 @@ def _composed(name: str) -> str:
 def printable(text: str) -> str:
     """Return `text` so that it can be written as UTF-8: names of files may hold any bytes."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def escaped(text: str) -> str:
+    """Return `text` with an escape for each byte that is not UTF-8, as in caf\\xe9; `text` itself where all of it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
+    return text
 
 
 def is_image(path: str) -> bool:

@@ -14,7 +14,9 @@ from typing import Any
 
 from pipeline.errors import DataError, StorageError
 from pipeline.source import BLOCK_BYTES
+from pipeline.untrusted import parsing
 
+_BATCH_ROWS = 256  # that are decoded at a time, as one image may stand in all rows
 _BATCH_BYTES = 16 << 20  # decoded at a time, of a large row group
 
 
@@ -41,18 +43,23 @@ class Group:
 
 
 class InMemory:
-    """The images of one row group, as Arrow has them."""
+    """The images of one row group, as Arrow has them. Raises DataError where they are more than `most` bytes."""
 
-    def __init__(self, columns: list[Any]) -> None:
-        self._columns = columns
+    def __init__(self, columns: Iterator[Any], most: int, place: str) -> None:
+        import pyarrow as pa
+
+        kept: list[Any] = []
+        found = 0
+        for column in columns:
+            kept.append(column)
+            found += column.nbytes
+            if found > most:
+                raise DataError(f"{place} has images of {found:,} bytes, and its footer says fewer: get it again")
+        self._column = pa.chunked_array(kept or [pa.array([], pa.binary())])
 
     def __getitem__(self, row: int) -> bytes | None:
-        for column in self._columns:
-            if row < len(column):
-                data = column[row].as_py()
-                return None if data is None else bytes(data)
-            row -= len(column)
-        raise IndexError(row)
+        data = self._column[row].as_py()
+        return None if data is None else bytes(data)
 
 
 class OnDisk:
@@ -87,7 +94,7 @@ class OnDisk:
 def load_group(group: Group) -> InMemory | OnDisk:
     """Read one row group. Raises DataError where it is damaged, StorageError if the folder for temporary files is full."""
     if group.bytes <= BLOCK_BYTES:
-        return InMemory(list(_columns(group, group.rows)))
+        return InMemory(_columns(group, group.rows), BLOCK_BYTES + 2 * group.bytes, f"{group.path}, row group {group.number},")
     return OnDisk(_columns(group, max(1, group.rows * _BATCH_BYTES // group.bytes)))
 
 
@@ -96,13 +103,10 @@ def _columns(group: Group, rows: int) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        # Without pre_buffer, or all of the row group would be read at once. What remains in memory is a page of the file.
-        with pq.ParquetFile(group.path, metadata=group.metadata, pre_buffer=False, buffer_size=1 << 20) as file:
-            batches = file.iter_batches(max(1, rows), [group.number], [group.column], use_threads=False)
-            while (batch := next(batches, None)) is not None:
-                images = batch.column(0)
-                yield images.field("bytes") if pa.types.is_struct(images.type) else images
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{group.path}, row group {group.number}, cannot be read ({reason}): get it again") from None
+    # Without pre_buffer, or all of the row group would be read at once. What remains in memory is a page of the file.
+    options = {"metadata": group.metadata, "pre_buffer": False, "buffer_size": 1 << 20}
+    place = f"{group.path}, row group {group.number}, cannot be read"
+    with parsing(place, "get it again"), pq.ParquetFile(group.path, **options) as file:
+        for batch in file.iter_batches(max(1, min(rows, _BATCH_ROWS)), [group.number], [group.column], use_threads=False):
+            images = batch.column(0)
+            yield images.field("bytes") if pa.types.is_struct(images.type) else images

@@ -5,10 +5,14 @@ places of the sorted WordNet ids, as everybody numbers ImageNet's classes. One p
 for each; then any image is one read.
 """
 
+import functools
 import hashlib
+import importlib.util
 import io
 import os
 import re
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ import numpy as np
 from pipeline.errors import ConfigError, DataError
 from pipeline.source import Ints, Names, Source, refuse_climbing, unpacked
 from pipeline.tar import FileStream, members
-from pipeline.untrusted import parsing
+from pipeline.untrusted import parse, parsing
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 
@@ -26,6 +30,15 @@ _CLASS = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 _VAL = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.JPEG")
 _KIT = ("data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt")
 _KIT_BYTES = 16 << 20  # of one of its files; they have 100 kB
+
+_READ_MAT = """
+import io, json, sys
+import numpy
+from scipy.io import loadmat
+rows = numpy.atleast_1d(loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)["synsets"])
+rows = [row for row in rows if int(row["num_children"]) == 0]  # the others are groups of classes
+print(json.dumps([(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in rows]))
+"""
 
 
 def open_imagenet(place: str, tars: list[Path], say: Callable[[str], None]) -> list[Source]:
@@ -130,18 +143,26 @@ def _members(stream: io.FileIO, place: str, start: int = 0, length: int | None =
 
 def _devkit(file: Path) -> tuple[dict[str, str], list[str]]:
     """(first word by WordNet id, for the classes; the id of each validation image)."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ConfigError(f"{file.name} has a MATLAB file: `pip install 'biggan-pipeline[imagenet]'` to read it") from None
+    if not importlib.util.find_spec("scipy"):
+        raise ConfigError(f"{file.name} has a MATLAB file: `pip install 'biggan-pipeline[imagenet]'` to read it")
     files: dict[str, bytes] = {}
     with parsing(f"{file} is damaged", "get it again"):
         for member in members(unpacked(file), lambda name, size: name.endswith(_KIT) and size <= _KIT_BYTES):
             refuse_climbing(str(file), member.name)
             if member.data is not None:
                 files[member.name.rpartition("/")[2]] = member.data
-        synsets = np.atleast_1d(loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"])
-        classes = [row for row in synsets if int(row["num_children"]) == 0]  # the others are groups of classes
-        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in classes}
+        rows = _synsets(files["meta.mat"])
+        by_number = {number: name for number, name, _ in rows}
         truth = [by_number[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]
-        return {str(row["WNID"]): str(row["words"]).split(",")[0] for row in classes}, truth
+        return {name: words.split(",")[0] for _, name, words in rows}, truth
+
+
+@functools.lru_cache(maxsize=1)
+def _synsets(mat: bytes) -> list[tuple[int, str, str]]:
+    """(ILSVRC2012_ID, WNID, words) of each class, in a process of its own: a damaged file makes SciPy's reader crash."""
+    command = [sys.executable, "-I", "-c", _READ_MAT]
+    one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, input=mat, capture_output=True, env=one_thread, check=False)
+    if done.returncode:
+        raise ValueError((done.stderr.decode(errors="replace").strip() or "SciPy cannot read it").splitlines()[-1])
+    return parse(list[tuple[int, str, str]], done.stdout, "meta.mat")

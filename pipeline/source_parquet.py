@@ -6,9 +6,7 @@ metadata if there is one, or text. Splits are named by folders or files: `CONFIG
 """
 
 import hashlib
-import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,14 @@ import numpy as np
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.layout import split_name, split_order, split_within
+from pipeline.parquet_labels import features, number, read_labels
 from pipeline.parquet_rows import Group, load_group
-from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source, same_classes
+from pipeline.source import BLOCK_BYTES, BlockCache, Blocks, Names, Source, refuse_bomb, same_classes
 from pipeline.source_files import Files
+from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
 
+_FREE_ROWS = 1 << 20  # more than these need a file of as many bytes
 _IMAGE_NAMES, _LABEL_NAMES = ("image", "img", "jpg", "png"), ("label", "labels", "fine_label", "cls", "class")
 
 
@@ -55,12 +56,12 @@ def _no_pyarrow(place: object) -> ConfigError:
 
 
 def _has_images(path: Path, with_labels: bool) -> bool:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        image, label = _columns(pq.read_schema(path))
-    except (pa.ArrowException, OSError):
+        with parsing(str(path)):
+            image, label = _columns(pq.read_schema(path))
+    except DataError:
         return not with_labels  # opening it will say what is wrong
     return image is not None and (label is not None or not with_labels)
 
@@ -130,30 +131,32 @@ def _part(place: str, path: Path) -> tuple[str, str]:
 
 def _split(split: str, place: str, paths: list[Path], chosen_label: str | None) -> Source:
     """All row groups of `paths` as one split."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     groups: list[Group] = []
     labels: list[Any] = []
     label: str | None = None
     seal = hashlib.sha256()
-    try:
-        for path in paths:
+    for path in paths:
+        with parsing(f"SRC {path} is damaged or no parquet", "get it again"):
             with pq.ParquetFile(path) as file:
                 image, label = _needed(path, file.schema_arrow, chosen_label)
-                if label is not None:
-                    labels.append(_plain(file.read([label]).column(0)))
-                groups += [Group(path, number, image, file.metadata) for number in range(file.num_row_groups)]
+                found = [Group(path, number, image, file.metadata) for number in range(file.num_row_groups)]
+                _refuse_claims(path, found)
+                groups += found
                 schema = file.schema_arrow
+            if label is not None:
+                labels.append(read_labels(path, label))
             seal.update(repr((path.name, path.stat().st_size, path.stat().st_mtime_ns)).encode())
-        classes: tuple[str, ...] = ("all",)
-        rows = [0] + [group.rows for group in groups]
+    classes: tuple[str, ...] = ("all",)
+    rows = [0] + [group.rows for group in groups]
+    with parsing(f"SRC {place} is damaged", "get it again"):
         if label is None:
             numbers = np.zeros(sum(rows), np.int64)
         else:
-            numbers, classes = _labels(place, split, pa.concat_arrays(_one_type(place, label, labels)), schema, label)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"SRC {path} is damaged or no parquet ({str(error).splitlines()[0]}): get it again") from None
+            numbers, classes = number(place, split, labels, schema, label)
+        if len(numbers) != sum(rows):
+            raise ValueError(f"it has {len(numbers):,} labels and {sum(rows):,} rows")
     starts = np.cumsum(rows, dtype=np.int64)
     window = max(1, BLOCK_BYTES // max([1] + [group.bytes for group in groups]))
 
@@ -186,6 +189,14 @@ def _split(split: str, place: str, paths: list[Path], chosen_label: str | None) 
     )
 
 
+def _refuse_claims(path: Path, groups: list[Group]) -> None:
+    """Raise DataError where the footer claims so many rows or bytes that the file cannot hold them."""
+    size, rows = path.stat().st_size, sum(group.rows for group in groups)
+    if min([0, *(group.rows for group in groups)]) < 0 or rows > max(_FREE_ROWS, size):
+        raise DataError(f"SRC {path} claims to hold {rows:,} rows in {size:,} bytes: get it again")
+    refuse_bomb(str(path), size, sum(group.bytes for group in groups))
+
+
 def _needed(path: Path, schema: Any, chosen_label: str | None) -> tuple[str, str | None]:
     """Names of the image column and the label column (None for --label none). Raises ConfigError where one is missing."""
     image, label = _columns(schema)
@@ -211,66 +222,9 @@ def _columns(schema: Any) -> tuple[str | None, str | None]:
         kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
         return any(is_kind(kind.value_type if pa.types.is_dictionary(kind) else kind) for is_kind in kinds)
 
-    features = _features(schema)
+    noted = features(schema)
     images = [field.name for field in schema if holds_bytes(field.type)]
-    labels = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    labels = [name for name, feature in noted.items() if feature.get("_type") == "ClassLabel"]
     known = [name for name in _LABEL_NAMES if name in schema.names]
     image = next((name for name in _IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     return image, known[0] if known else labels[0] if len(labels) == 1 else None
-
-
-def _features(schema: Any) -> dict[str, Any]:
-    """What Hugging Face notes on the columns."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-
-
-def _plain(column: Any) -> Any:
-    """A column of labels as one array of integers or text, whatever form it was stored in (categories, views)."""
-    import pyarrow as pa
-
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        kind = pa.large_string()
-    return pa.concat_arrays(column.cast(kind).chunks or [pa.array([], kind)])
-
-
-def _one_type(place: str, column: str, labels: Sequence[Any]) -> list[Any]:
-    """Labels of several files, all as int64 or all as text. Raises ConfigError for others."""
-    import pyarrow as pa
-
-    for array in labels:
-        if array.null_count:
-            raise ConfigError(f"SRC {place}: there are rows without a {column}; fix them")
-        if not (pa.types.is_integer(array.type) or pa.types.is_large_string(array.type)):
-            raise ConfigError(f"SRC {place}: its column {column} has the type {array.type}; make it integers or text")
-    kinds = {"text" if pa.types.is_large_string(array.type) else "integers" for array in labels}
-    if len(kinds) > 1:
-        raise ConfigError(f"SRC {place}: its column {column} is text in one file, integers in another; make it one of these")
-    return [array if pa.types.is_large_string(array.type) else array.cast(pa.int64()) for array in labels]
-
-
-def _labels(place: str, split: str, labels: Any, schema: Any, column: str) -> tuple[Ints, tuple[str, ...]]:
-    """Labels [n] and class names."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    where = f"SRC {place} {split}".rstrip()
-    if len(labels) == 0:
-        raise ConfigError(f"{where} has no rows: get it again")
-    if pa.types.is_large_string(labels.type):
-        classes = tuple(sorted(pc.unique(labels).to_pylist()))
-        if empty := [name for name in classes if not name.strip()]:
-            raise ConfigError(f"{where}: rows have an empty {column} ({empty[0]!r}); fix it")
-        return pc.index_in(labels, pa.array(classes, labels.type)).to_numpy(zero_copy_only=False).astype(np.int64), classes
-    numbers = labels.to_numpy().astype(np.int64)
-    names = _features(schema).get(column, {}).get("names")
-    if not names and numbers.max() >= max(1000, len(numbers)):
-        raise ConfigError(
-            f"{where}: its column {column} has the label {numbers.max()} for {plural(len(numbers), 'image')}: "
-            "number the classes from 0"
-        )
-    return numbers, tuple(map(str, names if names else range(int(numbers.max()) + 1)))

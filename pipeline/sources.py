@@ -14,9 +14,10 @@ import numpy as np
 from pipeline import source_cifar, source_idx, source_imagenet, source_parquet, source_shards, source_trees, storage
 from pipeline.errors import ConfigError
 from pipeline.index import MANIFEST
-from pipeline.layout import distinct, kind_of, printable, said, split_name
+from pipeline.layout import distinct, escaped, kind_of, printable, said, split_name
 from pipeline.source import Source
 from pipeline.source_files import Files, folder_files, zip_files
+from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
 
 __all__ = ["Source", "open_source"]
@@ -48,7 +49,18 @@ def open_source(
             say(printable(f"{where}: passed over {said(source.passed)}"))
     if label == "none":
         return [replace(source, classes=source_trees.ALL, labels=np.zeros_like(source.labels)) for source in sources]
+    _refuse_names(place, sources)
     return [replace(source, classes=distinct(source.classes)) for source in sources]
+
+
+def _refuse_names(place: str, sources: list[Source]) -> None:
+    """Raise ConfigError for a class name that a manifest cannot hold, before the first image is packed."""
+    for source in sources:
+        if wrong := next((name for name in source.classes if escaped(name) != name), None):
+            raise ConfigError(
+                f"SRC {printable(place)}: the name of the class {escaped(wrong)} is not UTF-8: rename it, "
+                "or add --label none for one class"
+            )
 
 
 def _open(place: str, say: Callable[[str], None], split: str | None, label: str | None) -> list[Source]:
@@ -155,6 +167,8 @@ def _file(path: Path, say: Callable[[str], None], split: str | None, label: str 
         if cifar := source_cifar.open_tar(path):
             return cifar
         raise source_shards.foreign(str(path))
-    if zipfile.is_zipfile(path):
+    with parsing(f"cannot read {path}"):
+        is_zip = zipfile.is_zipfile(path)
+    if is_zip:
         return source_trees.open_tree(zip_files(path), split, label)
     raise ConfigError(f"SRC {path} is none of: zip, ...-images-idx3-ubyte(.gz), .parquet, CIFAR's or ImageNet's tar")

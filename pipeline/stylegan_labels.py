@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.source import Ints
+from pipeline.untrusted import parsing
 from pipeline.wording import plural
 
 
@@ -17,10 +18,8 @@ def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> In
     each image.
     """
     where = f"SRC {place}: dataset.json"
-    try:
+    with parsing(f"{where} cannot be read", f"fix it, or {by_folder} for classes by folder", ConfigError):
         document = json.loads(data)
-    except ValueError as error:
-        raise ConfigError(f"{where} cannot be read ({error}): fix it, or {by_folder} for classes by folder") from None
     if not isinstance(document, dict) or "labels" not in document:
         return None
     if not document["labels"]:
@@ -30,6 +29,8 @@ def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> In
             f"{where} has no labels, but folders have names, such as {paths[0]}: add --label none for one class, "
             f"or {by_folder} for classes by folder"
         )
+    if not isinstance(document["labels"], list):
+        raise ConfigError(f"{where} has labels that are no list: write [[file, class], ...], or add --label none")
     labels: dict[str, int] = {}
     for entry in document["labels"]:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
@@ -49,5 +50,8 @@ def read_labels(place: str, data: bytes, paths: list[str], by_folder: str) -> In
             "or add --label none"
         )
     if (greatest := max(labels.values())) >= max(1000, len(labels)):
-        raise ConfigError(f"{where} has the label {greatest} for {plural(len(labels), 'image')}: number the classes from 0")
+        raise ConfigError(
+            f"{where} has the label {greatest} for {plural(len(labels), 'image')}: number the classes from 0, "
+            "or add --label none for one class"
+        )
     return np.array([labels[path] for path in paths], np.int64)

@@ -19,11 +19,11 @@ def test_equal_names_are_told_apart() -> None:
     assert distinct(["", "a", " ", "class 0"]) == ("class 0 (2)", "a", "class 2", "class 0")
 
 
-@given(st.lists(st.sampled_from(["a", "a (2)", "a (3)", "", " ", "class 1", "class 1 (2)", "\udcff"]), max_size=8))
+@given(st.lists(st.sampled_from(["a", "a (2)", "a (3)", "", " ", "class 1", "class 1 (2)"]), max_size=8))
 def test_names_of_classes_are_never_equal_or_empty(names: list[str]) -> None:
     found = distinct(names)
     assert len(found) == len(set(found)) == len(names)
     assert all(name.strip() for name in found)
     "".join(found).encode()
-    if len(set(names)) == len(names) and all(name.strip() and name != "\udcff" for name in names):
+    if len(set(names)) == len(names) and all(name.strip() for name in names):
         assert found == tuple(names)

@@ -242,8 +242,10 @@ def test_names_that_are_no_text_and_zips_that_repeat_a_name(tmp_path: Path) -> N
         os.makedirs(os.fsencode(tmp_path / "tree") + b"/" + name)
         Path(os.fsdecode(os.fsencode(tmp_path / "tree") + b"/" + name + b"/1.jpg")).write_text("")
     said: list[str] = []
-    (source,) = open_source(str(tmp_path / "tree"), said.append)
-    assert source.classes == ("\ufffd", "\ufffd (2)")
+    with pytest.raises(ConfigError, match=r"the name of the class \\xe9 is not UTF-8: rename it, or add --label none"):
+        open_source(str(tmp_path / "tree"), said.append)
+    (source,) = open_source(str(tmp_path / "tree"), said.append, label="none")
+    assert len(source.labels) == 2
     "".join(said).encode()
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a/1.jpg", "old")

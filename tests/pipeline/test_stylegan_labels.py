@@ -42,11 +42,13 @@ def test_labels_of_stylegan(tmp_path: Path, form: str, labels: list[list[object]
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ("{", "cannot be read .* add --label name"),
+        ("{", "cannot be read: .* add --label name"),
         ({"labels": [[path, [0, 1]] for path in PNG]}, r"gives 00000/img000000.png the label \[0, 1\]"),
         ({"labels": [[path, -1] for path in PNG]}, "the label -1: write a number from 0, or add --label none"),
         ({"labels": [[path, True] for path in PNG]}, "the label True"),
-        ({"labels": dict(LABELS)}, "has the entry 00000/img000000.png: write"),  # type: ignore[arg-type]
+        ({"labels": dict(LABELS)}, "has labels that are no list: write"),  # type: ignore[arg-type]
+        ({"labels": 7}, "has labels that are no list: write"),
+        ("[" * 100_000, "cannot be read: RecursionError"),
         ({"labels": [*LABELS, [PNG[0], 1]]}, "gives 00000/img000000.png the labels 0 and 1"),
         ({"labels": [*LABELS, ["gone.png", 1]]}, "has labels for 1 file not there, such as gone.png"),
         ({"labels": LABELS[1:]}, "has no label for 1 of 6 images, such as 00000/img000000.png"),
