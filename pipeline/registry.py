@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pipeline.export
-from pipeline import evaluations, moved_store
+from pipeline import evaluations, moved_store, named
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluations import Evaluation
 from pipeline.mlflow_errors import as_line, is_from_store
@@ -202,11 +202,14 @@ def download(client: "MlflowClient", version: "ModelVersion", folder: Path | Non
 
     The process must `use` its store. Raises DataError if its weights are not there.
     """
+    import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     # Not by the version's own URI: MLflow would write its name into the store's files at each look.
     place = client.get_model_version_download_uri(version.name, version.version)
+    if file := sqlite_file(mlflow.get_tracking_uri()):  # a server has its own say in where its models are
+        named.check_read(str(file), place, f"{version.name} version {version.version}")
     try:
         files = Path(download_artifacts(place, dst_path=str(folder) if folder else None))
     except (MlflowException, OSError) as error:

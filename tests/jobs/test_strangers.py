@@ -254,6 +254,17 @@ def test_a_database_in_the_folder_puts_artifacts_nowhere_else(place: Path, stran
     assert not (place.parent / "elsewhere").exists()
 
 
+def test_a_model_in_a_database_that_was_sent_is_in_no_other_store(
+    tmp_path: Path, registered_run: Path, stranger: Stranger, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(registered_run, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "mlflow.db") as store:
+        store.execute("UPDATE model_versions SET source = ?, storage_location = ?", (f"{stranger.uri}/model",) * 2)
+    words = ["sample", "models:/tiny@first", tmp_path / "x.png", "--tracking-uri", tmp_path / "run"]
+    assert_one_line_after(lambda: run(*words), capsys, 78, f"names {stranger.uri}/model", "add --allow")
+    assert not stranger.asked
+
+
 READERS = [
     ("checkpoint.uri", ["sample", "RUN", "OUT/x.png"], "s3://strangers/x"),
     ("checkpoint.uri", ["export", "RUN", "OUT/model"], "s3://strangers/x"),
