@@ -80,11 +80,10 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
     """The resolved configuration, with the run's absolute folder; every mistake in it is found here."""
     from dataclasses import replace
 
-    from pipeline import named, submission
+    from pipeline import submission
     from pipeline.config import load_config
 
-    config = load_config(args.config, args.overrides)
-    named.note_run(config)
+    config = submission.carry(load_config(args.config, args.overrides))
     submission.check(config, args.nodes, config.processes or args.gpus_per_node or 1)
     return replace(config, run=str(Path(config.run).absolute()))
 
@@ -166,7 +165,7 @@ def _described(args: argparse.Namespace) -> "ClusterJob":
     from pipeline import cluster_job, submission
     from pipeline.config import load_config
 
-    args.config = load_config(args.config, args.overrides)
+    args.config = submission.carry(load_config(args.config, args.overrides))
     job = cluster_job.describe(args.config, args.cluster, args.nodes, args.gpus_per_node)
     submission.check(args.config, args.nodes, args.config.processes or job.gpus or 1)
     args.run_folder = Path(args.config.run).absolute()

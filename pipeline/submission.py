@@ -10,12 +10,13 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pipeline import slurm, storage
 from pipeline.config import RunConfig, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.inside import same_store, store_key
 from pipeline.locks import lock_file
 
 
@@ -52,6 +53,21 @@ def check(config: RunConfig, nodes: int, processes: int) -> None:
     run.check_model(config, load_data(config.data))
     if next(checkpoint.committed(run.checkpoint_uri(config)), None) is None:
         initial_checkpoint(config)
+
+
+def carry(config: RunConfig) -> RunConfig:
+    """Return `config` with what this user has named: the machines that train do not know it.
+
+    `data.allow` gets the stores where the manifests say that their tars are. Raises as `load_data`.
+    """
+    from pipeline import named
+    from pipeline.dataset import load_data
+
+    named.note_run(config)
+    manifest, data = load_data(config.data), config.data
+    places = [(part.uri, part.tars) for part in manifest.parts] or [(data.uri, manifest.tars or data.uri)]
+    stores = sorted({store_key(tars) for uri, tars in places if not same_store(uri, tars)} - set(data.allow))
+    return replace(config, data=replace(data, allow=[*data.allow, *stores]))
 
 
 @contextlib.contextmanager

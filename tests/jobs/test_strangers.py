@@ -15,10 +15,13 @@ import pytest
 import yaml
 
 from jobs import cli
-from pipeline import checkpoint, http_files, named
+from pipeline import checkpoint, http_files, named, submission
+from pipeline.dataset import load_data
 from pipeline.errors import ConfigError
 from pipeline.index import MANIFEST, dump_manifest, load_manifest
 from pipeline.journal import append_line, journal_path
+from pipeline.run import load_run_config
+from pipeline.tracker import TrackingConfig
 from tests.jobs.tiny_runs import assert_one_line
 from tests.pipeline.saved_run import save_run
 
@@ -390,6 +393,23 @@ def test_tars_elsewhere_on_the_disk_or_where_the_user_indexed_them_are_read(plac
     assert load_manifest(str(place / "shards"), [f"{stranger.uri}/"]).tars == f"{stranger.uri}/tars"  # data.allow
     named.note("read", [f"{stranger.uri}/other/{{000..002}}.tar"])
     assert load_manifest(str(place / "shards")).tars == f"{stranger.uri}/tars"
+
+
+def test_a_job_takes_the_users_word_to_the_machines_that_train(
+    place: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(load_run_config(place / "run"), tracking=TrackingConfig(uri=stranger.uri))
+    assert submission.carry(config) == config  # nothing is elsewhere
+    set_manifest(place / "shards", tars=f"{stranger.uri}/tars")
+    with pytest.raises(ConfigError, match=r"set 'data\.allow=\[http://127\.0\.0\.1:\d+\]'"):
+        submission.carry(config)
+    named.note("read", [stranger.uri])
+    carried = submission.carry(config)
+    named.addresses().unlink()
+    monkeypatch.setattr(named, "_here", set())
+    assert load_data(carried.data).tars == f"{stranger.uri}/tars"
+    with pytest.raises(ConfigError):
+        load_data(named.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
 
 
 def test_a_commit_names_no_file_outside_of_its_checkpoint(place: Path, stranger: Stranger) -> None:
