@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out",
         metavar="OUT",
         help="NAME.png or NAME.webp: a sheet; NAME.npz: --count images as arr_0 [n, H, W, C] uint8 and their labels as arr_1; "
-        "FOLDER/: --count images as CLASS/NUMBER.png, or shards",
+        "FOLDER/: --count images as CLASS/NUMBER.png (CLASS is NUMBER-NAME where the name is no plain one), or shards",
     )
     parser.add_argument(
         "--layout",

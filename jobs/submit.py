@@ -81,14 +81,14 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
     """The resolved configuration, with the run's absolute folder; every mistake in it is found here."""
     from dataclasses import replace
 
-    from pipeline import named, submission
+    from pipeline import submission
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
-    named.note_run(config)
     submission.refuse_secrets(config)
     if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", config.run):
         raise ConfigError(f"run={config.run!r} has a line break or control character, which Slurm would lose: name another run")
+    config = submission.carry(config)
     submission.check(config, args.nodes, config.processes or args.gpus_per_node or 1)
     return replace(config, run=str(Path(config.run).absolute()))
 
@@ -170,8 +170,9 @@ def _described(args: argparse.Namespace) -> "ClusterJob":
     from pipeline import cluster_job, submission
     from pipeline.config import load_config
 
-    args.config = load_config(args.config, args.overrides)
-    submission.refuse_secrets(args.config)
+    config = load_config(args.config, args.overrides)
+    submission.refuse_secrets(config)
+    args.config = submission.carry(config)
     job = cluster_job.describe(args.config, args.cluster, args.nodes, args.gpus_per_node)
     submission.check(args.config, args.nodes, args.config.processes or job.gpus or 1)
     args.run_folder = Path(args.config.run).absolute()

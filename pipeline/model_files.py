@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import export, model_digest
+from pipeline import export, model_digest, named
 from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.mlflow_store import sqlite_file
 from pipeline.registry import find_store, is_registered, resolve, store_errors, use
 from pipeline.wording import printable
 
@@ -58,12 +59,15 @@ def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path, kind: R
     The process must `use` its store. Raises DataError if its weights are not there, an error of `kind` if a file is not as it
     was registered. Versions from before digests were kept are told on stderr: only their weights can be compared.
     """
+    import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    named = f"{version.name} version {version.version}"
+    what = f"{version.name} version {version.version}"
     # Not by the version's own URI: MLflow would write its name into the store's files at each look.
     place = client.get_model_version_download_uri(version.name, version.version)
+    if file := sqlite_file(mlflow.get_tracking_uri()):  # a server has its own say in where its models are
+        named.check_read(str(file), place, what)
     down = folder / "model"
     down.mkdir()
     try:
@@ -73,21 +77,21 @@ def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path, kind: R
             raise
         files = None
     if files is None or not (files / "artifacts" / export.WEIGHTS).is_file():
-        raise DataError(f"{named}: no weights found at {place}: bring its files back there")
+        raise DataError(f"{what}: no weights found at {place}: bring its files back there")
     model_digest.take_out_additions(files, folder / "aside")
-    _compare(files, version, named, kind)
+    _compare(files, version, what, kind)
     return files
 
 
-def _compare(files: Path, version: "ModelVersion", named: str, kind: Refusal) -> None:
+def _compare(files: Path, version: "ModelVersion", what: str, kind: Refusal) -> None:
     weights = files / "artifacts" / export.WEIGHTS
     if expected := version.tags.get("weights_sha256"):
         found = hashlib.sha256(weights.read_bytes()).hexdigest()
         if found != expected:
-            raise kind(f"{named}: its weights are not those that were registered: sha256 {found}, not {printable(expected)}")
+            raise kind(f"{what}: its weights are not those that were registered: sha256 {found}, not {printable(expected)}")
     if not (registered := version.tags.get(model_digest.FILES)):
         print(
-            f"biggan: warning: {named} was registered before digests of files were kept: its weights can be compared, its code "
+            f"biggan: warning: {what} was registered before digests of files were kept: its weights can be compared, its code "
             "cannot",
             file=sys.stderr,
         )
@@ -95,10 +99,10 @@ def _compare(files: Path, version: "ModelVersion", named: str, kind: Refusal) ->
     try:
         found = model_digest.digest(files)
     except DataError as error:
-        raise kind(f"{named}: its files are not those that were registered: {error}") from None
+        raise kind(f"{what}: its files are not those that were registered: {error}") from None
     if found != registered:
         raise kind(
-            f"{named}: its files are not those that were registered: digest {found[:16]}, not {printable(registered[:16])}. "
+            f"{what}: its files are not those that were registered: digest {found[:16]}, not {printable(registered[:16])}. "
             "Restore them from a copy, or register its run again under another --name"
         )
 
@@ -107,6 +111,6 @@ def images(version: "ModelVersion") -> int:
     """Return how many real images D had seen. Raises DataError if the version's tag is not a number."""
     text = version.tags.get("images", "")
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        named = f"{version.name} version {version.version}"
-        raise DataError(f"{named}: its tag images is {printable(text[:40])!r}, which is not a number: correct it in MLflow")
+        what = f"{version.name} version {version.version}"
+        raise DataError(f"{what}: its tag images is {printable(text[:40])!r}, which is not a number: correct it in MLflow")
     return int(text)

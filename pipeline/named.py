@@ -30,7 +30,9 @@ _here: set[str] = set()
 
 def addresses() -> Path:
     """Return the user's file of stores: $XDG_STATE_HOME/biggan/addresses, by default below ~/.local/state."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "biggan" / "addresses"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    # A container may run as a user without a home.
+    return Path(os.devnull if state.startswith("~") else state) / "biggan" / "addresses"
 
 
 def note(use: Use, uris: Iterable[str | None]) -> None:

@@ -88,8 +88,7 @@ class DataConfig:
                 else "uri is missing: set data.uri=VALUE"
             )
         for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "crop", "resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if not self.cache_gb > 0:
             raise ValueError(f"cache_gb={self.cache_gb}: must be above 0")

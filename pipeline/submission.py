@@ -12,13 +12,14 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pipeline import logins, slurm, storage
 from pipeline.addresses import is_web
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.errors import ConfigError
+from pipeline.inside import same_store, store_key
 from pipeline.locks import lock_file
 from pipeline.redaction import hide_secrets, holds_value
 
@@ -77,6 +78,21 @@ def refuse_secrets(config: RunConfig) -> None:
             f"{key} holds a password or key, and would be copied into what is submitted: set {key}={shlex.quote(plain)}, "
             f"with the secret in {ways[0] if is_web(plain) else ways[1]}"
         )
+
+
+def carry(config: RunConfig) -> RunConfig:
+    """Return `config` with what this user has named: the machines that train do not know it.
+
+    `data.allow` gets the stores where the manifests say that their tars are. Raises as `load_data`.
+    """
+    from pipeline import named
+    from pipeline.dataset import load_data
+
+    named.note_run(config)
+    manifest, data = load_data(config.data), config.data
+    places = [(part.uri, part.tars) for part in manifest.parts] or [(data.uri, manifest.tars or data.uri)]
+    stores = sorted({store_key(tars) for uri, tars in places if not same_store(uri, tars)} - set(data.allow))
+    return replace(config, data=replace(data, allow=[*data.allow, *stores]))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What the tests of commands share: a small configuration, and a run in MLflow's registry."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import classifier, registry
+from pipeline import classifier, named, registry
 from pipeline.classifier import Recipe
 from pipeline.generators import load_generator
 from pipeline.mlflow_store import connect
@@ -17,6 +18,7 @@ from pipeline.run import Status, read_identity, read_status
 from pipeline.tracking import Delivery
 from tests.conftest import write_tree
 from tests.jobs import background
+from tests.jobs.strangers import CANARY, Stranger
 from tests.jobs.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
 from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
 
@@ -129,6 +131,48 @@ def endless(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> str:
     rare = {"total_images": 10**8, "checkpoint": {"every": 10**8}, "sample_every": 0, "log_every": 64}
     file.write_text(yaml.safe_dump(TINY | rare | {"data": {"uri": str(shards)}}))
     return str(file)
+
+
+@pytest.fixture
+def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stranger]:
+    """With credentials in the environment, and a user who has named nothing so far."""
+    found = Stranger()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(named, "_here", set())
+    for name, value in {
+        "AWS_ENDPOINT_URL": found.uri,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": CANARY,
+        "AWS_REGION": "us-east-1",
+        "MLFLOW_TRACKING_TOKEN": CANARY,
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def sent(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, empty_store: Path) -> Path:
+    """A run with its shards beside it. Read only."""
+    folder = tmp_path_factory.mktemp("sent")
+    shutil.copytree(shards_grey, folder / "shards")
+    save_run(folder / "run", folder / "shards", store=empty_store)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, sent: Path) -> Path:
+    """A copy of it in a folder of the user's, who has a private file beside it."""
+    folder = tmp_path / "inbox"
+    shutil.copytree(sent, folder)
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    config["run"], config["data"]["uri"] = str(folder / "run"), str(folder / "shards")
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "private").write_text(CANARY)
+    return folder
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,39 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "what? 100%#a b+c.bin", tmp_path / "one")
         with pytest.raises(storage.ChangedError):
             storage.read_range(uri, 0, 1, version)
+
+
+def test_a_redirect_takes_no_credentials_along_and_leads_to_no_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("private")
+    asked: list[tuple[str, str | None]] = []
+
+    def server(location: str) -> ThreadingHTTPServer:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers.get("Authorization")))
+                self.send_response(302 if location else 404)
+                if location:
+                    self.send_header("Location", location)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        return found
+
+    last = server("")
+    first = server(f"http://localhost:{last.server_port}/elsewhere")
+    local = server(f"file://{tmp_path}/secret")
+    try:
+        with pytest.raises(ConfigError):
+            storage.read_bytes(f"http://user:password@127.0.0.1:{first.server_port}/x")
+        assert asked[0][1] and asked[-1] == ("/elsewhere", None)
+        with pytest.raises(ConfigError, match="not a valid address"):
+            storage.read_bytes(f"http://127.0.0.1:{local.server_port}/x")
+    finally:
+        for one in (last, first, local):
+            one.shutdown()
+            one.server_close()

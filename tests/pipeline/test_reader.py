@@ -1,5 +1,6 @@
 import os
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -66,6 +67,24 @@ def test_what_is_read_once_stays(served: str) -> None:
 def test_keys_are_read_from_the_shard(shards: Path) -> None:
     found = open_reader(shards)
     assert [found.key(i) for i in (0, 17, 255)] == ["000000000", "000000017", "000000255"]
+    found.close()
+
+
+def test_a_key_is_read_from_a_header_of_a_tar_alone(copy: Path) -> None:
+    """What else an index may point to is not shown: a private file that took the shard's name."""
+    found = open_reader(copy)
+    path = copy / found.manifest.shards[0].name
+    block = int(load_index(str(copy), found.manifest.shards[0])[5]["block"])
+    data = bytearray(path.read_bytes())
+    data[512 * (block - 1) : 512 * block] = b"-----BEGIN PRIVATE KEY-----\n".ljust(512, b"x")
+    path.write_bytes(bytes(data))
+    assert found.key(5) == "5"
+    found.close()
+    header = tarfile.TarInfo("\x1b[31mred\n" + "\x1b" * 80 + ".png").tobuf(tarfile.USTAR_FORMAT)
+    data[512 * (block - 1) : 512 * block] = header
+    path.write_bytes(bytes(data))
+    found = open_reader(copy)
+    assert found.key(5).startswith(r"\x1b[31mred\n\x1b\x1b") and len(found.key(5)) == 100
     found.close()
 
 
