@@ -46,14 +46,14 @@ class _Bounds(TypedDict, total=False):
     output_bn_eps: _Scale | None
 
 
-def parse_model(found: Mapping[str, Any], what: str) -> ModelConfig:
+def parse_model(found: Mapping[str, Any], what: str, advice: str) -> ModelConfig:
     """Return the configuration of the networks in `what`, of this version or an earlier one.
 
     Raises DataError for values out of range, ConfigError for settings of a later version.
     """
     if unknown := sorted(set(found) - {field.name for field in fields(ModelConfig)}):
         raise ConfigError(f"{what} sets {unknown[0][:40]!r}, which this version does not know: use the version that wrote it")
-    text, advice = json.dumps(found), "export or copy it again"
+    text = json.dumps(found)
     parse(_Bounds, text, what, advice)
     parse(ModelConfig, text, what, advice)
     with parsing(what, advice):
@@ -65,7 +65,7 @@ def saved_model(found: Checkpoint) -> ModelConfig | None:
     model = found.state().get("model")
     if model is not None and not isinstance(model, dict):
         raise DataError(f"{found.uri}/state.json: model is not an object: use another checkpoint")
-    return None if model is None else parse_model(model, f"{found.uri}/state.json")
+    return None if model is None else parse_model(model, f"{found.uri}/state.json", "use another checkpoint")
 
 
 def networks_of(found: Checkpoint) -> ModelConfig:
