@@ -93,5 +93,5 @@ def check_fit(network: nn.Module, tensors: Tensors, what: str) -> None:
         if shapes[0] != shapes[1]:
             has, needs = (f"{name} {shape}" if shape is not None else f"no {name}" for shape in shapes)
             raise DataError(f"{what} does not fit the network that it names: it has {has}, the network has {needs}")
-        if not tensors[name].is_floating_point():
-            raise DataError(f"{what}: {name} is of {tensors[name].dtype}, not floating-point numbers")
+        if tensors[name].is_floating_point() != wanted[name].is_floating_point():
+            raise DataError(f"{what}: {name} is of {tensors[name].dtype}, the network has {wanted[name].dtype}")
