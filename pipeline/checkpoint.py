@@ -22,7 +22,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 import safetensors.torch
@@ -71,6 +71,8 @@ class Checkpoint:
     """Of the whole tensors: part -> name -> shape."""
     time: float
     """When it was committed, in seconds since 1970."""
+    checked: bool = False
+    """Whether every file has been read, so that their sizes need not be asked for again."""
 
     @property
     def images(self) -> int:
@@ -111,7 +113,7 @@ class Checkpoint:
         """Whole tensors by name. Raises DataError if there is no such part, or if a file of it is damaged."""
         if part not in self.shapes:
             raise DataError(f"{self.uri} has no {part}: use another checkpoint")
-        for file in self._files_of(part):  # before memory for as much as COMMIT says is asked for
+        for file in [] if self.checked else self._files_of(part):  # before memory for what COMMIT says is asked for
             if (there := storage.size(storage.join(self.uri, file))) != (size := self.files[file]["bytes"]):
                 raise DataError(f"{storage.join(self.uri, file)} is cut: {there:,} bytes, not {size:,}; use another checkpoint")
         found = {name: torch.empty(shape) for name, shape in self.shapes[part].items()}
@@ -155,10 +157,11 @@ class Checkpoint:
     def progress(self) -> Progress:
         return self.told("progress", Progress)
 
-    def verify(self) -> None:
-        """Read every file. Raises DataError or StorageError for the first that is damaged or missing."""
+    def verify(self) -> "Checkpoint":
+        """Read every file and return it as checked. Raises DataError or StorageError for the first damaged or missing one."""
         for name in self.files:
             self.read(name)
+        return replace(self, checked=True)
 
     def figure(self, name: str) -> tuple[str, float] | None:
         """What `biggan evaluate` found: the id of its recipe, and `accuracy` or `fid` by some extractor; None if nothing."""
@@ -212,7 +215,7 @@ def newest(
         if fault := checkpoint.fault():
             passed_over(checkpoint.uri, fault)
         elif good(checkpoint):
-            return checkpoint
+            return replace(checkpoint, checked=True)
     return None
 
 
