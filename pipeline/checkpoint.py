@@ -39,6 +39,8 @@ from pipeline.retention import CheckpointConfig, kept
 from pipeline.slices import Slice, whole
 from pipeline.untrusted import parse
 
+__all__ = ["COMMIT", "Shapes"]
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EVALUATION = "evaluation.json"

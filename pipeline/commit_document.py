@@ -66,7 +66,7 @@ def read_commit(folder: str, data: bytes) -> tuple[Files, Shapes, float]:
     if version != FORMAT:
         raise ConfigError(f"{folder} has format {version}, this version reads format {FORMAT}: use the version that wrote it")
     body = parse(_Document, data, what)["commit"]
-    files, shapes = cast(Files, body["files"]), cast(Shapes, body["shapes"])
+    files, shapes = cast(Files, body["files"]), body["shapes"]
     wrong = "it lists no state.json" if "state.json" not in files else coverage_fault(files, shapes)
     if wrong:
         raise DataError(f"{what}: {wrong[:200]}")
