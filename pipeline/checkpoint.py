@@ -37,7 +37,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
 from pipeline.retention import CheckpointConfig, kept
 from pipeline.slices import Slice, whole
-from pipeline.untrusted import parse
+from pipeline.untrusted import parse, parsing
 
 __all__ = ["COMMIT", "Shapes"]
 
@@ -139,7 +139,11 @@ class Checkpoint:
             held = self.files[file].get("slices", {})
             overlaps = [(slices[name], *place) for name, place in held.items() if name in slices]
             overlaps = [(s, o, n) for s, o, n in overlaps if o < s.offset + len(s.data) and s.offset < o + n]
-            tensors = safetensors.torch.load(self.read(file)) if overlaps else {}
+            if not overlaps:
+                continue
+            data = self.read(file)
+            with parsing(f"{storage.join(self.uri, file)} is damaged", "use another checkpoint"):
+                tensors = safetensors.torch.load(data)
             for s, offset, count in overlaps:
                 start, end = max(offset, s.offset), min(offset + count, s.offset + len(s.data))
                 s.data[start - s.offset : end - s.offset] = tensors[s.name].reshape(-1)[start - offset : end - offset]

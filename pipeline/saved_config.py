@@ -18,6 +18,7 @@ from model.networks import Generator, build_generator
 from pipeline.checkpoint import Checkpoint, Tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.untrusted import parse, parsing
+from pipeline.wording import printable
 
 _Size = Annotated[int, Field(ge=0, le=1 << 20)]
 _Sizes = Annotated[list[_Size], Field(max_length=16)]
@@ -91,7 +92,8 @@ def check_fit(network: nn.Module, tensors: Tensors, what: str) -> None:
     for name in sorted(wanted.keys() | tensors.keys()):
         shapes = [list(there[name].shape) if name in there else None for there in (tensors, wanted)]
         if shapes[0] != shapes[1]:
-            has, needs = (f"{name} {shape}" if shape is not None else f"no {name}" for shape in shapes)
+            said = printable(name[:100])
+            has, needs = (f"{said} {shape}" if shape is not None else f"no {said}" for shape in shapes)
             raise DataError(f"{what} does not fit the network that it names: it has {has}, the network has {needs}")
         if tensors[name].is_floating_point() != wanted[name].is_floating_point():
             raise DataError(f"{what}: {name} is of {tensors[name].dtype}, the network has {wanted[name].dtype}")
