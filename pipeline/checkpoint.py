@@ -40,7 +40,6 @@ from pipeline.slices import Slice, whole
 from pipeline.untrusted import parse, parsing
 
 __all__ = ["COMMIT", "Shapes"]
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EVALUATION = "evaluation.json"
@@ -123,10 +122,9 @@ class Checkpoint:
         return found
 
     def fill(self, part: str, wanted: Iterable[Slice]) -> None:
-        """Copy what was saved into the data of `wanted`, reading only the files that have some of it.
+        """Copy what was saved into all of the data of `wanted`, reading only the files that have some of it.
 
-        All of it is set: `load` has seen that each number is in one file. Raises ConfigError if a tensor is not there or has
-        another shape, DataError if a file is damaged.
+        Raises ConfigError if a tensor is not there or has another shape, DataError if a file is damaged.
         """
         slices = {s.name: s for s in wanted}
         for s in slices.values():
@@ -237,8 +235,7 @@ def folder_name(images: int, attempt: int) -> str:
 
 def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
     """Make `files` a checkpoint. Raises RuntimeError if they are not all of each tensor of `shapes`: a bug of the writer."""
-    now = time.time()
-    data = write_commit(files, shapes, now)
+    data = write_commit(files, shapes, now := time.time())
     fail_point("commit")
     storage.write_bytes(storage.join(folder, COMMIT), data)
     fail_point("committed")
