@@ -4,7 +4,7 @@ import argparse
 import errno
 import re
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.wording import hide_secrets
@@ -137,7 +137,8 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
     if args.model.startswith(("models:/", "runs:/")):
         from pipeline import model_files, registry
 
-        model, version = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        found: Any = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        model, version = found
         images, sha256 = model_files.images(version), version.tags["weights_sha256"]  # which `load` has compared
         return registered_painter(model.unwrap_python_model(), images, sha256), flags
     from pipeline.generators import load_generator

@@ -22,7 +22,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 import safetensors.torch
@@ -37,8 +37,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.failpoints import fail_point
 from pipeline.inside import below
 from pipeline.slices import Slice, whole
-from pipeline.untrusted import parse
+from pipeline.untrusted import parse, parsing
 
+__all__ = ["COMMIT", "Shapes"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EVALUATION = "evaluation.json"
@@ -71,6 +72,8 @@ class Checkpoint:
     """Of the whole tensors: part -> name -> shape."""
     time: float
     """When it was committed, in seconds since 1970."""
+    checked: bool = False
+    """Whether every file has been read, so that their sizes need not be asked for again."""
 
     @property
     def images(self) -> int:
@@ -111,7 +114,7 @@ class Checkpoint:
         """Whole tensors by name. Raises DataError if there is no such part, or if a file of it is damaged."""
         if part not in self.shapes:
             raise DataError(f"{self.uri} has no {part}: use another checkpoint")
-        for file in self._files_of(part):  # before memory for as much as COMMIT says is asked for
+        for file in [] if self.checked else self._files_of(part):  # before memory for what COMMIT says is asked for
             if (there := storage.size(storage.join(self.uri, file))) != (size := self.files[file]["bytes"]):
                 raise DataError(f"{storage.join(self.uri, file)} is cut: {there:,} bytes, not {size:,}; use another checkpoint")
         found = {name: torch.empty(shape) for name, shape in self.shapes[part].items()}
@@ -119,10 +122,9 @@ class Checkpoint:
         return found
 
     def fill(self, part: str, wanted: Iterable[Slice]) -> None:
-        """Copy what was saved into the data of `wanted`, reading only the files that have some of it.
+        """Copy what was saved into all of the data of `wanted`, reading only the files that have some of it.
 
-        All of it is set: `load` has seen that each number is in one file. Raises ConfigError if a tensor is not there or has
-        another shape, DataError if a file is damaged.
+        Raises ConfigError if a tensor is not there or has another shape, DataError if a file is damaged.
         """
         slices = {s.name: s for s in wanted}
         for s in slices.values():
@@ -135,7 +137,11 @@ class Checkpoint:
             held = self.files[file].get("slices", {})
             overlaps = [(slices[name], *place) for name, place in held.items() if name in slices]
             overlaps = [(s, o, n) for s, o, n in overlaps if o < s.offset + len(s.data) and s.offset < o + n]
-            tensors = safetensors.torch.load(self.read(file)) if overlaps else {}
+            if not overlaps:
+                continue
+            data = self.read(file)
+            with parsing(f"{storage.join(self.uri, file)} is damaged", "use another checkpoint"):
+                tensors = safetensors.torch.load(data)
             for s, offset, count in overlaps:
                 start, end = max(offset, s.offset), min(offset + count, s.offset + len(s.data))
                 s.data[start - s.offset : end - s.offset] = tensors[s.name].reshape(-1)[start - offset : end - offset]
@@ -159,10 +165,11 @@ class Checkpoint:
     def progress(self) -> Progress:
         return self.told("progress", Progress)
 
-    def verify(self) -> None:
-        """Read every file. Raises DataError or StorageError for the first that is damaged or missing."""
+    def verify(self) -> "Checkpoint":
+        """Read every file and return it as checked. Raises DataError or StorageError for the first damaged or missing one."""
         for name in self.files:
             self.read(name)
+        return replace(self, checked=True)
 
     def figure(self, name: str) -> tuple[str, float] | None:
         """What `biggan evaluate` found: the id of its recipe, and `accuracy` or `fid` by some extractor; None if nothing."""
@@ -216,7 +223,7 @@ def newest(
         if fault := checkpoint.fault():
             passed_over(checkpoint.uri, fault)
         elif good(checkpoint):
-            return checkpoint
+            return replace(checkpoint, checked=True)
     return None
 
 
@@ -232,8 +239,7 @@ def folder_name(images: int, attempt: int) -> str:
 
 def commit(folder: str, files: Files, shapes: Shapes) -> Checkpoint:
     """Make `files` a checkpoint. Raises RuntimeError if they are not all of each tensor of `shapes`: a bug of the writer."""
-    now = time.time()
-    data = write_commit(files, shapes, now)
+    data = write_commit(files, shapes, now := time.time())
     fail_point("commit")
     storage.write_bytes(storage.join(folder, COMMIT), data)
     fail_point("committed")

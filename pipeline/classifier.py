@@ -10,17 +10,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
+from pipeline.saved_config import check_fit
 from pipeline.stream import DataConfig, Stream
+from pipeline.untrusted import parse, parsing
 
 FEATURES = 64
 """Width of the penultimate layer."""
@@ -92,6 +96,13 @@ class Judge:
     """Of that file."""
 
 
+class _Notes(TypedDict):
+    """What is read of the file beside a judge that was kept."""
+
+    sha256: str
+    seconds: Annotated[float, Field(ge=0)]
+
+
 def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, recipe: Recipe = Recipe()) -> Judge:
     """The judge for these shards: from the folder `cache` (any URI), else trained now and kept there.
 
@@ -116,11 +127,15 @@ def obtain_judge(train: DataConfig, manifest: Manifest, cache: str, say: Say, re
         made = {**identity, "train": train.uri, "seconds": seconds, "sha256": hashlib.sha256(data).hexdigest()}
         storage.write_bytes(notes, json.dumps(made, indent=1).encode())
     # Read back even when it is new: the same figures then come out the second time, to the last digit.
-    known, data = json.loads(storage.read_bytes(notes)), storage.read_bytes(place)
+    known, data = parse(_Notes, storage.read_bytes(notes), notes, "delete it"), storage.read_bytes(place)
+    advice = f"delete it and {notes}, then run the same command again"
     if hashlib.sha256(data).hexdigest() != known["sha256"]:
-        raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
+        raise DataError(f"{place} is damaged: {advice}")
+    with parsing(f"{place} is damaged", advice):
+        tensors = safetensors.torch.load(data)
     classifier = _empty(train, manifest)
-    classifier.load_state_dict(safetensors.torch.load(data))
+    check_fit(classifier, tensors, place)
+    classifier.load_state_dict(tensors)
     return Judge(classifier.to(_device()).eval(), key, place, known["seconds"], known["sha256"])
 
 

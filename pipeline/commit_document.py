@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from pipeline.checkpoint_files import Files, numel
 from pipeline.errors import ConfigError, DataError
 from pipeline.untrusted import parse, parsing
+from pipeline.wording import printable
 
 COMMIT = "COMMIT.json"
 FORMAT = 2
@@ -66,10 +67,10 @@ def read_commit(folder: str, data: bytes) -> tuple[Files, Shapes, float]:
     if version != FORMAT:
         raise ConfigError(f"{folder} has format {version}, this version reads format {FORMAT}: use the version that wrote it")
     body = parse(_Document, data, what)["commit"]
-    files, shapes = cast(Files, body["files"]), cast(Shapes, body["shapes"])
+    files, shapes = cast(Files, body["files"]), body["shapes"]
     wrong = "it lists no state.json" if "state.json" not in files else coverage_fault(files, shapes)
     if wrong:
-        raise DataError(f"{what}: {wrong[:200]}")
+        raise DataError(f"{what}: {printable(wrong[:200])}")
     return files, shapes, body["time"]
 
 
@@ -114,7 +115,7 @@ def content_fault(row: dict[str, Any], data: bytes) -> str:
     if found != {name: count for name, (_, count) in row["slices"].items()}:
         return "it has other tensors"
     if types := {table["dtype"] for table in tables.values()} - {"F32"}:
-        return f"it has numbers of type {min(types)}, not F32"
+        return f"it has numbers of type {printable(min(types)[:20])}, not F32"
     end = 0
     for table in sorted(tables.values(), key=lambda table: table["data_offsets"]):
         start, stop = table["data_offsets"]

@@ -61,7 +61,7 @@ def read_exported(folder: str) -> tuple[ModelConfig, Tensors, dict[str, Any]]:
     """
     about, place = storage.join(folder, "config.json"), storage.join(folder, _WEIGHTS)
     settings = read_settings(about)
-    config = parse_model(settings["model"], about)
+    config = parse_model(settings["model"], about, _AGAIN)
     if len(settings["classes"]) != config.num_classes:
         raise DataError(f"{about} names {len(settings['classes'])} classes, its network has {config.num_classes}: {_AGAIN}")
     weights = storage.read_bytes(place)

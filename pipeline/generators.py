@@ -80,6 +80,8 @@ class _Saved:
     images: int
     classes: tuple[str, ...] | None
     recorded: Tensors | None = None
+    averaged: set[str] | None = None
+    """Names of the parameters that are averages; None: all of an exported model."""
     finished: bool = False
     """Whether the vectors of spectral norm are those that the weights are to be used with."""
 
@@ -159,6 +161,8 @@ def load_generator(
     saved = _exported(exported) if exported else _checkpoint(source, images)
     generator = build_fitting(saved.config, saved.tensors, source, "cuda" if torch.cuda.is_available() else "cpu")
     _check_recorded(generator, saved.recorded, source)
+    if saved.averaged is not None and (plain := dict(generator.named_parameters()).keys() - saved.averaged):
+        raise DataError(f"{source} has no average of {min(plain)}: use another checkpoint")
     if not saved.finished:
         power_iteration(generator, 10)
     names = saved.classes or tuple(map(str, range(saved.config.num_classes)))
@@ -226,6 +230,7 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     # In an import the averaged weights may have vectors of their own, and the recorded statistics belong to those sigmas.
     parts = [name for name in ("generator", "ema", "ema_vectors") if name in found.parts]
     tensors = {name: tensor for part in parts for name, tensor in found.tensors(part).items()}
+    averaged = set(found.shapes.get("ema", {}))
     recorded = found.tensors("statistics") if "statistics" in found.parts else None
     names = tuple(classes) if classes else None
-    return _Saved(model, tensors, found.images, names, recorded, finished="source" in state)
+    return _Saved(model, tensors, found.images, names, recorded, averaged, finished="source" in state)

@@ -17,8 +17,11 @@ _ADDED = ("registered_model_meta", "__pycache__")
 there; Python writes bytecode beside sources. Neither is needed: both are taken out of a copy before it is used."""
 
 
-def digest(folder: Path) -> str:
-    """Return the SHA-256 of names, sizes and contents of all files in `folder`.
+Rows = list[tuple[str, int, str]]
+
+
+def list_files(folder: Path) -> Rows:
+    """Return name, size and SHA-256 of each file in `folder`, by name.
 
     Raises DataError for anything that is neither a file nor a folder, such as a link: what it leads to may change.
     """
@@ -29,8 +32,13 @@ def digest(folder: Path) -> str:
         if path.is_file():
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            rows.append([path.relative_to(folder).as_posix(), path.stat().st_size, content])
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+            rows.append((path.relative_to(folder).as_posix(), path.stat().st_size, content))
+    return sorted(rows)
+
+
+def digest(rows: Rows) -> str:
+    """Return the SHA-256 of what `list_files` says of a model."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def take_out_additions(folder: Path, aside: Path) -> None:

@@ -1,6 +1,5 @@
 """The files of a registered version: fetched once into a new folder, compared with the registry, and only then used."""
 
-import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -84,23 +83,22 @@ def fetch(client: "MlflowClient", version: "ModelVersion", folder: Path, kind: R
 
 
 def _compare(files: Path, version: "ModelVersion", what: str, kind: Refusal) -> None:
-    weights = files / "artifacts" / export.WEIGHTS
-    if expected := version.tags.get("weights_sha256"):
-        found = hashlib.sha256(weights.read_bytes()).hexdigest()
-        if found != expected:
-            raise kind(f"{what}: its weights are not those that were registered: sha256 {found}, not {printable(expected)}")
+    """Raises an error of `kind` for files that are not those of the version's tags. Reads each of them once."""
+    try:
+        rows = model_digest.list_files(files)
+    except DataError as error:
+        raise kind(f"{what}: its files are not those that were registered: {error}") from None
+    (weights,) = (content for name, _, content in rows if name == f"artifacts/{export.WEIGHTS}")
+    if (expected := version.tags.get("weights_sha256")) and weights != expected:
+        wanted = printable(expected)
+        raise kind(f"{what}: its weights are not those that were registered: sha256 {weights}, not {wanted}")
     if not (registered := version.tags.get(model_digest.FILES)):
         print(
             f"biggan: warning: {what} was registered before digests of files were kept: its weights can be compared, its code "
             "cannot",
             file=sys.stderr,
         )
-        return
-    try:
-        found = model_digest.digest(files)
-    except DataError as error:
-        raise kind(f"{what}: its files are not those that were registered: {error}") from None
-    if found != registered:
+    elif (found := model_digest.digest(rows)) != registered:
         raise kind(
             f"{what}: its files are not those that were registered: digest {found[:16]}, not {printable(registered[:16])}. "
             "Restore them from a copy, or register its run again under another --name"

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import safetensors.torch
+import torch
+from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.addresses import is_web
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import Judged, Real
 from pipeline.extractors import Extractor
+from pipeline.untrusted import parse, parsing
 from pipeline.wording import plural
 
 FOLDER = "evaluation"
@@ -43,6 +46,14 @@ def recipe(extractor: Extractor, images: Real) -> dict[str, Any]:
         "images": images.count,
         "fingerprint": images.manifest.fingerprint,
     }
+
+
+class _Notes(TypedDict):
+    """What is written beside features that are kept."""
+
+    recipe: dict[str, Any]
+    sha256: str
+    inception_score: tuple[float, float] | None
 
 
 def obtain(extractor: Extractor, images: Real, cache: str, compute: Callable[[], Judged], say: Say) -> Judged:
@@ -73,14 +84,19 @@ def _load(folder: str, key: str, wanted: dict[str, Any]) -> Judged | None:
             return None
     except storage.RefusedError:  # what a store says of an object that is not there to those who may not list
         return None
-    known = json.loads(storage.read_bytes(notes))
     place = _place(folder, key)
+    advice = f"delete it and {notes}, then run the same command again"
+    known = parse(_Notes, storage.read_bytes(notes), notes, "delete it, then run the same command again")
     data = storage.read_bytes(place)
     if known["recipe"] != wanted or hashlib.sha256(data).hexdigest() != known["sha256"]:
-        raise DataError(f"{place} is damaged: delete it and {notes}, then run the same command again")
-    tensors = safetensors.torch.load(data)
-    score = tuple(known["inception_score"]) if known["inception_score"] else None
-    return Judged(tensors["features"], tensors["labels"], tensors["predictions"], score)
+        raise DataError(f"{place} is damaged: {advice}")
+    with parsing(f"{place} is damaged", advice):
+        tensors = safetensors.torch.load(data)
+        features, labels, predictions = (tensors[name] for name in ("features", "labels", "predictions"))
+    classes = all(tensor.dtype == torch.int64 and tensor.shape == features.shape[:1] for tensor in (labels, predictions))
+    if not classes or features.dim() != 2 or not features.is_floating_point():
+        raise DataError(f"{place} does not hold features and classes of images: {advice}")
+    return Judged(features, labels, predictions, known["inception_score"])
 
 
 def _save(beside: str, cache: str, key: str, recipe: dict[str, Any], made: Judged, say: Say) -> str:

@@ -202,8 +202,9 @@ class _Flavor:
 
     def save_model(self, path: str, mlflow_model: "Model", trained: "TrainedGenerator", **_: object) -> None:
         pipeline.export.save_model(trained, Path(path), mlflow_model)
-        golden = hashlib.sha256(Path(path, "artifacts", pipeline.export.GOLDEN).read_bytes()).hexdigest()
-        self.digests = {model_digest.FILES: model_digest.digest(Path(path)), model_digest.GOLDEN: golden}
+        rows = model_digest.list_files(Path(path))
+        (golden,) = (content for name, _, content in rows if name == f"artifacts/{pipeline.export.GOLDEN}")
+        self.digests = {model_digest.FILES: model_digest.digest(rows), model_digest.GOLDEN: golden}
 
 
 def _create(client: "MlflowClient", run_id: str, trained: "TrainedGenerator", name: str, config_sha256: str) -> "ModelVersion":

@@ -211,14 +211,12 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
     if checkpoints.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]) and storage.exists(
         storage.join(source, checkpoints.COMMIT)
     ):
-        one = checkpoints.load(source.rstrip("/"))
-        one.verify()
-        return one
+        return checkpoints.load(source.rstrip("/")).verify()
     uri = named.kept_checkpoints(config) if config else source
     if images is None:
         found = checkpoints.newest(uri)
     elif found := next((c for c in checkpoints.committed(uri) if c.images == images), None):
-        found.verify()
+        found = found.verify()
     if found is None:
         have = ", ".join(str(c.images) for c in checkpoints.committed(uri)) or "none"
         at = "" if images is None else f" at {images} images"

@@ -18,6 +18,7 @@ from model.networks import Generator, build_generator
 from pipeline.checkpoint import Checkpoint, Tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.untrusted import parse, parsing
+from pipeline.wording import printable
 
 _Size = Annotated[int, Field(ge=0, le=1 << 20)]
 _Sizes = Annotated[list[_Size], Field(max_length=16)]
@@ -46,14 +47,14 @@ class _Bounds(TypedDict, total=False):
     output_bn_eps: _Scale | None
 
 
-def parse_model(found: Mapping[str, Any], what: str) -> ModelConfig:
+def parse_model(found: Mapping[str, Any], what: str, advice: str) -> ModelConfig:
     """Return the configuration of the networks in `what`, of this version or an earlier one.
 
     Raises DataError for values out of range, ConfigError for settings of a later version.
     """
     if unknown := sorted(set(found) - {field.name for field in fields(ModelConfig)}):
         raise ConfigError(f"{what} sets {unknown[0][:40]!r}, which this version does not know: use the version that wrote it")
-    text, advice = json.dumps(found), "export or copy it again"
+    text = json.dumps(found)
     parse(_Bounds, text, what, advice)
     parse(ModelConfig, text, what, advice)
     with parsing(what, advice):
@@ -65,7 +66,7 @@ def saved_model(found: Checkpoint) -> ModelConfig | None:
     model = found.state().get("model")
     if model is not None and not isinstance(model, dict):
         raise DataError(f"{found.uri}/state.json: model is not an object: use another checkpoint")
-    return None if model is None else parse_model(model, f"{found.uri}/state.json")
+    return None if model is None else parse_model(model, f"{found.uri}/state.json", "use another checkpoint")
 
 
 def networks_of(found: Checkpoint) -> ModelConfig:
@@ -91,7 +92,8 @@ def check_fit(network: nn.Module, tensors: Tensors, what: str) -> None:
     for name in sorted(wanted.keys() | tensors.keys()):
         shapes = [list(there[name].shape) if name in there else None for there in (tensors, wanted)]
         if shapes[0] != shapes[1]:
-            has, needs = (f"{name} {shape}" if shape is not None else f"no {name}" for shape in shapes)
+            said = printable(name[:100])
+            has, needs = (f"{said} {shape}" if shape is not None else f"no {said}" for shape in shapes)
             raise DataError(f"{what} does not fit the network that it names: it has {has}, the network has {needs}")
-        if not tensors[name].is_floating_point():
-            raise DataError(f"{what}: {name} is of {tensors[name].dtype}, not floating-point numbers")
+        if tensors[name].is_floating_point() != wanted[name].is_floating_point():
+            raise DataError(f"{what}: {name} is of {tensors[name].dtype}, the network has {wanted[name].dtype}")

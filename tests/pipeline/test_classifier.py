@@ -1,11 +1,13 @@
 """The judge learns, is the same every time, and is trained once."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline.classifier import FEATURES, VARIANCE, Classifier, Recipe, obtain_judge, real_batches, train_classifier
@@ -97,6 +99,20 @@ def test_a_damaged_judge_is_named_and_half_a_one_is_made_anew(shards_grey: Path,
     place.write_bytes(whole[:-1])
     with pytest.raises(DataError, match="damaged: delete it"):
         obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
+    notes = place.with_suffix(".json")
+    known = json.loads(notes.read_text())
+    for data, reason in (
+        (b"\xff" * 99, "is damaged: SafetensorError"),
+        (safetensors.torch.save({}), "does not fit the network"),
+    ):
+        place.write_bytes(data)
+        notes.write_text(json.dumps(known | {"sha256": hashlib.sha256(data).hexdigest()}))
+        with pytest.raises(DataError, match=reason):
+            obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
+    for text in ("[" * 3000, "{}", json.dumps(known | {"seconds": "many"})):
+        notes.write_text(text)
+        with pytest.raises(DataError, match=rf"{notes.name}: "):
+            obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
     place.with_suffix(".json").unlink()  # what a kill between the two writes leaves
     obtain_judge(config, manifest, str(tmp_path), said.append, recipe)
     assert len(said) == 2 and place.read_bytes() == whole

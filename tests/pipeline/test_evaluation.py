@@ -1,11 +1,14 @@
 """What an extractor is shown and in which order, on one rank and on several; accuracies against counting; what is kept."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -197,10 +200,24 @@ def test_what_is_kept_and_damaged_is_named(shards: Path, tmp_path: Path) -> None
     uri = shutil.copytree(shards, tmp_path / "shards")
     images, compute = real(uri, 250), Counted(judged(250))
     reference.obtain(extractor(), images, str(tmp_path), compute, str)
-    for place in (uri / reference.FOLDER).glob("*.safetensors"):
-        place.write_bytes(place.read_bytes()[:-1])
+    (place,), (notes,) = ((uri / reference.FOLDER).glob(f"*.{kind}") for kind in ("safetensors", "json"))
+    place.write_bytes(place.read_bytes()[:-1])
     with pytest.raises(DataError, match="is damaged: delete it"):
         reference.obtain(extractor(), images, str(tmp_path), compute, str)
+    known = json.loads(notes.read_text())
+    for data, reason in (
+        (b"\xff" * 99, "is damaged: SafetensorError"),
+        (safetensors.torch.save({"features": torch.ones(2, 3)}), "is damaged: KeyError"),
+        (safetensors.torch.save({name: torch.ones(2) for name in ("features", "labels", "predictions")}), "does not hold"),
+    ):
+        place.write_bytes(data)
+        notes.write_text(json.dumps(known | {"sha256": hashlib.sha256(data).hexdigest()}))
+        with pytest.raises(DataError, match=reason):
+            reference.obtain(extractor(), images, str(tmp_path), compute, str)
+    for text in ("[" * 3000, "{}", json.dumps(known | {"inception_score": ["high"]})):
+        notes.write_text(text)
+        with pytest.raises(DataError, match=rf"{notes.name}: "):
+            reference.obtain(extractor(), images, str(tmp_path), compute, str)
 
 
 def test_shards_that_may_not_be_written_leave_it_in_the_cache(

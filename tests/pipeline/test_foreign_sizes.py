@@ -16,8 +16,7 @@ def test_tensors_are_no_more_than_the_bytes_of_their_file(tmp_path: Path) -> Non
     """Views whose strides are 0 have a shape of any size: they are refused before one of them is copied."""
     found = states(TINY)
     save(tmp_path, TINY, found)
-    generator = {name: tensor[..., :1].expand(tensor.shape) for name, tensor in found["G"].items()}
-    torch.save(generator, tmp_path / "G.pth")
+    torch.save(found["G"] | {"linear.weight": torch.zeros(1).expand(10**6, 10**3)}, tmp_path / "G.pth")
     with refused(DataError, "G.pth has", "are views of the same numbers", "clone()"):
         read(tmp_path)
     torch.save({"x": torch.zeros(1).expand(50_000_000, 1000)}, tmp_path / "G.pth")

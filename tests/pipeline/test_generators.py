@@ -217,6 +217,17 @@ def test_a_checkpoint_that_is_made_up(tmp_path: Path, case: str) -> None:
         load_generator(tmp_path)
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_weights_that_are_not_averaged_are_not_drawn_as_averages(tmp_path: Path, left: int) -> None:
+    torch.manual_seed(1)
+    state = {name: tensor.clone() for name, tensor in build_generator(CONFIG).state_dict().items()}
+    parts = {"generator": state, "ema": {name: state[name] for name in list(state)[:left]}}
+    saved = {"model": asdict(CONFIG), "classes": None}
+    checkpoint.save(str(tmp_path), Progress(100), {name: part for name, part in parts.items() if part}, saved, keep=2)
+    with pytest.raises(DataError, match="has no average of "):
+        load_generator(tmp_path)
+
+
 def test_statistics_that_do_not_fit(tmp_path: Path) -> None:
     imported(str(tmp_path), [math.nan, 0.5])
     with pytest.raises(DataError, match="its batch-norm statistics do not fit its network"):

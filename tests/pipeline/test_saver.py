@@ -150,5 +150,5 @@ def test_a_zombie_does_not_commit_and_stops(played: Path) -> None:
 
 
 def test_what_is_not_whole_is_not_committed(played: Path) -> None:
-    assert "ema w [10] would be saved as [[0, 5]]" in str(told(played, a_bug))
+    assert "ema w [10] is saved as [[0, 5]]" in str(told(played, a_bug))
     assert list(checkpoint.committed(str(played / "a_bug"))) == []
