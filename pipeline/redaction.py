@@ -23,7 +23,7 @@ _USERINFO = re.compile(
 )
 _USER = re.compile(r"(?<!http:)(?<!https:)//[^\s/?#:@]+@(?=[\w.\[-])")
 # A letter of a query: punctuation and quotes are, where more of it follows.
-_LETTER = r"(?:[^\s'\"`<>,;&).:]|(?!;\w+=)[,;).:]+(?=[^\s'\"`<>,;).:])|['\"`](?=\w))"
+_LETTER = r"(?:[^\s'\"`<>,;&).:]|(?:(?!;\w+=)[,;).:'])+(?=[^\s'\"`<>,;&).:]))"
 _WEB_QUERY = re.compile(rf"(https?://[^\s?#'\"`<>]*\?)(?!\.\.\.(?:[\s'\"`<>,;).:]|$))(?:{_LETTER}|&|;\w+=)+", re.IGNORECASE)
 _PARAMETER = re.compile(rf"(?P<before>[?&;])(?P<name>[\w.%-]{{1,80}})=(?P<value>{_LETTER}+)")
 _NAMED = re.compile(
