@@ -15,9 +15,10 @@ HIDDEN = "..."
 
 _PORT = r"\d{1,5}(?:[\s/?#,;:.'\"`)\]}<]|$)"
 _NAME = r"[^\s/?#:@\"'`,]"
-# Three forms, up to the last @: a name and a password; a name alone; a password with letters that an address may not have.
+# Behind //, or one / as pathlib leaves it, up to the last @: a name and a password; a name alone; a password with letters that
+# an address may not have.
 _USERINFO = re.compile(
-    rf"//(?!USER:PASSWORD@)(?:{_NAME}*:(?!\s|{_PORT})[^/?#\n]*@"
+    rf"(//|(?:(?<=http:)|(?<=https:))/(?!/))(?!USER:PASSWORD@)(?:{_NAME}*:(?!\s|{_PORT})[^/?#\n]*@"
     r"|(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^\s/?#\"'`]|[\"'`](?![\s,;:>)\]}]|$))*@"
     rf"|{_NAME}+:(?!\s|{_PORT})[^\s<>\"`]*@)"
 )
@@ -153,7 +154,7 @@ def guarded() -> Iterator[None]:
 
 
 def _hide(text: str) -> str:
-    text = _USERINFO.sub("//", text)
+    text = _USERINFO.sub(r"\1", text)
     text = _WEB_QUERY.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1{HIDDEN}", text)
     text = _PARAMETER.sub(_hide_parameter, text)

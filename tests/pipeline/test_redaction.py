@@ -61,6 +61,7 @@ def test_hiding_twice_changes_nothing_more(text: str) -> None:
         ("http://user:my p@ss@host/x", "http://host/x"),
         ("http://user:sla/sh@host/x", "http://host/x"),
         ("Endpoint=https;AccountName=n;AccountKey=ab/c==;Suffix=y", "Endpoint=https;AccountName=n;AccountKey=...;Suffix=y"),
+        ("http:/user:word@host is no folder", "http:/host is no folder"),
         ("MLFLOW_TRACKING_PASSWORD=hunter2 failed", "MLFLOW_TRACKING_PASSWORD=... failed"),
         ("export HF_APIKEY='a b'", "export HF_APIKEY='...'"),
         ("{'Authorization': 'Basic dXNlcjpwdw=='}", "{'Authorization': 'Basic ...'}"),
@@ -68,7 +69,7 @@ def test_hiding_twice_changes_nothing_more(text: str) -> None:
         # what holds none stays
         ("abfs://container@account.dfs.core.windows.net/x?y", None),
         ("http://localhost:5000, or ask me@host", None),
-        ("registry:5000/biggan@sha256:abcd git@host:x/y", None),
+        ("registry:5000/biggan@sha256:abcd git@host:x/y models:/a@b", None),
         ("write it as postgresql://USER:PASSWORD@HOST/NAME", None),
         ("set MLFLOW_TRACKING_PASSWORD=PASSWORD, TOKENIZERS_PARALLELISM=false, key=00012", None),
         ("token: the third; keys=4 and secret=null", None),
