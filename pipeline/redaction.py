@@ -15,15 +15,16 @@ HIDDEN = "..."
 
 _PORT = r"\d{1,5}(?:[\s/?#,;:.'\"`)\]}<]|$)"
 _NAME = r"[^\s/?#:@\"'`,]"
-# Three forms, up to the last @: a name and a password; a name alone; a password with letters that an address may not have.
+# Behind //, or one / as pathlib leaves it, up to the last @: a name and a password; a name alone; a password with letters that
+# an address may not have.
 _USERINFO = re.compile(
-    rf"//(?!USER:PASSWORD@)(?:{_NAME}*:(?!\s|{_PORT})[^/?#\n]*@"
+    rf"(//|(?:(?<=http:)|(?<=https:))/(?!/))(?!USER:PASSWORD@)(?:{_NAME}*:(?!\s|{_PORT})[^/?#\n]*@"
     r"|(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^\s/?#\"'`]|[\"'`](?![\s,;:>)\]}]|$))*@"
     rf"|{_NAME}+:(?!\s|{_PORT})[^\s<>\"`]*@)"
 )
 _USER = re.compile(r"(?<!http:)(?<!https:)//[^\s/?#:@]+@(?=[\w.\[-])")
 # A letter of a query: punctuation and quotes are, where more of it follows.
-_LETTER = r"(?:[^\s'\"`<>,;&).:]|(?!;\w+=)[,;).:]+(?=[^\s'\"`<>,;).:])|['\"`](?=\w))"
+_LETTER = r"(?:[^\s'\"`<>,;&).:]|(?:(?!;\w+=)[,;).:'])+(?=[^\s'\"`<>,;&).:]))"
 _WEB_QUERY = re.compile(rf"(https?://[^\s?#'\"`<>]*\?)(?!\.\.\.(?:[\s'\"`<>,;).:]|$))(?:{_LETTER}|&|;\w+=)+", re.IGNORECASE)
 _PARAMETER = re.compile(rf"(?P<before>[?&;])(?P<name>[\w.%-]{{1,80}})=(?P<value>{_LETTER}+)")
 _NAMED = re.compile(
@@ -153,7 +154,7 @@ def guarded() -> Iterator[None]:
 
 
 def _hide(text: str) -> str:
-    text = _USERINFO.sub("//", text)
+    text = _USERINFO.sub(r"\1", text)
     text = _WEB_QUERY.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1{HIDDEN}", text)
     text = _PARAMETER.sub(_hide_parameter, text)

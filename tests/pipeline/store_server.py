@@ -3,18 +3,21 @@
 import http.server
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SIGNATURE = "sig=a-secret"
+LOGIN = "reader:a-S33D-word"
 
 
 class StoreServer(http.server.ThreadingHTTPServer):
     """Serves `folder` at 127.0.0.1 and counts what it was asked for and what it sent.
 
     Modes: ranges, plain (no ranges), whole200 (200 for a range that is the whole file), signed (403 without `SIGNATURE`),
+    login (401 without `LOGIN`),
     redirect (302 to a signed address), no-length (no Content-Length), circle (redirects to itself).
     `answers` are (status, body) that come first, one for each request; with `forever` the last one stays.
     """
@@ -76,6 +79,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(302, {"Location": f"/cdn{url.path}?{SIGNATURE}"}, b"")
         elif mode in ("signed", "redirect") and (url.query != SIGNATURE or self.command != "GET"):
             self._answer(403, {}, b"<html>no signature</html>")
+        elif mode == "login" and self.headers.get("Authorization") != f"Basic {b64encode(LOGIN.encode()).decode()}":
+            self._answer(401, {}, b"<html>no password</html>")
         elif not file.is_file():
             self._answer(404, {}, b"")
         else:
