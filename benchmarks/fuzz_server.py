@@ -29,9 +29,6 @@ def _serve(server: socket.socket, answer: Callable[[bytes], bytes]) -> None:
         with connection, contextlib.suppress(OSError):  # a client that has gone
             connection.settimeout(10)
             connection.sendall(answer(_request(connection)))
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(1 << 16):  # what is closed with bytes unread is reset, and the answer with it
-                pass
 
 
 def _request(connection: socket.socket) -> bytes:

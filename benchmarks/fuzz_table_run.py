@@ -63,8 +63,8 @@ def _starts(folder: Path) -> None:
 
     run = folder / "run"
     health._read_history(run)
-    efficiency.known(run)
-    micro_batch.known(run, {"seed": 0})
+    efficiency._read(run / "efficiency.json")
+    micro_batch._read(run)
     quarantine.Quarantine(5, run / "quarantine.jsonl").count()
     Journal(run).close()
     submission.read(run)

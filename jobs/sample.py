@@ -202,6 +202,8 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     from PIL import Image
 
     from pipeline import client, registry
+    from pipeline.errors import DataError
+    from pipeline.untrusted import parsing
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
@@ -221,9 +223,14 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
             return [base64.b64decode(text) for text in answer["png"]]
 
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
+        form: tuple[int, ...] = ()
         for first in _batches(len(labels), batch):
             pictures = ask(labels[first : first + batch].tolist(), **params, start=first)
-            pixels = np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(picture)))) for picture in pictures])
+            with parsing(f"{args.model}: a picture that it has drawn", "serve the model anew"):
+                pixels = np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(picture)))) for picture in pictures])
+            form = form or pixels.shape[1:]
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != form or form[0] != form[1] or form[2] not in (1, 3):
+                raise DataError(f"{args.model} draws {pixels.dtype} images of {form} and {pixels.shape[1:]}: serve it anew")
             yield from torch.from_numpy(pixels).permute(0, 3, 1, 2).split(args.batch)
 
     return classes, draw

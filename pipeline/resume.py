@@ -10,11 +10,14 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch.distributed as dist
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, storage
+from pipeline import kept, notes, storage
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
@@ -25,6 +28,10 @@ from pipeline.run import checkpoint_uri, load_run_config, read_identity, read_st
 
 _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "restarts.json", "journal.jsonl", "journal.offset")
 """What of a run's folder another training there would continue."""
+
+
+class _Saved(TypedDict):
+    images: Annotated[int, Field(ge=0, le=notes.BIG)]
 
 
 def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
@@ -112,8 +119,8 @@ def saved_images(folder: Path) -> int:
 
     Runs from before RUN/saved.json have them in their status.
     """
-    if (path := folder / "saved.json").exists():
-        return int(kept.read_json(path)["images"])
+    if saved := notes.read(_Saved, folder / "saved.json", kept.RESTORE):
+        return saved["images"]
     status = read_status(folder / "status.json")
     return status.images if status else 0
 
