@@ -30,6 +30,8 @@ SECONDS = 30.0
 _MOST_MEMORY = 3 << 30
 """Of address space above that of the process as it began: what asks for more gets MemoryError."""
 _SPARE = 200 << 20
+_GRACE = 60.0
+"""Seconds more, after which a try that does not even see its alarm, in a library, is killed."""
 UNDAMAGED = "its own files, undamaged: "
 
 
@@ -92,7 +94,7 @@ def fuzz(reader: Reader, seeds: Path, first: int, tries: int | None, until: floa
 def _listen(pipe: Connection, outcome: Outcome, first: int) -> bool:
     """Sum up what a child says; returns whether it came to its end."""
     with contextlib.suppress(EOFError):
-        while pipe.poll(3 * SECONDS):
+        while pipe.poll(SECONDS + _GRACE):
             said: dict[str, Any] | None = pipe.recv()
             if said is None:
                 return True
