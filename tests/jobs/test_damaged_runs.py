@@ -1,4 +1,4 @@
-"""A run's folder with a damaged file: what needs it says so in one line, and what can do without passes it over, and says that."""
+"""A run with a damaged file: what needs it says so in one line, and what can do without passes it over, and says that."""
 
 import shutil
 from pathlib import Path
