@@ -32,7 +32,8 @@ def _tar(rng: random.Random) -> bytearray:
     return bytearray(out.getvalue())
 
 
-def _damage(data: bytearray, rng: random.Random) -> str:
+def damage(data: bytearray, rng: random.Random) -> str:
+    """Change a tar in place; returns how."""
     kind = rng.choice(["nothing", "cut", "bytes", "remove", "repeat", "exchange", "zero", "digits"])
     blocks = len(data) // BLOCK
     a, b = (BLOCK * rng.randrange(blocks) for _ in range(2))
@@ -89,7 +90,7 @@ def main() -> None:
     names: Counter[str] = Counter()
     while time.monotonic() - began < args.seconds:
         data = _tar(rng)
-        kind = _damage(data, rng)
+        kind = damage(data, rng)
         start = time.monotonic()
         found = _ours(bytes(data), rng.choice([1 << 16, 700, 37]))
         slowest = max(slowest, time.monotonic() - start)

@@ -200,7 +200,9 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     import torch
 
     from pipeline import client, model_files, registry
+    from pipeline.errors import DataError
     from pipeline.images import DRAWN, open_image
+    from pipeline.untrusted import parsing
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
@@ -220,9 +222,14 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
             return [base64.b64decode(text) for text in answer["png"]]
 
     def draw(labels: "Tensor") -> "Iterator[Tensor]":
+        form: tuple[int, ...] = ()
         for first in _batches(len(labels), batch):
             pictures = ask(labels[first : first + batch].tolist(), **params, start=first)
-            pixels = np.stack([np.atleast_3d(np.asarray(open_image(picture, DRAWN))) for picture in pictures])
+            with parsing(f"{args.model}: a picture that it has drawn", "serve the model anew"):
+                pixels = np.stack([np.atleast_3d(np.asarray(open_image(picture, DRAWN))) for picture in pictures])
+            form = form or pixels.shape[1:]
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != form or form[0] != form[1] or form[2] not in (1, 3):
+                raise DataError(f"{args.model} draws {pixels.dtype} images of {form} and {pixels.shape[1:]}: serve it anew")
             yield from torch.from_numpy(pixels).permute(0, 3, 1, 2).split(args.batch)
 
     return classes, draw

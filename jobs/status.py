@@ -1,7 +1,6 @@
 """`biggan status`: where a run stands, by its scheduler, its journal and its checkpoints."""
 
 import argparse
-import json
 import shlex
 import time
 from pathlib import Path
@@ -53,7 +52,10 @@ def _state(folder: Path) -> str:
 def _job(folder: Path) -> str:
     from pipeline import slurm, submission
 
-    last = submission.read(folder)
+    try:
+        last = submission.read(folder)
+    except UserError as error:
+        return str(error)
     if last is None:
         return ""
     if last.scheduler != "slurm":
@@ -79,7 +81,7 @@ def _progress(folder: Path, config: "RunConfig") -> str:
         return f"nothing reported yet, of {config.total_images:,} images"
     images, speed = int(last["step"]), last["metrics"]["images_per_second"]
     ago = time.time() - last["time"] / 1000
-    left = (config.total_images - images) / speed
+    left = (config.total_images - images) / speed if speed > 0 else 0
     eta = f", {_span(left)} left" if left > 0 else ""
     return (
         f"{images:,} of {config.total_images:,} images ({images / config.total_images:.0%}), {speed:,.1f} images/s{eta}, "
@@ -102,7 +104,10 @@ def _none(config: "RunConfig") -> str:
     from pipeline.resume import saved_images
     from pipeline.run import checkpoint_uri
 
-    saved = saved_images(Path(config.run))
+    try:
+        saved = saved_images(Path(config.run))
+    except UserError as error:
+        return str(error)
     return f"none at {checkpoint_uri(config)}, but the run was saved at image {saved:,}" if saved else "none yet"
 
 
@@ -122,6 +127,7 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
 def _page(folder: Path, config: "RunConfig") -> str:
     from pipeline import journal
     from pipeline.mlflow_store import store_uri
+    from pipeline.tracking import delivered
     from pipeline.wording import hide_secrets
 
     if config.tracking.mode == "off":
@@ -130,11 +136,9 @@ def _page(folder: Path, config: "RunConfig") -> str:
     uri = hide_secrets(store_uri(folder, tracked[-1] if tracked else config.tracking.uri))
     if not uri.startswith("http"):
         return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
-    try:
-        *_, run_id = json.loads((folder / "journal.offset").read_text())
-    except (FileNotFoundError, ValueError):
+    if not (runs := list(delivered(folder))):
         return f"{uri} (nothing there yet)"
-    return f"{uri.rstrip('/')}/#/runs/{run_id}"
+    return f"{uri.rstrip('/')}/#/runs/{runs[-1]}"
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A generator behind `mlflow models serve`, over HTTP. The file needs nothing but Python and `pipeline/errors.py`.
+"""A generator behind `mlflow models serve`, over HTTP. Imports neither torch nor MLflow.
 
 The server may lie below a path, as behind a gateway: http://HOST/PATH is asked at PATH/invocations. The token in
 `BIGGAN_SERVER_TOKEN` is sent with every request, to that address only.
@@ -17,9 +17,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Required
 
-from pipeline.errors import ConfigError, StorageError
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline.errors import ConfigError, DataError, StorageError
+from pipeline.untrusted import parse, parsing
+from pipeline.wording import plural, printable
 
 MOST_ROWS = 1024
 """Images in one request, as in `pipeline.generator_pyfunc`."""
@@ -29,6 +34,27 @@ TOKEN_VARIABLE = "BIGGAN_SERVER_TOKEN"
 
 _NO_SERVER = (404, 405, 410, 501)  # what a server answers that has no /invocations, or only files
 _PASSING = (408, 425, 429)
+_ROW_BYTES = 4 << 20
+"""More than an image of 512 pixels, or the description of 100,000 classes, takes in an answer."""
+
+
+class _Answer(TypedDict):
+    predictions: list[Any]
+
+
+class _Refusal(TypedDict):
+    message: str
+
+
+class About(TypedDict, total=False):
+    """How a model describes itself."""
+
+    classes: Required[Annotated[list[str], Field(min_length=1)]]
+    params: Required[list[str]]
+    images: int
+    weights_sha256: str
+    resolution: int
+    channels: int
 
 
 class NoServerError(ConfigError):
@@ -58,12 +84,11 @@ class Client:
         address, question, query = urllib.parse.quote(url, safe=string.punctuation).partition("?")
         self._address = address.rstrip("/").removesuffix("/invocations") + "/invocations" + question + query
         answer = (self._ask([0], {"format": "description"}) or [{}])[0]
-        if "description" not in answer:
+        if not isinstance(answer, dict) or not isinstance(answer.get("description"), str):
             raise ConfigError(
                 f"{url} serves a model that does not describe itself: serve one that `biggan register` registered"
             )
-        self.about: dict[str, Any] = json.loads(answer["description"])
-        """`classes`, `images`, `weights_sha256`, `resolution`, `channels`, `params`."""
+        self.about = parse(About, answer["description"], f"{url}: what the model says of itself", "serve it anew")
 
     def sample(self, class_ids: Sequence[int], *, start: int = 0, **params: Any) -> list[bytes]:
         """A PNG for each of `class_ids` [n]; image i is sample `start` + i of `seed`.
@@ -77,11 +102,16 @@ class Client:
                 raise ConfigError(f"{self.url}: the model has no parameter {name}; did you mean {nearest}?")
         pictures: list[bytes] = []
         for first in range(0, len(class_ids), MOST_ROWS):
-            rows = self._ask(class_ids[first : first + MOST_ROWS], params | {"start": start + first})
-            pictures += [base64.b64decode(row["png"]) for row in rows]
+            asked = class_ids[first : first + MOST_ROWS]
+            rows = self._ask(asked, params | {"start": start + first})
+            if len(rows) != len(asked):
+                was = plural(len(asked), "image")
+                raise DataError(f"{self.url} answers with {plural(len(rows), 'row')} where {was} were asked for: serve it anew")
+            with parsing(f"{self.url}: its answer has no pictures", "serve the model anew"):
+                pictures += [base64.b64decode(row["png"], validate=True) for row in rows]
         return pictures
 
-    def _ask(self, class_ids: Sequence[int], params: dict[str, Any]) -> list[dict[str, Any]]:
+    def _ask(self, class_ids: Sequence[int], params: dict[str, Any]) -> list[Any]:
         given = {name: value for name, value in params.items() if value is not None}
         body = {"dataframe_split": {"columns": ["class_id"], "data": [[int(i)] for i in class_ids]}, "params": given}
         headers = {"Content-Type": "application/json"}
@@ -90,33 +120,39 @@ class Client:
         try:
             request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
             with urllib.request.build_opener(_NoRedirects).open(request, timeout=self._timeout) as answer:
-                text = answer.read()
+                text = answer.read(most := (len(class_ids) + 1) * _ROW_BYTES)
+                if len(text) < most and answer.length:
+                    raise http.client.IncompleteRead(text, answer.length)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._failure(getattr(error, "reason", error)) from None
+        if len(text) == most:
+            raise DataError(f"{self.url} answers with more than {most >> 20} MiB: serve the model anew")
         try:
-            return [row if isinstance(row, dict) else {} for row in json.loads(text)["predictions"]]
-        except (ValueError, KeyError, TypeError):
+            return parse(_Answer, text, self.url)["predictions"]
+        except DataError:
             raise self._no_server("answers without predictions") from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> ConfigError | StorageError:
         """What an answer means that is no success."""
-        said = f"answers {error.code} {error.reason}"
-        text = error.read().decode(errors="replace")
+        said = printable(f"answers {error.code} {error.reason}")[:200]
+        with parsing(f"{self.url} {said}", error=StorageError):  # cut off in the middle
+            text = error.read(_ROW_BYTES).decode(errors="replace")
         if error.code in (301, 302, 303, 307, 308):
-            return ConfigError(f"{self.url} is redirected to {error.headers.get('Location')}: name that address")
+            return ConfigError(
+                f"{self.url} is redirected to {printable(error.headers.get('Location') or '?')[:200]}: name that address"
+            )
         if error.code in (401, 403):
             how = f"the token in {TOKEN_VARIABLE} is refused" if TOKEN_VARIABLE in os.environ else "it needs a token"
             return ConfigError(f"{self.url} {said}: {how}; set the environment variable {TOKEN_VARIABLE} to a valid one")
         if error.code in _NO_SERVER:
             return self._no_server(said)
         if error.code == 400:
-            with contextlib.suppress(ValueError, AttributeError):
-                text = str(json.loads(text).get("message", text))
-            return ConfigError(
-                f"{self.url}: {(text.strip() or error.reason).splitlines()[-1]}"
-            )  # before it, MLflow shows the request
+            with contextlib.suppress(DataError):
+                text = parse(_Refusal, text, self.url)["message"]
+            # Before its last line, MLflow shows the request.
+            return ConfigError(f"{self.url}: {printable((text.strip() or error.reason or said).splitlines()[-1])[:500]}")
         if 400 <= error.code < 500 and error.code not in _PASSING:
             return ConfigError(f"{self.url} {said}: {text[:200]!r}")
         return StorageError(f"{self.url} {said}: {text[:200]!r}")
@@ -138,5 +174,5 @@ class Client:
         if isinstance(reason, ssl.SSLError):
             return ConfigError(f"{self.url} does not speak TLS ({reason.reason}): name its http:// address")
         if isinstance(reason, http.client.InvalidURL):
-            return ConfigError(f"{self.url} is no address: {reason}")
-        return StorageError(f"{self.url} does not answer: {reason}")
+            return ConfigError(f"{self.url} is no address: {printable(str(reason))}")
+        return StorageError(f"{self.url} does not answer: {printable(str(reason))[:200]}")

@@ -4,12 +4,14 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 
 from model.describe import training_cost
-from pipeline import storage
+from pipeline import notes, storage
 from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
@@ -22,9 +24,9 @@ _SECONDS = 0.3
 class Efficiency:
     """The two sides of the model FLOP utilisation."""
 
-    flops_per_image: float
+    flops_per_image: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Of training, for each real image that D sees (`model.describe.training_cost`)."""
-    peak: float
+    peak: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """FLOP/s of all ranks together."""
 
     def mfu(self, images_per_second: float) -> float:
@@ -37,7 +39,7 @@ def efficiency(config: RunConfig, ranks: Ranks) -> Efficiency:
     key = f"{device_name(ranks.device)}, {ranks.world_size} ranks, {torch.get_num_threads()} threads, {config.precision}"
     key += f", d_steps={config.batch.d_steps}, peak_tflops={config.peak_tflops}"
     path = Path(config.run, "efficiency.json")
-    known = [Efficiency(**_read(path)[key]) if ranks.main and key in _read(path) else None]
+    known = [_read(path).get(key) if ranks.main else None]
     dist.broadcast_object_list(known)
     if known[0]:
         return known[0]
@@ -46,8 +48,9 @@ def efficiency(config: RunConfig, ranks: Ranks) -> Efficiency:
     flops = training_cost(config.model).per_image(config.batch.d_steps) if ranks.main else 0.0
     measured = Efficiency(flops, peak)
     if ranks.main:
+        document = {name: asdict(one) for name, one in (_read(path) | {key: measured}).items()}
         with best_effort(path):
-            storage.write_bytes(str(path), json.dumps(_read(path) | {key: asdict(measured)}, indent=1).encode())
+            storage.write_bytes(str(path), json.dumps(document, indent=1).encode())
     return measured
 
 
@@ -73,5 +76,6 @@ def device_name(device: torch.device) -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "CPU")
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read(path: Path) -> dict[str, Efficiency]:
+    """Return what is known, by devices; nothing where the file is damaged, as it can be measured again."""
+    return notes.optional(dict[str, Efficiency], path) or {}

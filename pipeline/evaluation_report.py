@@ -196,7 +196,7 @@ def track(run: Path, document: Document, deliver: bool, say: Callable[[str], Non
     if not journal_path(run).exists():
         return
     path, step = figures_path(run), document["images"]
-    rows = [record for record, _ in read_file(path)]
+    rows = [record for record, _ in read_file(path) if "metrics" in record]
     known = {item for record in rows if record["step"] == step for item in record["metrics"].items()}
     taken = _taken(rows, document)
     if values := {key: value for key, value in tracked_names(document, taken).items() if (key, value) not in known}:

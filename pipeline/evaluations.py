@@ -133,13 +133,24 @@ def read(place: str) -> dict[str, Any] | None:
     """Return the document at `place`, None if there is none. Raises ConfigError for another file."""
     if not storage.exists(place):
         return None
+    what, advice = f"{place} is not a document of `biggan evaluate`", "move it elsewhere, then evaluate again"
     try:
-        found = json.loads(storage.read_bytes(place))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{place} is not a document of `biggan evaluate`: move it elsewhere, then evaluate again")
-    return found
+        data = storage.read_bytes(place)
+    except IsADirectoryError:
+        raise ConfigError(f"{what} but a folder: {advice}") from None
+    untrusted.parse(_Kept, data, what, advice, ConfigError)
+    return untrusted.parse(dict[str, Any], data, what, advice, ConfigError)
+
+
+class _Kept(TypedDict):
+    """What `keep` goes by in a document, of any version."""
+
+    samples: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)] | None]
+    metrics: NotRequired[dict[str, Any]]
+    spread: NotRequired[dict[str, Any]]
+    floor: NotRequired[dict[str, Any]]
+    class_intra_fid: NotRequired[dict[str, Any]]
+    left_out: NotRequired[dict[str, Any]]
 
 
 def _write(place: str, document: Mapping[str, Any]) -> None:
@@ -163,10 +174,15 @@ def _beside(place: str, document: Mapping[str, Any]) -> str:
 
 
 def of_run(folder: Path, say: Say) -> list[Evaluation]:
-    """Return the documents in the run's `evaluation/`, by name; `say` is told those of an old form, which are left out."""
+    """Return the documents in the run's `evaluation/`, by name; `say` is told which are damaged or old, and left out."""
     found = []
     for path in sorted((folder / "evaluation").glob("[0-9]*.json")):
-        if document := parse(path.read_text(), str(path)):
+        try:
+            document = parse(path.read_text(errors="replace"), str(path))
+        except (ConfigError, IsADirectoryError) as error:
+            say(f"ignored: {error}")
+            continue
+        if document:
             found.append(document)
         else:
             say(f"ignored: {path} has no recipe to compare by; `biggan evaluate` writes it anew")

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import removal, storage
-from pipeline.errors import ConfigError, DataError, StorageError
-from pipeline.process import job, machine, started, superseded
+from pipeline.errors import ConfigError, StorageError
+from pipeline.process import Process, job, machine, started, superseded
+from pipeline.untrusted import parse
+from pipeline.wording import printable
 
 BEAT = 5.0
 """Seconds between two renewals."""
@@ -86,15 +88,15 @@ def _wait_for_end(uri: str, number: int) -> None:
     if first is None or first.get("released") or superseded(first):
         return
     if first.get("host") == machine():
-        alive = first.get("started") == started(int(first["pid"])) and first["pid"] != os.getpid()
+        alive = first.get("started") == started(int(first.get("pid", 0))) != "" and first.get("pid") != os.getpid()
     else:
         deadline = time.monotonic() + 2.5 * BEAT
         while not (alive := _read(uri, number) not in (first, None)) and time.monotonic() < deadline:
             time.sleep(BEAT / 5)
     if alive:
         raise ConfigError(
-            f"checkpoint.uri={uri}: process {first['pid']} on {first['name']} is training there: stop that first, or name "
-            "another place"
+            f"checkpoint.uri={uri}: process {first.get('pid')} on {printable(str(first.get('name')))} is training there: stop "
+            "that first, or name another place"
         )
 
 
@@ -112,12 +114,14 @@ def _place(uri: str, number: int) -> str:
 
 
 def _read(uri: str, number: int) -> dict[str, Any] | None:
+    """Return who has made fence `number`, with all that it says; None if it is gone. Raises DataError if it is damaged."""
+    place, advice = _place(uri, number), "delete it, if no training runs there"
     try:
-        return json.loads(storage.read_bytes(_place(uri, number)))
+        data = storage.read_bytes(place)
     except storage.NotFoundError:
         return None
-    except ValueError as error:
-        raise DataError(f"{_place(uri, number)} is damaged: delete it, if no training runs there") from error
+    parse(Process, data, f"{place} is damaged", advice)
+    return parse(dict[str, Any], data, place, advice)
 
 
 def _holder() -> dict[str, object]:

@@ -22,10 +22,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,7 +38,8 @@ from pipeline.engines import Engine, Ranks
 from pipeline.errors import TrainingError
 from pipeline.health_report import explain, message
 from pipeline.journal import Journal, journal_path
-from pipeline.kept import keep, read_json
+from pipeline.kept import RESTORE, keep
+from pipeline.notes import BIG, read
 from pipeline.objective import ObjectiveConfig, State
 from pipeline.tracker import Tracker
 
@@ -94,11 +96,11 @@ class Failure:
 class History:
     """The failures of a run so far."""
 
-    rollbacks: int = 0
-    in_a_row: int = 0
+    rollbacks: Annotated[int, Field(ge=0, le=BIG)] = 0
+    in_a_row: Annotated[int, Field(ge=0, le=BIG)] = 0
     """Without a checkpoint past `furthest`."""
-    furthest: int = -1
-    good_until: int = _EVER
+    furthest: Annotated[int, Field(ge=-1, le=BIG)] = -1
+    good_until: Annotated[int, Field(ge=0, le=_EVER)] = _EVER
     """Checkpoints of more images are not taken, unless they have been saved since the last rollback."""
 
     def after(self, failure: Failure) -> "History":
@@ -294,7 +296,4 @@ class Health:
 
 
 def _read_history(run: Path) -> History:
-    try:
-        return History(**read_json(run / "health.json"))
-    except FileNotFoundError:
-        return History()
+    return read(History, run / "health.json", RESTORE) or History()

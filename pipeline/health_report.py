@@ -1,10 +1,11 @@
 """RUN/health.md: why a run has stopped, and what to try."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.journal import Event, read_file
 
 if TYPE_CHECKING:
     from pipeline.health import Failure
@@ -20,7 +21,7 @@ def message(run: Path, failure: "Failure", failures: int, furthest: int) -> str:
 
 def explain(run: Path, why: str, last: Mapping[str, float], collapse: bool) -> str:
     """Return the report of a stop, as Markdown, from RUN/events.jsonl and the means of the `last` report."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = [event for event, _ in read_file(run / "events.jsonl", kind=Event)]
     lines = [f"# Why {run.name} stopped", "", why, "", "## What happened, last things last", ""]
     lines += ["| time | image | order | what | |", "|---|---|---|---|---|"]
     for event in events[-40:]:

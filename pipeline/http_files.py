@@ -29,7 +29,7 @@ from pipeline.store_errors import (
     no_tls,
     unknown_host,
 )
-from pipeline.wording import hide_secrets
+from pipeline.wording import hide_secrets, printable
 
 _PIECE = 1 << 20
 
@@ -119,7 +119,7 @@ def _get(uri: str, wanted: tuple[int, int] | None) -> _Answer:
 def _read(response: requests.Response, uri: str, wanted: tuple[int, int] | None, deadline: float) -> _Answer:
     status, version = response.status_code, response.headers.get("ETag")
     start, end = wanted or (0, None)
-    span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    span = re.fullmatch(r"bytes (?:(\d{1,18})-\d+|\*)/(\d{1,18}|\*)", response.headers.get("Content-Range", ""), re.ASCII)
     size = int(span[2]) if span and span[2] != "*" else None
     if status == 416 and end == 1:  # an empty file has no first byte
         return _Answer(b"", False, False, size or 0, version)
@@ -129,7 +129,11 @@ def _read(response: requests.Response, uri: str, wanted: tuple[int, int] | None,
         raise _refusal(response, uri)
     if status == 206 and span and span[1] and int(span[1]) != start:
         raise StorageError(f"cannot read {hide_secrets(uri)}: the server sent another range than was asked for")
-    if size is None and status == 200 and (length := response.headers.get("Content-Length", "")).isdigit():
+    if (
+        size is None
+        and status == 200
+        and re.fullmatch(r"\d{1,18}", length := response.headers.get("Content-Length", ""), re.ASCII)
+    ):
         size = int(length)
     whole = wanted is not None and status == 200
     if whole and end is not None and (start or (size or 0) > end):
@@ -160,7 +164,7 @@ def _refusal(response: requests.Response, uri: str) -> ConfigError | StorageErro
     if status in (404, 410):
         return absent(uri, "read")
     body = next(response.iter_content(4096), b"").decode(errors="replace")
-    said = answered(f"{status} {response.reason}".strip(), body)
+    said = printable(answered(f"{status} {response.reason}".strip()[:200], body))
     if status in PASSING_STATUS:
         return StorageError(f"cannot read {shown}: {said}")
     if status in (401, 403, 407):
@@ -190,5 +194,5 @@ def _failure(error: Exception, uri: str) -> ConfigError | StorageError:
     if isinstance(error, requests.exceptions.Timeout):
         return StorageError(f"cannot read {shown}: no answer in time")
     last = next((cause for cause in reversed(chain) if isinstance(cause, OSError) and cause.strerror), chain[-1])
-    said = getattr(last, "strerror", None) or str(last).splitlines()[0][:200] or type(last).__name__
-    return StorageError(f"cannot read {shown}: {said}")
+    said = getattr(last, "strerror", None) or str(last).strip()[:200] or type(last).__name__
+    return StorageError(f"cannot read {shown}: {printable(said)}")

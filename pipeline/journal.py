@@ -14,13 +14,73 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline.errors import DataError
+from pipeline.process import Process
 from pipeline.redaction import hidden
+from pipeline.untrusted import parse
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+_Moment = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]
+"""Milliseconds since 1970, before the year 10,000."""
+_Step = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Dataset(TypedDict):
+    name: str
+    uri: str
+    fingerprint: str
+    profile: str
+
+
+class _Opening(TypedDict, total=False):
+    uid: Required[str]
+    mode: str
+    uri: Required[str | None]
+    experiment: Required[str]
+    params: Required[dict[str, str]]
+    tags: Required[dict[str, str]]
+    datasets: list[_Dataset]
+    process: Process
+
+
+class _Record(TypedDict, total=False):
+    """Any kind of line, with the keys of the others left out."""
+
+    time: Required[_Moment]
+    open: _Opening
+    metrics: dict[str, float]
+    step: _Step
+    recipe: str
+    image: str
+    file: str
+    text: str
+    path: str
+    artifact: str
+    close: str
+    host: str
+
+
+_TOGETHER = {"metrics": {"step"}, "image": {"step", "file"}, "text": {"path"}}
+"""Keys that need others."""
+
+
+class Event(TypedDict):
+    """A line of RUN/events.jsonl (`pipeline.health`)."""
+
+    time: Annotated[float, Field(ge=0, lt=253_402_300_800)]
+    """Seconds since 1970."""
+    kind: str
+    images: _Step
+    rollbacks: _Step
+    text: str
 
 
 def journal_path(run_dir: Path) -> Path:
@@ -47,9 +107,15 @@ def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     yield from read_file(journal_path(run_dir), offset)
 
 
-def read_file(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
-    """The same of one file. A last line without its end is not there yet."""
+def read_file(path: Path, offset: int = 0, kind: type[Any] = _Record) -> Iterator[tuple[Record, int]]:
+    """Yield the same of one file, whose lines are of a `kind`. A last line without its end is not there yet.
+
+    Damaged lines are left out, with a warning: a power cut can leave a block of zeros, and the file may come from others.
+    """
     if not path.exists():
+        return
+    if not path.is_file():
+        log.warning("%s is no file and is left out", path)
         return
     with path.open("rb") as file:
         file.seek(offset)
@@ -58,8 +124,10 @@ def read_file(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
                 return
             offset += len(line)
             try:
-                record = json.loads(line)
-            except ValueError:  # a power cut can leave a block of zeros
+                record: Record = parse(kind, line, str(path))
+            except DataError:
+                record = {}
+            if not record or any(key in record and not others <= record.keys() for key, others in _TOGETHER.items()):
                 log.warning("%s: the line that ends at byte %d is damaged and left out", path, offset)
                 continue
             yield record, offset

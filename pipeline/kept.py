@@ -12,29 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import TypedDict
 
-from pipeline import storage
+from pipeline import notes, storage
 from pipeline.best_effort import best_effort
-from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.redaction import hidden
 from pipeline.removal import has, remove_files
 from pipeline.vacant import refuse_foreign
+from pipeline.wording import printable
 
 _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run's folder. Raises DataError if it is none, as after a full disk."""
-    text = path.read_text()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        what = "is damaged" if text.strip("\0 \n") else "is empty"
-        raise DataError(f"{path} {what}: restore it from a copy, or set run=NEW_RUN to begin another run")
-    return found
+class Identity(TypedDict):
+    """RUN/run.json."""
+
+    uid: str
+    dataset: str
+    """Fingerprint of the images."""
+
+
+RESTORE = "restore it from a copy, or set run=NEW_RUN to begin another run"
+"""What to do where a file of a run is damaged that a resume cannot do without."""
 
 
 def refuse_other(run: str, uri: str, uid: str) -> None:
@@ -118,8 +119,8 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
         refuse_foreign_run(run)
     if anew or not path.exists():
         storage.write_bytes(str(path), json.dumps(identity).encode())
-    elif (found := json.loads(path.read_text())["uid"]) != identity["uid"]:
-        raise ConfigError(f"run={run} is another run on this node ({found}) than on node 0: name another run")
+    elif (found := notes.read(Identity, path, RESTORE)) and found["uid"] != identity["uid"]:
+        raise ConfigError(f"run={run} is another run on this node ({printable(found['uid'])}) than on node 0: set run=NEW_RUN")
 
 
 def keep_log(uri: str, file: Path, began: int, node: int) -> None:

@@ -13,12 +13,14 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from pipeline import storage
+from pipeline import notes, storage
 from pipeline.batch import BatchPlan, micro_batches, plan_batch
 from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig, flatten, to_yaml
@@ -29,6 +31,8 @@ FILE = "micro_batch.json"
 """In a run's folder: what was found, for what, and the peaks in bytes of all that was tried (null: did not fit)."""
 DOES_NOT_FIT = 3
 """Exit code of a trial."""
+
+_Found = TypedDict("_Found", {"micro_batch": Annotated[int, Field(ge=1, le=1 << 31)], "for": dict[str, Any]})
 
 _DEPENDS_ON = ("model.", "objective.", "zero.", "batch.", "optim.optimizer", "precision", "compile", "activation_checkpointing")
 _GRACE = 10.0
@@ -48,12 +52,14 @@ def plan_in_memory(config: RunConfig, ranks: Ranks) -> BatchPlan:
 def _found_before(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int | None:
     """What an earlier start of this run found, so that a resume is exact; None if it was for something else."""
     found: list[int | None] = [None]
-    file = Path(config.run, FILE)
-    if ranks.main and file.exists():
-        saved = json.loads(file.read_text())
+    if ranks.main and (saved := _read(Path(config.run))):
         found = [saved["micro_batch"] if saved["for"] == conditions else None]
     dist.broadcast_object_list(found)
     return found[0]
+
+
+def _read(run: Path) -> _Found | None:
+    return notes.read(_Found, run / FILE, "restore it from a copy, or delete it: the next start tries again")
 
 
 def _conditions(config: RunConfig, ranks: Ranks) -> dict[str, Any]:

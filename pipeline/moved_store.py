@@ -5,7 +5,6 @@ still there, is changed only when the user says so; what only reads takes a temp
 """
 
 import contextlib
-import json
 import logging
 import os
 import sqlite3
@@ -140,10 +139,10 @@ def _point_to(store: sqlite3.Connection, found: _Moved) -> int:
 
 def _is_trained_elsewhere(folder: Path) -> bool:
     """Whether another process trains the run in `folder`: it has looked up where its artifacts go."""
-    from pipeline.run import is_training
+    from pipeline.run import holder, is_training
 
     if not is_training(folder):
         return False
-    with contextlib.suppress(OSError, ValueError):
-        return bool(json.loads((folder / "lock").read_text()).get("pid") != os.getpid())
+    with contextlib.suppress(OSError), open(folder / "lock") as file:
+        return holder(file).get("pid") != os.getpid()
     return True

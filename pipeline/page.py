@@ -2,21 +2,24 @@
 
 import base64
 import html
-import json
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline import notes
 from pipeline.chart import COLOURS, Points, line_chart
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.inside import inside
-from pipeline.journal import Record, figures_path, journal_path, read, read_file
+from pipeline.journal import Event, Record, figures_path, journal_path, read, read_file
 from pipeline.run import Status, read_status
-from pipeline.tracking import NODE_JOURNALS
+from pipeline.tracking import NODE_JOURNALS, delivered
 from pipeline.wording import hide_secrets
 
 _SAMPLES = 12
@@ -59,13 +62,27 @@ class _Run:
     images: list[Record] = field(default_factory=list)
     events: list[Record] = field(default_factory=list)
     evaluations: list[Record] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Evaluations that cannot be read, and why."""
+
+
+_Count = Annotated[int, Field(ge=0, lt=notes.BIG)]
+
+
+class _Evaluation(TypedDict, total=False):
+    """What the page shows of a document; earlier versions wrote some without metrics."""
+
+    metrics: dict[str, Any]
+    images: _Count | None
+    samples: _Count | None
+    truncation: Annotated[float, Field(ge=0, lt=notes.BIG)] | None
 
 
 def run_page(folder: Path) -> str:
     """The HTML of a run's page. Raises ConfigError for a folder without a run."""
     run = _load(folder)
     parts = [_head(run), _lineage(run), _curves(run), _time(run), _samples(run), _evaluations(run), _events(run), _rest(run)]
-    config = html.escape((folder / "config.yaml").read_text())
+    config = html.escape((folder / "config.yaml").read_text(errors="replace"))
     parts.append(f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{config}</pre></details>")
     name = html.escape(folder.resolve().name)
     head = (
@@ -93,12 +110,17 @@ def _load(folder: Path) -> _Run:
             run.curves[key].append((record["step"], value))
     for path in sorted(folder.glob(NODE_JOURNALS)):
         for record, _ in read_file(path):
-            for key, value in record["metrics"].items():
+            for key, value in record.get("metrics", {}).items():
                 run.curves[key].append((record["time"] / 1000 - run.starts[0]["time"] / 1000 if run.starts else 0, value))
-    run.events = [record for record, _ in read_file(folder / "events.jsonl")]
+    run.events = [record for record, _ in read_file(folder / "events.jsonl", kind=Event)]
     for path in sorted((folder / "evaluation").glob("*.json")):
-        document = json.loads(path.read_text())
-        run.evaluations += [document] if isinstance(document.get("metrics"), dict) else []
+        try:
+            document = notes.read(_Evaluation, path) or {}
+        except DataError as error:
+            notes.pass_over(error)
+            run.damaged.append(str(error))
+        else:
+            run.evaluations += [dict(document)] if "metrics" in document else []
     run.evaluations.sort(key=lambda one: (one.get("images") or 0, one.get("truncation") or 0))
     return run
 
@@ -116,10 +138,7 @@ def _lineage(run: _Run) -> str:
         return ""
     last = run.starts[-1]["open"]
     tags: Mapping[str, str] = last["tags"]
-    try:
-        ids = list(json.loads((run.folder / "journal.offset").read_text()))
-    except (OSError, ValueError):
-        ids = []
+    ids = list(delivered(run.folder))
     rows = [
         ("commit", tags.get("biggan.git_commit", "") + {"true": ", changed since"}.get(tags.get("biggan.git_dirty", ""), "")),
         *((f"data {row['name']}", f"{row['uri']}, fingerprint {row['fingerprint']}") for row in last.get("datasets", ())),
@@ -182,9 +201,9 @@ def _samples(run: _Run) -> str:
 
 def _evaluations(run: _Run) -> str:
     """A table of all evaluations, and a metric's curve over the truncation where the same images were judged at several."""
-    if not run.evaluations:
+    if not run.evaluations and not run.damaged:
         return ""
-    numbers = [{k: v for k, v in one["metrics"].items() if isinstance(v, int | float)} for one in run.evaluations]
+    numbers = [{k: float(v) for k, v in one["metrics"].items() if _is_number(v)} for one in run.evaluations]
     names = list(dict.fromkeys(name for metrics in numbers for name in metrics))
     rows = []
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
@@ -202,7 +221,12 @@ def _evaluations(run: _Run) -> str:
     }
     charts = [*_fid_over_is(run), *(line_chart(name, lines, "truncation") for name, lines in several.items() if lines)]
     table = _table(rows, ("images", "truncation", "samples", *names))
-    return f'<h2>Evaluation</h2>{table}<div class="row">{"".join(charts)}</div>'
+    lines = "".join(f'<p class="bad">passed over {html.escape(line)}</p>' for line in run.damaged)
+    return f'<h2>Evaluation</h2>{table}{lines}<div class="row">{"".join(charts)}</div>'
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < notes.BIG)
 
 
 def _fid_over_is(run: _Run) -> Iterator[str]:
@@ -211,7 +235,7 @@ def _fid_over_is(run: _Run) -> Iterator[str]:
     for one in run.evaluations:
         truncation, metrics = one.get("truncation"), one["metrics"]
         for name in (name for name in metrics if name.startswith("FID[")):
-            if (score := name.replace("FID", "IS", 1)) in metrics:
+            if _is_number(metrics.get(score := name.replace("FID", "IS", 1))) and _is_number(metrics[name]):
                 order = math.inf if truncation is None else truncation
                 sweeps[name][f"{one.get('images') or 0:,} images"].append((order, metrics[score], metrics[name]))
     for name, lines in sweeps.items():

@@ -13,12 +13,28 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
 """Environment variable: the process that started `accelerate launch`."""
 
 Verdict = Literal["alive", "gone", "unknown"]
+_Number = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+
+
+class Process(TypedDict, total=False):
+    """What `this_process` says of a process, as a file may have it."""
+
+    machine: str
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=1 << 31)] | _Number
+    started: str
+    job_id: Annotated[str, Field(pattern=r"^\w[\w.+-]{0,63}$")]
+    cluster_name: str
+    restart_count: _Number
 
 
 def machine() -> str:
@@ -62,10 +78,10 @@ def superseded(holder: Mapping[str, object]) -> bool:
     return same and int(str(holder.get("restart_count", 0))) < int(mine["restart_count"])
 
 
-def verdict(process: dict[str, str]) -> Verdict:
-    """Whether a process that `this_process` has described still lives."""
-    if process["machine"] == machine():
-        return "alive" if started(int(process["pid"])) == process["started"] else "gone"
+def verdict(process: Process | dict[str, str]) -> Verdict:
+    """Return whether a process that `this_process` has described still lives."""
+    if process.get("machine") == machine():
+        return "alive" if started(int(process.get("pid", 0))) == process.get("started") != "" else "gone"
     if "job_id" in process and (cluster := process.get("cluster_name")) and cluster == _slurm_cluster():
         return _slurm_verdict(process["job_id"])
     return "unknown"

@@ -7,13 +7,17 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from pipeline.best_effort import best_effort
 from pipeline.errors import DataError
 from pipeline.mixture import Mixture
 from pipeline.order import Order
+from pipeline.untrusted import parse
 from pipeline.wording import plural
 
 _SUBSTITUTES = 64  # tried in a run, and then elsewhere, before the set is given up
@@ -25,6 +29,12 @@ class BadSampleError(Exception):
     def __init__(self, shard: str, sample: int, key: str, reason: str, advice: str = "restore the shard from a copy") -> None:
         super().__init__(f"{shard}, sample {sample} ({key}): {reason}")
         self.shard, self.sample, self.key, self.reason, self.advice = shard, sample, key, reason, advice
+
+
+class _Bad(TypedDict):
+    """A line of the record."""
+
+    sample: Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Quarantine:
@@ -86,8 +96,8 @@ class Quarantine:
             with best_effort(self.path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 text = self.path.read_text(errors="replace")
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):
-                self._known.add(json.loads(line)["sample"])
+            with contextlib.suppress(DataError):  # torn, or damaged
+                self._known.add(parse(_Bad, line, str(self.path))["sample"])
         return text != "" and not text.endswith("\n")
 
 

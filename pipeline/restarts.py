@@ -11,9 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pipeline import stop, storage
-from pipeline.errors import ConfigError, StorageError
+from pydantic import Field
+
+from pipeline import notes, stop, storage
+from pipeline.errors import UserError
 from pipeline.redaction import guard
 
 FINAL = (0, 65, 78, 79, 80)
@@ -27,9 +30,9 @@ PERSON = "RUN/STOP"
 class Crashes:
     """How often a run has ended since it last came further."""
 
-    images: int = -1
+    images: Annotated[int, Field(ge=-1, le=notes.BIG)] = -1
     """Of the newest checkpoint at the last end."""
-    count: int = 0
+    count: Annotated[int, Field(ge=0, le=notes.BIG)] = 0
 
     def again(self, images: int) -> "Crashes":
         """Return the count after one more crash, with the newest checkpoint at `images`."""
@@ -74,15 +77,17 @@ def after(folder: Path, code: int, before: str, limit: int, reason: str = "") ->
     srun ends the nodes that are slower than the first to leave, and then has a code of its own. So the run's status has the
     word, if this start has written one.
     """
-    status = json.loads((folder / "status.json").read_text()) if stamp(folder) != before else {}
-    if status.get("exit_code") is not None:
-        code = status["exit_code"]
-    crashes = _read(folder)
+    from pipeline.run import read_status
+
+    status = read_status(folder / "status.json") if stamp(folder) != before else None
+    if status and status.exit_code is not None:
+        code = status.exit_code
+    crashes = notes.optional(Crashes, folder / "restarts.json") or Crashes()
     if code not in FINAL:
         newest = _newest(folder, crashes.images)
         crashes = crashes.stopped(newest) if code == stop.EXIT_CODE else crashes.again(newest)
         storage.write_bytes(str(folder / "restarts.json"), json.dumps(asdict(crashes)).encode())
-    return decide(code, reason if reason == PERSON else status.get("message", reason), crashes, limit)
+    return decide(code, reason if reason == PERSON or not status else status.message, crashes, limit)
 
 
 def stamp(folder: Path) -> str:
@@ -94,13 +99,6 @@ def stamp(folder: Path) -> str:
     return f"{found.st_ino} {int(found.st_mtime)}"
 
 
-def _read(folder: Path) -> Crashes:
-    try:
-        return Crashes(**json.loads((folder / "restarts.json").read_text()))
-    except FileNotFoundError:
-        return Crashes()
-
-
 def _newest(folder: Path, known: int) -> int:
     """Images of the newest checkpoint, wherever the run keeps them; 0 without one, `known` if their store is away."""
     from pipeline import checkpoint, run
@@ -109,7 +107,7 @@ def _newest(folder: Path, known: int) -> int:
         return 0
     try:
         newest = next(checkpoint.committed(run.checkpoint_uri(run.load_run_config(folder))), None)
-    except (StorageError, ConfigError) as error:
+    except UserError as error:
         print(f"biggan: warning: {error}", file=sys.stderr)
         return known
     return newest.images if newest else 0

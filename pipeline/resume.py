@@ -10,12 +10,16 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch.distributed as dist
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from pipeline import checkpoint as checkpoints
 from pipeline import kept, removal, storage
 from pipeline.best_effort import best_effort
+from pipeline import kept, notes, storage
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint_files import holds_any
 from pipeline.config import RunConfig
@@ -30,6 +34,11 @@ _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "resta
 
 
 def find_checkpoint(config: RunConfig, history: History | None = None, uid: str = "") -> Checkpoint | None:
+class _Saved(TypedDict):
+    images: Annotated[int, Field(ge=0, le=notes.BIG)]
+
+
+def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
     """Return the newest intact checkpoint of this run from before its failures; None if it has never been saved.
 
     Says which damaged ones it passes over, and marks them. Raises DataError if the run was saved and none of its checkpoints
@@ -114,8 +123,8 @@ def saved_images(folder: Path) -> int:
 
     Runs from before RUN/saved.json have them in their status.
     """
-    if (path := folder / "saved.json").exists():
-        return int(kept.read_json(path)["images"])
+    if saved := notes.read(_Saved, folder / "saved.json", kept.RESTORE):
+        return saved["images"]
     status = read_status(folder / "status.json")
     return status.images if status else 0
 

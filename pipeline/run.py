@@ -10,22 +10,23 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
 from model.config import from_saved
 from pipeline import checkpoint as checkpoints
-from pipeline import journal, kept, named, removal, storage
+from pipeline import journal, kept, named, notes, removal, storage
 from pipeline.best_effort import best_effort
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import RunConfig, build, flatten, located, to_yaml
 from pipeline.errors import ConfigError, DataError
 from pipeline.index import Manifest
 from pipeline.locks import lock_file
-from pipeline.process import superseded, this_process, verdict
+from pipeline.process import Process, superseded, this_process, verdict
 from pipeline.redaction import hidden
 from pipeline.saved_config import networks_of
+from pipeline.untrusted import parse, parsing
 from pipeline.wording import command, plural
 
 STATUS_VARIABLE = "BIGGAN_STATUS"
@@ -40,8 +41,8 @@ class Status:
     """How a run stands. `state` is running, finished, stopped or failed; a crash leaves running."""
 
     state: str
-    images: int = 0
-    exit_code: int | None = None
+    images: Annotated[int, Field(ge=0, le=notes.BIG)] = 0
+    exit_code: Annotated[int, Field(ge=-255, le=255)] | None = None
     message: str = ""
 
 
@@ -99,10 +100,11 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 def read_identity(folder: Path) -> dict[str, Any]:
     """Return the run's id and that of its images. Raises DataError if RUN/run.json is damaged."""
-    found = kept.read_json(Path(folder, "run.json"))
-    if not {"uid", "dataset"} <= found.keys():
-        raise DataError(f"{folder / 'run.json'} has no uid or no dataset: restore it from a copy, or set run=NEW_RUN")
-    return found
+    path = Path(folder, "run.json")
+    found = notes.read(kept.Identity, path, kept.RESTORE)
+    if found is None:
+        raise DataError(f"{path} is not there: {kept.RESTORE}")
+    return dict(found)
 
 
 def load_run_config(run: str | Path) -> RunConfig:
@@ -133,17 +135,11 @@ def _as_recorded(config: RunConfig) -> RunConfig:
 def _saved_config(folder: Path) -> RunConfig:
     """Read RUN/config.yaml, as it was written. Raises DataError if it is empty or no YAML."""
     path = folder / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise DataError(
-            f"{path} is empty or damaged: restore it from a copy (MLflow has one among the run's artifacts), or delete it: "
-            "the next start writes it anew"
-        )
-    config = build(tree)
-    model = from_saved({key: value for key, value in asdict(config.model).items() if key in tree["model"]})
+    advice = "restore it from a copy (MLflow has one among the run's artifacts), or delete it: the next start writes it anew"
+    tree = notes.read_yaml(path, advice)
+    with parsing(str(path), advice):
+        config = build(tree)
+        model = from_saved({key: value for key, value in asdict(config.model).items() if key in tree["model"]})
     return replace(config, model=model)
 
 
@@ -255,12 +251,12 @@ def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
         state = _try_lock(file)
         if state != "held":
             return file, state == "locked"
-        holder = _holder(file)
+        held_by = holder(file)
         file.close()
-        if superseded(holder):
+        if superseded(held_by):
             removal.remove(str(path), kept.is_lock)  # it keeps a lock that nobody looks at any more
         elif time.monotonic() > deadline:
-            raise ConfigError(f"run={path.parent} is being trained by process {holder.get('pid')}: stop that first") from None
+            raise ConfigError(f"run={path.parent} is being trained by process {held_by.get('pid')}: stop that first") from None
         else:
             time.sleep(0.1)
 
@@ -269,8 +265,8 @@ def _try_lock(file: IO[str]) -> Literal["locked", "held", "unknown"]:
     """Lock a file. Where the file system has no locks, what its holder has written there tells whether it lives here."""
     if (state := lock_file(file)) != "unknown":
         return state
-    holder = _holder(file)
-    alive = "machine" in holder and holder["pid"] != os.getpid() and verdict(holder) == "alive"
+    held_by = holder(file)
+    alive = "machine" in held_by and held_by.get("pid") != os.getpid() and verdict(held_by) == "alive"
     return "held" if alive else "unknown"
 
 
@@ -278,17 +274,17 @@ def is_training(folder: Path) -> bool:
     """Whether some training holds the run."""
     try:
         with open(folder / "lock", "r+") as file:
-            return _try_lock(file) == "held" and not superseded(_holder(file))
+            return _try_lock(file) == "held" and not superseded(holder(file))
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _holder(file: IO[str]) -> dict[str, Any]:
-    """What the holder of a lock says of itself; nothing in the moment in which it writes that."""
+def holder(file: IO[str]) -> dict[str, Any]:
+    """Return what the holder of a lock says of itself; nothing in the moment in which it writes that."""
     file.seek(0)
     try:
-        return json.loads(file.read())
-    except json.JSONDecodeError:
+        return dict(parse(Process, file.buffer.read(), file.name))  # type: ignore[attr-defined]
+    except DataError:
         return {}
 
 
@@ -314,7 +310,5 @@ def _write_status(path: Path, status: Status) -> bool:
 
 
 def read_status(path: Path) -> Status | None:
-    try:
-        return Status(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    """Return RUN/status.json; None if there is none, and, with a warning, if it is damaged."""
+    return notes.optional(Status, path)

@@ -14,8 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
-from pipeline import logins, slurm, storage
+from pydantic import Field
+
+from pipeline import logins, notes, slurm, storage
 from pipeline.addresses import is_web
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.errors import ConfigError
@@ -23,19 +26,22 @@ from pipeline.inside import same_store, store_key
 from pipeline.locks import lock_file
 from pipeline.redaction import hide_secrets, holds_value
 
+JobName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=253)]
+"""A number of Slurm, or a name: an argument of the scheduler's commands, never a flag of them."""
+
 
 @dataclass(frozen=True)
 class Submission:
     """The job of a run."""
 
     scheduler: str
-    job: str
-    nodes: int
+    job: JobName
+    nodes: Annotated[int, Field(ge=1, le=notes.BIG)]
     log: str = ""
     """Where it writes."""
-    then: dict[str, str] = field(default_factory=dict)
+    then: dict[str, JobName] = field(default_factory=dict)
     """Jobs that wait for its end: evaluate, register."""
-    submitted: float = field(default_factory=time.time)
+    submitted: Annotated[float, Field(ge=0, le=notes.BIG)] = field(default_factory=time.time)
     """In seconds since the epoch."""
 
 
@@ -131,11 +137,8 @@ def record(place: Path, submission: Submission) -> None:
 
 
 def read(run: Path) -> Submission | None:
-    """The last submission of a run; None if it has never been submitted."""
-    try:
-        return Submission(**json.loads((folder(run) / "job.json").read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    """Return the last submission of a run; None if it has never been submitted. Raises DataError if job.json is damaged."""
+    return notes.read(Submission, folder(run) / "job.json", "restore it from a copy, or submit the run again")
 
 
 def queued(run: Path) -> slurm.Job | None:

@@ -11,9 +11,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pipeline import moved_store, named, tracking_records
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from pipeline import moved_store, named, notes, tracking_records
 from pipeline.addresses import local_path
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.inside import inside
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 RUN_UID_TAG = "biggan.run_uid"
 _UNDELIVERED = "tracking.json"
+_DELIVERED = "journal.offset"
 NODE_JOURNALS = "system/*.jsonl"
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # the API's, for one request
 
@@ -63,7 +67,7 @@ class Delivery:
         """Metric rows, and images and other artifacts, that have been sent."""
         self.refused: list[str] = []
         """Records that MLflow does not take, and why. They were left out, for they would hold up all that come after."""
-        self._state = run_dir / "journal.offset"
+        self._state = run_dir / _DELIVERED
         self._known = undelivered(run_dir).get("refused", []) if self._state.exists() else []
         file = None if uri else sqlite_file(openings[-1]["uri"] or "")
         if file and not file.is_absolute() and not file.exists() and self._state.exists():  # of an older version's start
@@ -263,26 +267,26 @@ class Delivery:
 
     def _offsets(self, run_id: str) -> dict[str, int]:
         """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
-        return self._read_state().get(run_id, {})
-
-    def _read_state(self) -> dict[str, dict[str, int]]:
-        try:
-            state: dict[str, Any] = json.loads(self._state.read_text())
-        except (FileNotFoundError, ValueError):  # lost or spoilt, it costs a repetition
-            return {}
-        return {run_id: offsets for run_id, offsets in state.items() if isinstance(offsets, dict)}
+        return delivered(self.run_dir).get(run_id, {})
 
     def _save_offset(self, run_id: str, name: str, offset: int) -> None:
-        state = self._read_state()
+        state = delivered(self.run_dir)
         state[run_id] = {**state.get(run_id, {}), name: offset}
         with replacing(self._state) as new:
             new.write_text(json.dumps(state))
 
 
+class _Undelivered(TypedDict, total=False):
+    why: str
+    refused: list[str]
+
+
 def undelivered(run_dir: Path) -> dict[str, Any]:
     """Return what MLflow lacks of a run: `why` it does not take the records, and those that it has `refused`, if any."""
-    try:
-        found: dict[str, Any] = json.loads((run_dir / _UNDELIVERED).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
+    return dict(notes.optional(_Undelivered, run_dir / _UNDELIVERED) or {})
+
+
+def delivered(run_dir: Path) -> dict[str, dict[str, int]]:
+    """Return the bytes of each journal that each MLflow run has. Lost or damaged, it costs a repetition."""
+    state = notes.optional(dict[str, dict[str, Annotated[int, Field(ge=0, lt=1 << 63)]] | int], run_dir / _DELIVERED) or {}
+    return {run_id: offsets for run_id, offsets in state.items() if isinstance(offsets, dict)}

@@ -21,13 +21,17 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 
 from pipeline.engines import Ranks
+from pipeline.errors import DataError
+from pipeline.notes import BIG
 from pipeline.temporary import replacing
+from pipeline.untrusted import parse
 
 EXIT_CODE = 70
 """A rank hung (`EX_SOFTWARE`)."""
@@ -41,6 +45,7 @@ _LINGER_SECONDS = 5.0
 _LEAST_LOOKS = 400
 """That a rank's own time is judged by: 20 s."""
 _PHASES = 200
+_MOST_LINE = 16 << 20  # bytes, for the names of 100,000 hosts
 _COLLECTIVES = "200"
 """That a dump shows, the last ones."""
 
@@ -60,17 +65,20 @@ class HangConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
 
 
+_Count = Annotated[int, Field(ge=0, le=BIG)]
+
+
 @dataclass(frozen=True)
 class Hang:
     """How one rank stood: the first line of its dump."""
 
-    rank: int
+    rank: _Count
     hosts: list[str]
     """Of all ranks."""
-    images: int
+    images: _Count
     phase: str
-    seconds: float
-    collectives: int
+    seconds: Annotated[float, Field(ge=0, le=BIG)]
+    collectives: _Count
     """That this rank has begun; those that others wait for have begun more."""
     at: str
     """Where in our code the main thread is."""
@@ -192,8 +200,10 @@ def spread_of(seconds: list[float], hosts: list[str]) -> Spread:
 
 
 def explain(dumps: Iterable[Path]) -> str:
-    """What the ranks' dumps say together: who kept the others waiting, and where."""
-    hangs = sorted((Hang(**json.loads(path.open().readline())) for path in dumps), key=lambda hang: hang.rank)
+    """Say what the ranks' dumps tell together: who kept the others waiting, and where. Damaged ones are passed over."""
+    hangs = sorted((hang for path in dumps if (hang := _read(path))), key=lambda hang: hang.rank)
+    if not hangs:
+        return "no progress, and the dumps of the ranks are damaged"
     hosts, front = hangs[0].hosts, max(hangs, key=lambda hang: hang.collectives)
     least = min(hang.collectives for hang in hangs)
     silent = [f"rank {rank} on {host}" for rank, host in enumerate(hosts) if rank not in {hang.rank for hang in hangs}]
@@ -210,6 +220,15 @@ def explain(dumps: Iterable[Path]) -> str:
     if not silent and not behind:
         text += f"; all ranks have begun the same collectives: at {front.at}"
     return text
+
+
+def _read(dump: Path) -> Hang | None:
+    try:
+        with open(dump, "rb") as file:
+            hang = parse(Hang, file.readline(_MOST_LINE), str(dump))
+    except (DataError, OSError):
+        return None
+    return hang if hang.rank < len(hang.hosts) else None
 
 
 def _frames(frame: FrameType | None) -> Iterable[FrameType]:

@@ -53,7 +53,7 @@ def test_documents_of_earlier_versions_are_kept_and_other_files_are_refused(tmp_
     assert json.loads(other.read_text()) == {"images": 1000, "FID[x]": 5.0}
     assert said == [f"kept: {other}, which was {plain} (0 samples)"]
     plain.write_text("[1, 2")
-    with pytest.raises(ConfigError, match=r"is not a document of `biggan evaluate`: move it elsewhere"):
+    with pytest.raises(ConfigError, match=r"is not a document of `biggan evaluate`: Invalid JSON: .*; move it elsewhere"):
         keep(str(plain), document("a", 100), said.append)
     assert plain.read_text() == "[1, 2"
 
