@@ -17,9 +17,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, removal, storage
+from pipeline import kept, notes, removal, storage
 from pipeline.best_effort import best_effort
-from pipeline import kept, notes, storage
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint_files import holds_any
 from pipeline.config import RunConfig
@@ -33,12 +32,11 @@ _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "resta
 """What of a run's folder another training there would continue."""
 
 
-def find_checkpoint(config: RunConfig, history: History | None = None, uid: str = "") -> Checkpoint | None:
 class _Saved(TypedDict):
     images: Annotated[int, Field(ge=0, le=notes.BIG)]
 
 
-def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, history: History | None = None, uid: str = "") -> Checkpoint | None:
     """Return the newest intact checkpoint of this run from before its failures; None if it has never been saved.
 
     Says which damaged ones it passes over, and marks them. Raises DataError if the run was saved and none of its checkpoints
