@@ -80,6 +80,4 @@ def test_only_one_module_deletes() -> None:
 )
 def test_a_deletion_elsewhere_is_found(line: str) -> None:
     assert list(deletions(f"import os\n{line}\n")) == [2]
-    assert not list(
-        deletions("name.replace('a', 'b')\nreplace(config, run='x')\nnames.remove('x')\n")
-    )
+    assert not list(deletions("name.replace('a', 'b')\nreplace(config, run='x')\nnames.remove('x')\n"))
