@@ -145,7 +145,7 @@ def begin_anew(config: RunConfig) -> list[str]:
     if not damaged and not saved_images(folder):
         return []
     for name in checkpoints.folders(uri):
-        if holds_any(folder_uri := storage.join(uri, name)):
+        if (folder_uri := storage.join(uri, name)) in damaged or holds_any(folder_uri):
             checkpoints.mark(folder_uri, SET_ASIDE, damaged.get(folder_uri, "not committed"))
     aside = next(path for number in range(1, 1 << 31) if not (path := folder / f"before-{number}").exists())
     aside.mkdir()

@@ -34,7 +34,8 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
     with pytest.raises(ConfigError, match=another):
         prepare(other, load_manifest(str(shards)))
     assert not Path(other.run).exists()
-    Path(checkpoint_uri(mine), "run.json").unlink()  # where something else has written, there is none
+    for name in ("run.json", "config.yaml"):  # where something else has written, there is none
+        Path(checkpoint_uri(mine), name).unlink()
     prepare(other, load_manifest(str(shards)))
     assert find_checkpoint(mine) is None
     weights = {"generator": {"w": torch.ones(2)}}

@@ -172,7 +172,7 @@ def test_a_cache_saves_reading_and_a_damaged_entry_is_read_again(served: str, tm
     found = open_reader(served, cache=cache)
     assert found.image(3).data == wanted[3] and found.bytes_read == 0
     found.close()
-    for path in (tmp_path / "cache").iterdir():
+    for path in cache.folder.iterdir():
         if path.stat().st_size:
             path.write_bytes(b"junk" + path.read_bytes()[4:])
     assert images(served, cache=cache) == wanted
