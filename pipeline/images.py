@@ -22,7 +22,7 @@ DRAWN = ("PNG",)
 _COPIES = {"WEBP": 4, "AVIF": 3, "JPEG2000": 5}  # of all pixels, that the decoders of these formats make
 
 
-def open_image(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Return the image of a file in one of `formats`, not yet decoded.
 
     Raises UndecodableError if it would take too much memory, and whatever Pillow's parsers raise.
