@@ -4,7 +4,6 @@ Pillow would hand PostScript to Ghostscript, and has parsers for forty other for
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ DRAWN = ("PNG",)
 _COPIES = {"WEBP": 4, "AVIF": 3, "JPEG2000": 5}  # of all pixels, that the decoders of these formats make
 
 
-def open_image(data: bytes, formats: Sequence[str]) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Return the image of a file in one of `formats`, not yet decoded.
 
     Raises UndecodableError if it would take too much memory, and whatever Pillow's parsers raise.
