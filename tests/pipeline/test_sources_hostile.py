@@ -26,6 +26,7 @@ from tests.pipeline.test_sources_imagenet import DEVKIT, VAL, tar, write_imagene
 from tests.pipeline.test_sources_parquet import write as write_parquet
 
 PNG = picture(1)
+FIVE = b"\0\0\x08\x03" + struct.pack(">III", 5, 28, 28) + bytes(range(256)) * 16
 
 
 def idx(folder: Path, header: bytes, change: Callable[[bytes], bytes] = gzip.compress) -> Path:
@@ -175,7 +176,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"ubyte\.gz is damaged: error: Error -3 while .*get it again",
     ),
     "IDX, cut": (
-        lambda at: idx(at, b"\0\0\x08\x03" + bytes(99), lambda data: gzip.compress(data)[:18]),
+        lambda at: idx(at, FIVE, lambda data: gzip.compress(data)[:-20]),
         "is damaged: EOFError",
     ),
     "IDX of 5 x 0 x 28": (lambda at: idx(at, b"\0\0\x08\x03" + struct.pack(">III", 5, 0, 28)), "images have 0 x 28 pixels"),
