@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,7 +145,7 @@ def upright(data: bytes) -> Image.Image:
     return opened(data)[0]
 
 
-def opened(data: bytes, formats: Sequence[str] = SHARDS) -> tuple[Image.Image, Stored]:
+def opened(data: bytes, formats: tuple[str, ...] = SHARDS) -> tuple[Image.Image, Stored]:
     """The picture as a person sees it, in mode L or RGB: turned as its EXIF says, on white where it is transparent.
 
     Of an animation it is the first frame. Pixels of 16 bits lose their lower 8 (Pillow would cut them off at 255).
@@ -183,7 +182,7 @@ def looked_at(data: bytes) -> tuple[tuple[int, int], bool]:
     return ((0, 0) if stored.turned else stored.size), image.mode == "L"
 
 
-def _by_pillow(data: bytes, formats: Sequence[str]) -> tuple[Image.Image, str, int]:
+def _by_pillow(data: bytes, formats: tuple[str, ...]) -> tuple[Image.Image, str, int]:
     """(the picture as it is stored, Pillow's name of its format, its orientation). Raises UndecodableError."""
     try:
         with open_image(data, formats) as file:

@@ -4,7 +4,6 @@ Pillow would hand PostScript to Ghostscript, and has parsers for forty other for
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
