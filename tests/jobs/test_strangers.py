@@ -104,6 +104,11 @@ def test_the_users_own_training_is_synced_without_a_flag(
     assert "--tracking" not in capsys.readouterr().err
 
 
+def test_a_linked_journal_is_not_sent(place: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
+    link("system/node0.jsonl")(place)
+    assert_one_line_after(lambda: run("sync", place / "run", "--moved"), capsys, 65, "names the file 'system/node0.jsonl'")
+
+
 def test_a_database_elsewhere_is_not_written(place: Path, stranger: Stranger, empty_store: Path) -> None:
     theirs = place.parent / "mlflow.db"
     shutil.copy(empty_store, theirs)
