@@ -17,12 +17,14 @@ from pipeline.wording import printable
 def inside(folder: Path, name: object, said_in: object) -> Path:
     """Return the path of the file `name` below the local `folder`, for content that is shown or sent.
 
-    Raises DataError, which names the document `said_in`, unless `name` is a relative path without `..` that leads to a place
-    inside the folder, also after all links are followed.
+    Raises DataError, which names the document `said_in`, unless `name` is a relative path without `..` that leads to a file
+    or folder inside the folder, also after all links are followed, or to nothing.
     """
     path = folder / _relative(name, said_in)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise _outside(name, said_in, "a link out of its folder: put the file itself there")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _outside(name, said_in, "a pipe or device: remove it")  # to open a pipe would wait for ever
     return path
 
 
@@ -71,7 +73,7 @@ def _relative(name: object, said_in: object) -> str:
     if not isinstance(name, str):
         raise _outside(name, said_in, "not a file name")
     parts = re.split(r"[/\\]", name)
-    if "\0" in name or any(part in ("", ".", "..") for part in parts) or re.match("[A-Za-z]:|~", name):
+    if "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise _outside(name, said_in, "not a path inside its folder")
     return name
 

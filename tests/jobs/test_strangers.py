@@ -10,6 +10,7 @@ import pytest
 from pipeline import named
 from pipeline.journal import append_line, journal_path
 from tests.jobs.strangers import CANARY, Stranger, assert_one_line_after, files_with_canary, journal_record, link, open_at, run
+from tests.pipeline.tracked import track
 
 
 def linked_sample(place: Path) -> None:
@@ -90,6 +91,22 @@ def test_sync_goes_where_the_user_says(place: Path, stranger: Stranger, monkeypa
     stranger.asked.clear()
     assert run("sync", place / "run", "--wait", 0) == 78 and not stranger.asked
     assert run("sync", place / "run", "--wait", 0, "--tracking", stranger.uri) != 0 and stranger.asked
+
+
+def test_the_users_own_training_is_synced_without_a_flag(
+    tmp_path: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = track(tmp_path / "run", uri=stranger.uri, mode="offline")
+    tracker.metrics({"loss": 0.5}, 64)
+    tracker.close("FINISHED")
+    monkeypatch.setattr(named, "_here", set())  # as another process
+    assert run("sync", tmp_path / "run", "--wait", 0) != 0 and stranger.asked
+    assert "--tracking" not in capsys.readouterr().err
+
+
+def test_a_linked_journal_is_not_sent(place: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
+    link("system/node0.jsonl")(place)
+    assert_one_line_after(lambda: run("sync", place / "run", "--moved"), capsys, 65, "names the file 'system/node0.jsonl'")
 
 
 def test_a_database_elsewhere_is_not_written(place: Path, stranger: Stranger, empty_store: Path) -> None:
