@@ -81,8 +81,8 @@ def _check_sizes(uri: str, found: Any, size: int) -> None:
             left += one.values() if isinstance(one, dict) else one
     if asked > size:
         raise DataError(
-            f"{uri} has {size:,} bytes and tensors of {asked:,}: some are views of the same numbers, or sparse. Save copies, with "
-            "torch.save({name: tensor.clone() for name, tensor in network.state_dict().items()}, FILE)"
+            f"{uri} has {size:,} bytes and tensors of {asked:,}: some are views of the same numbers, or sparse. Save copies, "
+            "with torch.save({name: tensor.clone() for name, tensor in network.state_dict().items()}, FILE)"
         )
 
 
