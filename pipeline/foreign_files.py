@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.checkpoint import Tensors
 from pipeline.errors import ConfigError, DataError
 from pipeline.finite import not_finite
+from pipeline.wording import printable
 
 # NumPy moved the function once; files name either place.
 _SCALAR = "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"
@@ -80,8 +81,8 @@ def _check_sizes(uri: str, found: Any, size: int) -> None:
             left += one.values() if isinstance(one, dict) else one
     if asked > size:
         raise DataError(
-            f"{uri} has {size:,} bytes and tensors of {asked:,}, so that some are views of the same numbers: save copies of "
-            "them, with torch.save({name: tensor.clone() for name, tensor in network.state_dict().items()}, FILE)"
+            f"{uri} has {size:,} bytes and tensors of {asked:,}: some are views of the same numbers, or sparse. Save copies, "
+            "with torch.save({name: tensor.clone() for name, tensor in network.state_dict().items()}, FILE)"
         )
 
 
@@ -118,6 +119,8 @@ def as_tensors(uri: str, found: Any) -> Tensors:
         raise ConfigError(f"{uri} holds no state_dict(), tensors by name: save one with torch.save(network.state_dict(), ...)")
     tensors: Tensors = {}
     for key, value in found.items():
+        if len(str(key)) > 200 or not str(key).isprintable():  # they are part of messages
+            raise ConfigError(f"{uri} has a tensor {printable(str(key)[:60])}: no network here has such names")
         if value.layout != torch.strided or (value.numel() > 1 and not value.is_floating_point()):
             kind = "a sparse tensor" if value.is_sparse else f"a tensor of {str(value.dtype).removeprefix('torch.')}"
             raise ConfigError(f"{uri}: {key} is {kind}: save plain floating-point weights, neither quantized nor pruned")

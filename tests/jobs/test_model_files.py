@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.cli import main
 from pipeline import model_digest, model_files, registry
 from pipeline.errors import DataError
+from pipeline.images import png
 from tests.jobs.registered_models import evaluation
 from tests.jobs.tiny_runs import assert_one_line
 
@@ -151,3 +153,24 @@ def test_a_tag_is_not_believed(store: Store, tmp_path: Path, capsys: pytest.Capt
         store.tag(key, value)
         done = main(["explore", "models:/tiny/1", "--port", "0", "--tracking-uri", store.uri])
         assert_one_line(capsys.readouterr().err, done, code, said)
+
+
+def test_golden_samples_are_drawn_by_our_own_code(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the model's code runs; without a digest, too."""
+    store.tag("evaluation", json.dumps(evaluation(1.0)))
+    store.tag("files_sha256", None)
+    store.trap("generator_pyfunc.py")
+    golden = store.files / "artifacts" / "golden.png"
+    for made, said in (
+        (golden.read_bytes() + b"more", "its golden samples are not those that were registered"),
+        (png(np.zeros((32, 128, 1), np.uint8)), "does not draw its golden samples: values are off by"),
+        (png(np.zeros((32, 32, 3), np.uint8)), "does not draw its golden samples: values are off by 255"),
+        (b"no picture", "golden.png: UnidentifiedImageError"),
+        (b"", "has no golden samples: register its run again under another --name"),
+    ):
+        golden.write_bytes(made)
+        assert main(["promote", "tiny/1", "--first", "--tracking-uri", store.uri]) == 80
+        assert said in capsys.readouterr().err and not store.ran.exists()
+        if "golden_sha256" in store.client.get_model_version("tiny", "1").tags:
+            store.tag("golden_sha256", None)
+    assert "champion" not in store.client.get_registered_model("tiny").aliases
