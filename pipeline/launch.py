@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from pipeline import imports, kept, stop, terminal
 from pipeline.process import PARENT_VARIABLE, die_with_parent
+from pipeline.scratch import scratch
 from pipeline.topology import Topology, without_launchers
 from pipeline.wording import plural
 
@@ -172,11 +172,11 @@ def _run(job: Launch, topology: Topology, processes: int, errors: IO[bytes], rol
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
     show = terminal.Show(job.config.total_images, bar=topology.rank == 0)
-    with show, tempfile.TemporaryDirectory(prefix="biggan-") as place:
-        status, defaults = Path(place, "status.json"), Path(place, "accelerate.json")
+    with show, scratch() as place:
+        status, defaults = place / "status.json", place / "accelerate.json"
         defaults.write_text(json.dumps(_NO_DEFAULTS))
         # Not the arguments once more: every user of the machine reads the workers' command lines, which would hold passwords.
-        frozen = Path(place, "config.yaml")
+        frozen = place / "config.yaml"
         storage.write_bytes(str(frozen), to_yaml(job.config).encode(), private=True)
         worker = ["jobs.cli", "train", str(frozen), *job.flags]
         child = subprocess.Popen(
