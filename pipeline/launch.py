@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 from pipeline import imports, kept, stop, terminal
 from pipeline.best_effort import best_effort
 from pipeline.journal import journal_path
-from pipeline.launch_folder import DEFAULTS, PROGRESS, STATUS, launch_folder
+from pipeline.launch_folder import CONFIG, DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.process import PARENT_VARIABLE, die_with_parent
 from pipeline.topology import Topology, without_launchers
 from pipeline.wording import plural, printable
@@ -180,7 +180,7 @@ def _run(
     status, defaults = place / STATUS, place / DEFAULTS
     defaults.write_text(json.dumps(_NO_DEFAULTS))
     # Not the arguments once more: every user of the machine reads the workers' command lines, which would hold passwords.
-    frozen = place / "config.yaml"
+    frozen = place / CONFIG
     storage.write_bytes(str(frozen), to_yaml(job.config).encode(), private=True)
     worker = ["jobs.cli", "train", str(frozen), *job.flags]
     with terminal.Show(job.config.total_images, place / PROGRESS, bar=topology.rank == 0) as show:

@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline import removal
+from pipeline.errors import UserError
 from pipeline.process import machine, this_process, verdict
 
-STATUS, PROGRESS, DEFAULTS = "status.json", "progress", "accelerate.json"
+STATUS, PROGRESS, DEFAULTS, CONFIG = "status.json", "progress", "accelerate.json", "config.yaml"
 _PREFIX, _OWNER = "biggan-launch-", "owner.json"
-_FILES = (_OWNER, STATUS, PROGRESS, DEFAULTS, "STOP")
+_FILES = {_OWNER, STATUS, PROGRESS, DEFAULTS, CONFIG, "STOP"}
 
 
 @contextmanager
 def launch_folder() -> Iterator[Path]:
     """Make a folder that only this user can read, for as long as this lasts; remove those of launchers that were killed."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
             _remove(left)
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as place:
         Path(place, _OWNER).write_text(json.dumps(this_process()))
@@ -37,9 +39,6 @@ def _remove(left: Path) -> None:
     owner = json.loads((left / _OWNER).read_text())
     if owner["machine"] != machine() or verdict(owner) != "gone":
         return
-    for name in [name for name in _FILES if name != _OWNER]:
-        (left / name).unlink(missing_ok=True)
-    for path in left.glob(f".{STATUS}.*.tmp"):  # half a status, of a worker that was killed
-        path.unlink()
-    (left / _OWNER).unlink()  # last: without it the folder is nobody's
-    left.rmdir()
+    for last in (False, True):  # without its owner's file the folder is nobody's
+        names = _FILES if last else _FILES - {_OWNER}
+        removal.remove_folder(str(left), names.__contains__, names.__contains__)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import DataError
+from pipeline.removal import move_aside
 
 FILES, GOLDEN = "files_sha256", "golden_sha256"
 """Tags of a version: the digest of its files, and the SHA-256 of its golden samples."""
@@ -47,4 +48,5 @@ def take_out_additions(folder: Path, aside: Path) -> None:
     added = [path for path in sorted(folder.rglob(bytecode)) if path.parent.name != bytecode]
     aside.mkdir()
     for number, path in enumerate(path for path in (folder / top, *added) if path.exists() or path.is_symlink()):
-        path.rename(aside / str(number))
+        (aside / str(number)).mkdir()
+        move_aside(path, aside / str(number))

@@ -51,7 +51,7 @@ class ObjectiveConfig:
     """D steps from one R1 penalty to the next, which then counts as many times (lazy regularisation, arXiv 1912.04958)."""
     lecam: float = 0.0
     """Weight of LeCam regularisation (arXiv 2104.03310)."""
-    lecam_half_life: float = 140_000
+    lecam_half_life: float = 140_000.0
     """Images after which an old logit's weight in LeCam's anchors has halved (0.99 a step at 2,048 is 140,000)."""
     cr: float = 0.0
     """Weight of consistency regularisation on real images (CR-GAN, arXiv 1910.12027: 10)."""

@@ -112,21 +112,11 @@ def remove_entry(path: Path, head: bytes) -> bool | None:
     return True
 
 
-def remove_request(path: Path) -> bool:
-    """Remove RUN/STOP, a link or a small file, whatever is in it, or an empty folder; return whether nothing is there."""
-    try:
-        status = path.lstat()
-        if stat.S_ISDIR(status.st_mode):
-            path.rmdir()
-        elif stat.S_ISREG(status.st_mode) and status.st_size > _MOST:
-            return False
-        else:
+def remove_request(path: Path) -> None:
+    """Remove the plain file RUN/STOP, whatever is in it: `stop.lasting` has looked at what is there."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def move_aside(path: Path, folder: Path, name: str = "") -> None:

@@ -38,6 +38,8 @@ BEGAN_VARIABLE = "BIGGAN_TRAIN_BEGAN"
 FOLDER_VARIABLE = "BIGGAN_LAUNCH_FOLDER"
 """Environment variable: the launcher's own folder on this node, where it asks for a stop if RUN takes no file."""
 
+LARGEST = 1 << 20
+"""Bytes of a file RUN/STOP that may be removed: a larger one may be somebody's data."""
 _LONGEST_REASON = 64  # bytes
 _DURATION = re.compile(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?")
 
@@ -193,28 +195,30 @@ def requested(folder: Path) -> str | None:
 
 
 def lasting(folder: Path) -> str:
-    """Return what is called RUN/STOP and is no plain file, which we do not remove, with its path; nothing if there is none."""
+    """Return what is called RUN/STOP and is no plain, small file, so that we do not remove it, with its path; nothing if none."""
     path = folder / "STOP"
     try:
-        mode = path.lstat().st_mode
+        found = path.lstat()
     except OSError:
         return ""
+    if stat.S_ISREG(found.st_mode):
+        return f"{path}, a file of {found.st_size:,} bytes" if found.st_size > LARGEST else ""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return "" if stat.S_ISREG(mode) else f"{path}, {kinds.get(stat.S_IFMT(mode), 'a device')}"
+    return f"{path}, {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}"
 
 
 def refuse_lasting(folder: Path) -> None:
-    """Raise ConfigError if RUN/STOP is no plain file: it would stop a start as soon as it has begun."""
+    """Raise ConfigError if RUN/STOP is nothing that we remove: it would stop a start as soon as it has begun."""
     if what := lasting(folder):
         raise ConfigError(f"{what}, asks each training there to stop: move it away, then run the same command again")
 
 
 def forget(folder: Path) -> None:
-    """Remove a request that has been met, or was meant for an earlier start: a plain file; one that is no request stays."""
+    """Remove a request that has been met, or was meant for an earlier start. What is `lasting` stays."""
     from pipeline.removal import remove_request  # imports obstore, and every command this
 
-    if not lasting(folder) and not remove_request(folder / "STOP"):
-        print(f"{folder / 'STOP'} is not removed, as it may be a file of yours: move it elsewhere to train", flush=True)
+    if not lasting(folder):
+        remove_request(folder / "STOP")
 
 
 class Stop:

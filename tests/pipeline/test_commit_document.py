@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cli import main
-from pipeline import checkpoint, storage
+from pipeline import checkpoint, pruning, storage
 from pipeline.checkpoint import COMMIT, Progress
 from pipeline.commit_document import coverage_fault
 from pipeline.errors import DataError
@@ -68,7 +68,7 @@ def rewrite(folder: Path, data: bytes, name: str = FILE) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tensors = {name: {"w": torch.ones(8, 8), "b": torch.arange(3.0)} for name in ("generator", "ema")}
-    checkpoint.save(str(tmp_path), Progress(100), tensors, {"classes": None}, 2)
+    pruning.save(str(tmp_path), Progress(100), tensors, {"classes": None}, 2)
     return tmp_path / "0000000100"
 
 

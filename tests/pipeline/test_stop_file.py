@@ -49,7 +49,6 @@ PLAIN: list[Callable[[Path], object]] = [
     Path.touch,
     lambda path: path.write_bytes(b"\xff\xfe\0\x1b]0;pwned\x07" * 1000),
     lambda path: path.write_text("biggan: error: your run is lost"),
-    lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40),
     unreadable,
 ]
 OTHERS: list[tuple[str, Callable[[Path], object]]] = [
@@ -59,6 +58,7 @@ OTHERS: list[tuple[str, Callable[[Path], object]]] = [
     ("a link", lambda path: path.symlink_to("/dev/zero")),
     ("a pipe", os.mkfifo),
     ("a socket", a_socket),
+    ("a file of 1,099,511,627,776 bytes", lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40)),
 ]
 
 
@@ -72,18 +72,20 @@ def test_nothing_is_no_request(tmp_path: Path, asking: Callable[[Path], str | No
 def test_a_plain_file_is_a_request_whatever_it_says(
     tmp_path: Path, make: Callable[[Path], object], asking: Callable[[Path], str | None]
 ) -> None:
+    (tmp_path / "run.json").touch()
     make(tmp_path / "STOP")
     assert asking(tmp_path) in ("RUN/STOP", "SIGTERM" if make is unreadable and os.getuid() == 0 else None)
     stop.request(tmp_path, "SIGHUP")  # the first one stays
     assert asking(tmp_path) != "SIGHUP"
     forget_stop(tmp_path)
-    assert os.listdir(tmp_path) == [] and asking(tmp_path) is None
+    assert os.listdir(tmp_path) == ["run.json"] and asking(tmp_path) is None
 
 
 @pytest.mark.parametrize(("kind", "make"), OTHERS)
 def test_anything_else_is_a_request_that_stays(
     tmp_path: Path, kind: str, make: Callable[[Path], object], asking: Callable[[Path], str | None]
 ) -> None:
+    (tmp_path / "run.json").touch()
     make(tmp_path / "STOP")
     assert asking(tmp_path) == "RUN/STOP"
     stop.request(tmp_path)
@@ -91,7 +93,7 @@ def test_anything_else_is_a_request_that_stays(
     assert asking(tmp_path) == "RUN/STOP"
     with pytest.raises(ConfigError, match=rf"{tmp_path}/STOP, {kind}, asks each training there to stop: move it away, then "):
         forget_stop(tmp_path)  # before the next start
-    assert os.listdir(tmp_path) == ["STOP"]
+    assert sorted(os.listdir(tmp_path)) == ["STOP", "run.json"]
 
 
 def test_the_launcher_asks_where_the_disk_of_the_run_takes_nothing(
@@ -120,7 +122,7 @@ def test_what_a_killed_launcher_leaves_goes_with_the_next_start(tmp_path: Path, 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if not (child := os.fork()):
         with launch_folder() as place:
-            for name in ("status.json", "progress", ".status.json.01234567.tmp"):
+            for name in ("status.json", "progress", "config.yaml", ".status.json.01234567.tmp"):
                 (place / name).touch()
             os._exit(9)
     os.waitpid(child, 0)
