@@ -57,4 +57,8 @@ def as_user_error(error: OSError) -> UserError | None:
         return StorageError(f"the disk is full{where}: free some space or name another folder, then run the same command again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ConfigError(f"no permission to write or read there{where}: {error.strerror}; name another folder")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):  # a folder where a file should be, ...
+        return ConfigError(
+            f"cannot open {error.filename or 'a file'}: {error.strerror}; move it elsewhere, or name another path"
+        )
     return None

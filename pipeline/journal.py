@@ -127,10 +127,14 @@ def read_file(path: Path, offset: int = 0, kind: type[Any] = _Record) -> Iterato
                 record: Record = parse(kind, line, str(path))
             except DataError:
                 record = {}
-            if not record or any(key in record and not others <= record.keys() for key, others in _TOGETHER.items()):
+            if not record or (kind is _Record and not _is_whole(record)):
                 log.warning("%s: the line that ends at byte %d is damaged and left out", path, offset)
                 continue
             yield record, offset
+
+
+def _is_whole(record: Record) -> bool:
+    return all(others <= record.keys() for key, others in _TOGETHER.items() if key in record)
 
 
 class Journal:

@@ -12,7 +12,7 @@ from benchmarks import fuzz_readers, fuzz_tries, workers
 from benchmarks.fuzz_tries import Reader, fuzz
 from pipeline.errors import DataError
 
-QUICK = [reader.name for reader in fuzz_readers.ALL if reader.name.startswith(("run-", "server-"))]
+QUICK = ["run-status", "run-report", "run-restarts", "run-prepare", "run-start", "run-fence", "server-samples", "server-ranges"]
 GOOD = '{"a": {"b": 1}}'
 
 
@@ -24,14 +24,14 @@ def found_by(log: Path, readers: list[str], tries: int, seed: int) -> dict[str, 
 
 
 def test_files_of_runs_and_answers_of_servers_end_in_one_line(tmp_path: Path) -> None:
-    found = found_by(tmp_path / "log", QUICK, tries=4, seed=100)
-    assert found["ok"] and found["tries"] == 4 * len(QUICK), found["failures"]
+    found = found_by(tmp_path / "log", QUICK, tries=3, seed=100)
+    assert found["ok"] and found["tries"] == 3 * len(QUICK), found["failures"]
 
 
 @pytest.mark.slow
 def test_every_reader_ends_in_one_line(tmp_path: Path) -> None:
-    found = found_by(tmp_path / "log", [], tries=6, seed=200)
-    assert found["ok"] and found["tries"] == 6 * len(fuzz_readers.ALL), found["failures"]
+    found = found_by(tmp_path / "log", [], tries=2, seed=200)
+    assert found["ok"] and found["tries"] == 2 * len(fuzz_readers.ALL), found["failures"]
 
 
 def key(folder: Path) -> None:
@@ -43,10 +43,11 @@ def memory(folder: Path) -> None:
 
 
 def claimed(folder: Path) -> None:
-    try:
-        bytearray(16 << 30)
-    except MemoryError:
-        raise DataError("more than there is") from None
+    if _damaged(folder):
+        try:
+            bytearray(16 << 30)
+        except MemoryError:
+            raise DataError("more than there is") from None
 
 
 def _damaged(folder: Path) -> bool:
@@ -84,10 +85,10 @@ PLANTED = {
 
 
 def _plant(folder: str, out: str) -> None:
-    fuzz_tries.SECONDS = 0.5
     failures = {}
     for read in PLANTED:
-        outcome = fuzz(Reader(read.__name__, "seeds", ("a.json",), read), Path(folder), 0, 4, float("inf"))
+        fuzz_tries.SECONDS = 0.3 if read is hangs else 30.0
+        outcome = fuzz(Reader(read.__name__, "seeds", ("a.json",), read), Path(folder), 0, 3, float("inf"))
         failures[read.__name__] = [(seed, what) for seed, what, _ in outcome.failures]
         for seed, what, _ in outcome.failures[:1]:  # the seed alone shows it again
             (again,) = fuzz(Reader(read.__name__, "seeds", ("a.json",), read), Path(folder), seed, 1, 0).failures

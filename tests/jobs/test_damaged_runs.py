@@ -13,13 +13,13 @@ DAMAGE = {
     "empty": b"",
     "cut": b'{"state": "stop',
     "garbage": b"\x93\xff\0",
-    "types": b'{"images": "x", "metrics": 1}',
+    "types": b'{"images": "x", "metrics": 1, "why": 1}',
     "deep": b"[" * 50_000,
 }
 # What each command says of a damaged file: nothing where it does not look at it.
 PASSED_OVER = {
     "status.json": ("status", "report", "restarts"),
-    "journal.offset": ("status", "report"),
+    "journal.offset": ("report",),
     "tracking.json": ("status",),
     "restarts.json": ("restarts",),
     "evaluation/0000004096.json": ("report",),
