@@ -11,10 +11,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch.distributed as dist
-
+from pipeline import agreement, kept, storage
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, storage
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
@@ -68,9 +66,9 @@ def find_checkpoint(config: RunConfig, history: History | None = None) -> Checkp
 
 def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History) -> Checkpoint | None:
     """Rank 0 looks for the newest good checkpoint; all take the same."""
-    choice = [find_checkpoint(config, history) if ranks.main else None]
-    dist.broadcast_object_list(choice)
-    return choice[0]
+    found = find_checkpoint(config, history) if ranks.main else None
+    choice = agreement.from_main(list[Checkpoint], [found] if found else [], ranks)
+    return found or (choice[0] if choice else None)
 
 
 def check_resumable(config: RunConfig) -> Checkpoint | None:
