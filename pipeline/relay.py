@@ -8,18 +8,26 @@ import asyncio
 import json
 import os
 import socket
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pipeline import job_token, sealed
-from pipeline.mail import Mail
+from pipeline.job_token import Token
+from pipeline.mail import Mail, MailLost, MailRefused
 from pipeline.mailbox import Channel, Mailbox, Request, Thread, pump
 from pipeline.node_card import is_loopback
 from pipeline.sealed import Seal, Unsealed
 
 MAIL_VARIABLE = "BIGGAN_MAIL"
 """Of the workers: ADDRESS:PORT of the mailbox."""
+
+_SECOND_THOUGHTS = 20.0
+"""Seconds after which a refused token is wrong: until then it may be an earlier start that refuses it, or a stale file."""
+_APPEARS = 60.0
+"""Seconds after which a file on a shared disk is seen by all nodes."""
 
 
 @dataclass
@@ -58,10 +66,28 @@ def main_exchange(address: str, port: int, token: str) -> Exchange:
     return Exchange(address if here else "127.0.0.1", mailbox.port, token, store_port, (store, mailbox))
 
 
-def other_exchange(address: str, port: int, token: str) -> Exchange:
-    """Open any other node's way to the mailbox and store of the main node."""
-    relay = Relay(address, port, token)
-    return Exchange(address, port, token, relay.port, (relay,))
+def reach(address: str, port: int, token: Token, deadline: float) -> Exchange:
+    """Open any other node's way to the mailbox and store of the main node, as soon as that is there.
+
+    Raises MailLost if it is not by `deadline`, ConfigError on a node that has no token, or another.
+    """
+    refused_since: float | None = None
+    while True:
+        known = token.find()
+        try:
+            Mail(address, port, known or "", 5.0).close()
+            relay = Relay(address, port, known or "")
+            return Exchange(address, port, known or "", relay.port, (relay,))
+        except MailRefused:
+            now = time.monotonic()
+            refused_since = refused_since or now
+            if now > refused_since + (_SECOND_THOUGHTS if known else _APPEARS):
+                raise job_token.refused(f"{address}:{port}") if known else job_token.missing() from None
+        except MailLost:
+            refused_since = None
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2 if refused_since is None else 1.0)
 
 
 def mail_of_environment() -> Mail | None:
@@ -72,7 +98,7 @@ def mail_of_environment() -> Mail | None:
     return Mail(address, int(port), os.environ[job_token.VARIABLE])
 
 
-def stay_on_loopback(environ: dict[str, str]) -> dict[str, str]:
+def stay_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that keep Gloo's and NCCL's own listeners on the loopback, unless `environ` says where."""
     name = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     return {key: name for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if not environ.get(key)}

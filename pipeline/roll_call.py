@@ -15,13 +15,12 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from pipeline import job_token
 from pipeline.errors import ConfigError, NodeError
 from pipeline.job_token import Token
-from pipeline.mail import Mail, MailLost, MailRefused
+from pipeline.mail import Mail, MailLost
 from pipeline.node_card import SKEW_WARN, Card, Line, Name, mismatch
 from pipeline.outcome import RANKING
-from pipeline.relay import Exchange, main_exchange, other_exchange
+from pipeline.relay import Exchange, main_exchange, reach
 from pipeline.topology import Topology
 from pipeline.untrusted import parse
 from pipeline.wording import printable
@@ -29,10 +28,6 @@ from pipeline.wording import printable
 _POLL = 0.2
 _PARTING = 20.0
 """Seconds that nodes, ending at about the same moment, wait for each other's last words."""
-_SECOND_THOUGHTS = 20.0
-"""Seconds after which a refused token is wrong: until then it may be an earlier start that refuses it, or a stale file."""
-_APPEARS = 60.0
-"""Seconds after which a file on a shared disk is seen by all nodes."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +89,7 @@ class RollCall:
         """Leave the others: node 0's mailbox goes."""
         if self.exchange:
             self.exchange.close()
+            self.exchange = None
         if self.topology.rank == 0:
             self._token.forget()
 
@@ -204,34 +200,27 @@ class RollCall:
 
     def _answered(self, deadline: float, patience: float) -> Answer:
         """Any other node: node 0's answer. It may come later than this one, or be an earlier start's."""
-        main = f"{self.topology.address}:{self.topology.port}"
+        address, port = self.topology.address, self.topology.port
         reason: Exception | None = None
-        refused_since: float | None = None
         while time.monotonic() < deadline:
-            token = self._token.find()
             try:
-                return self._shown(token or "", deadline)
-            except MailRefused:
-                refused_since = refused_since or time.monotonic()
-                if time.monotonic() > refused_since + (_SECOND_THOUGHTS if token else _APPEARS):
-                    raise job_token.refused(main) if token else job_token.missing() from None
+                self.exchange = reach(address, port, self._token, deadline)
+                return self._shown(self.exchange.mail(5.0), deadline)
             except (MailLost, TimeoutError) as error:
-                reason, refused_since = error, None
-            time.sleep(_POLL if refused_since is None else 1.0)
+                reason = error
+                self.close()
         why = f" ({_line(reason)})" if reason else ""
         raise NodeError(
-            f"node 0 did not answer at {main} within {patience:g} s{why}: see its log, and "
+            f"node 0 did not answer at {address}:{port} within {patience:g} s{why}: see its log, and "
             "whether this address is reached from here (--main-address, --main-port)"
         )
 
-    def _shown(self, token: str, deadline: float) -> Answer:
+    def _shown(self, mail: Mail, deadline: float) -> Answer:
         """Show the card to whoever is there."""
-        address, port = self.topology.address, self.topology.port
-        self._mail = Mail(address, port, token, 5.0)
-        self._mail.set(f"card/{self.topology.rank}", json.dumps(asdict(self._card) | {"time": time.time()}))
-        answer = self._mail.get(f"answer/{self._card.nonce}", deadline - time.monotonic())
-        self._mail.set(f"read/{self._card.nonce}", "")
-        self.exchange = other_exchange(address, port, token)
+        self._mail = mail
+        mail.set(f"card/{self.topology.rank}", json.dumps(asdict(self._card) | {"time": time.time()}))
+        answer = mail.get(f"answer/{self._card.nonce}", deadline - time.monotonic())
+        mail.set(f"read/{self._card.nonce}", "")
         return parse(Answer, answer, "node 0's answer", error=NodeError)
 
     def _absent(self, missing: Sequence[int], patience: float) -> str:
