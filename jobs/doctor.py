@@ -90,8 +90,7 @@ def _cluster(args: argparse.Namespace) -> int:
     from pipeline.cluster_doctor import lead
     from pipeline.cluster_verdict import as_json, bad_nodes, exit_code, table
     from pipeline.doctor_part import Plan, follow
-    from pipeline.node_card import is_loopback
-    from pipeline.relay import stay_on_loopback
+    from pipeline.loopback import is_loopback, stay_on_loopback
 
     place = topology.find(os.environ, topology.Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
     if is_loopback(place.address):

@@ -1,7 +1,6 @@
 """What a node shows of itself before a training on several, and what makes two of them unfit for each other."""
 
 import contextlib
-import ipaddress
 import os
 import socket
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import pydantic
 
+from pipeline.loopback import is_loopback
 from pipeline.wording import printable
 
 SKEW_WARN, SKEW_REFUSE = 5.0, 300.0
@@ -85,11 +85,3 @@ def _gloo_address() -> str:
                 probe.bind((address[0], 0))
                 return str(address[0])
     return "127.0.0.1"
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether nobody but this machine has the address."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"

@@ -9,16 +9,15 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pipeline import job_token, sealed
 from pipeline.job_token import Token
+from pipeline.loopback import is_loopback
 from pipeline.mail import Mail, MailLost, MailRefused
 from pipeline.mailbox import Channel, Mailbox, Request, Thread, pump
-from pipeline.node_card import is_loopback
 from pipeline.sealed import Seal, Unsealed
 
 MAIL_VARIABLE = "BIGGAN_MAIL"
@@ -96,12 +95,6 @@ def mail_of_environment() -> Mail | None:
         return None
     address, _, port = place.rpartition(":")
     return Mail(address, int(port), os.environ[job_token.VARIABLE])
-
-
-def stay_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that keep Gloo's and NCCL's own listeners on the loopback, unless `environ` says where."""
-    name = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    return {key: name for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if not environ.get(key)}
 
 
 def loopback_store() -> tuple[TCPStore, int]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import imports
-from pipeline.node_card import is_loopback
-from pipeline.relay import Exchange, stay_on_loopback
+from pipeline.loopback import is_loopback, stay_on_loopback
+from pipeline.relay import Exchange
 from pipeline.topology import Topology, without_launchers
 
 ON_A_CPU = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

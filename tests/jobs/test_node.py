@@ -90,9 +90,8 @@ def test_nodes_with_other_tokens_are_told_which_variable_to_set(tiny: str, tmp_p
     assert f"has another token than this node: set the variable {VARIABLE} to the same on all" in nodes.logs[1].read_text()
     main = nodes.logs[0].read_text()
     assert "did not know this job's token and was closed; more are only counted" in main
-    assert re.search(
-        r"of 2 nodes, 1 did not come within 40 s[^\n]*\n.*\d+ connections to port \d+ did not know", main, re.DOTALL
-    )
+    assert re.search(r"\d+ connections to port \d+ did not know", main)
+    assert "biggan: error: of 2 nodes, 1 did not come within 40 s" in main
     assert TOKEN not in main
 
 
