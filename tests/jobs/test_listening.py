@@ -45,9 +45,9 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def addresses(*command: object, cwd: Path) -> set[str]:
     """Where `biggan COMMAND` listened, to a good end."""
-    with subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, command)], cwd=cwd, stderr=subprocess.PIPE) as process:
-        with watched(process) as found:
-            _, said = process.communicate()
+    words = [sys.executable, "-m", "jobs.cli", *map(str, command)]
+    with subprocess.Popen(words, cwd=cwd, stderr=subprocess.PIPE) as process, watched(process) as found:
+        _, said = process.communicate()
     assert process.returncode == 0, said.decode()
     return found
 
