@@ -80,7 +80,14 @@ class Neighbour:
             connection.close()
 
     def _run(self) -> None:
-        attacks: list[Callable[[int], None]] = [self._silent, self._garbage, self._huge, self._half, self._replayed, self._valid]
+        attacks: list[Callable[[int], None]] = [
+            self._silent,
+            self._garbage,
+            self._huge,
+            self._half,
+            self._replayed,
+            self._valid,
+        ]
         while not self._stop.wait(0.1):
             for port in sorted(self._listening()):
                 self.ports.add(port)
