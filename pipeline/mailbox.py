@@ -174,13 +174,13 @@ class Thread:
         self._handle = handle
         self._loop = asyncio.new_event_loop()
         self._stop, self._condition = asyncio.Event(), asyncio.Condition()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(listener),), name=name)
-        self._thread.daemon = True
+        self._thread = threading.Thread(target=self._run, args=(listener,), name=name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End it; returns when it has."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def changed(self, true: Callable[[], bool]) -> None:
@@ -192,6 +192,10 @@ class Thread:
         """Wake those who wait."""
         async with self._condition:
             self._condition.notify_all()
+
+    def _run(self, listener: socket.socket) -> None:
+        self._loop.run_until_complete(self._serve(listener))
+        self._loop.close()
 
     async def _serve(self, listener: socket.socket) -> None:
         server = await asyncio.start_server(self._connected, sock=listener, backlog=1024)
