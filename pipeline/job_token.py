@@ -87,15 +87,16 @@ def read(file: Path) -> str | None:
         return None
     except OSError as error:
         raise ConfigError(f"cannot read the token in {file}: {error.strerror}: set the variable {VARIABLE}") from None
-    with open(descriptor, "rb") as source:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o077:
             raise ConfigError(
                 f"the token in {file} is not yours alone (mode {stat.S_IMODE(found.st_mode):03o}): "
                 "make it a file that only you can read, with `chmod 600 FILE`, and a new token"
             )
-        text = source.read(1000).decode(errors="replace").strip()
-    return text or None
+        return os.read(descriptor, 1000).decode(errors="replace").strip() or None
+    finally:
+        os.close(descriptor)
 
 
 def refused(main: str) -> ConfigError:

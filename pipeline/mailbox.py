@@ -113,13 +113,15 @@ class Mailbox:
         writer.write(challenge)
         self._strangers[writer] = None
         if len(self._strangers) > _STRANGERS:
-            next(iter(self._strangers)).transport.abort()
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
         try:
             reply = await asyncio.wait_for(reader.readexactly(sealed.REPLY), _SECONDS)
         except (asyncio.IncompleteReadError, OSError, TimeoutError):
             reply = bytes(sealed.REPLY)
         finally:
-            del self._strangers[writer]
+            self._strangers.pop(writer, None)
         if not sealed.knows(self._token, challenge, reply):
             self._refuse(writer)
             return None
@@ -210,8 +212,8 @@ class Thread:
         _keep_alive(writer.get_extra_info("socket"))
         try:
             await self._handle(reader, writer)
-        except (Unsealed, OSError, asyncio.IncompleteReadError):
-            pass  # whoever it was may come again
+        except (Unsealed, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # whoever it was may come again, unless this is the end
         finally:
             writer.close()
 

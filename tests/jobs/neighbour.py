@@ -69,32 +69,26 @@ class Neighbour:
         self.done: Counter[str] = Counter()
         """What he came to do, and how often."""
         self.ports: set[int] = set()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        ways = (self._silent, self._garbage, self._huge, self._half, self._replayed, self._valid)
+        self._threads = [threading.Thread(target=self._run, args=(way,)) for way in ways]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Leave."""
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for connection in self._held:
             connection.close()
 
-    def _run(self) -> None:
-        attacks: list[Callable[[int], None]] = [
-            self._silent,
-            self._garbage,
-            self._huge,
-            self._half,
-            self._replayed,
-            self._valid,
-        ]
-        while not self._stop.wait(0.1):
-            for port in sorted(self._listening()):
+    def _run(self, way: Callable[[int], None]) -> None:
+        while not self._stop.wait(0.2):
+            for port in self._listening():
                 self.ports.add(port)
-                for attack in attacks:
-                    with contextlib.suppress(OSError, RuntimeError):
-                        attack(port)
-                        self.done[attack.__name__] += 1
+                self.done[way.__name__] += 1
+                with contextlib.suppress(OSError, RuntimeError):  # he is shown the door
+                    way(port)
 
     def _listening(self) -> set[int]:
         found = set()
