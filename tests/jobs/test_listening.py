@@ -58,6 +58,6 @@ def test_a_training_that_tries_micro_batches(tiny: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "micro_batch.json").exists()
 
 
-def test_an_evaluation_of_two_processes(run_folder: Path, splits: Path, tmp_path: Path) -> None:
-    found = addresses("evaluate", run_folder, "--processes", "2", "--samples", "64", "--real-samples", "64", cwd=tmp_path)
+def test_an_evaluation_of_two_processes(run_folder: Path, tmp_path: Path) -> None:
+    found = addresses("evaluate", run_folder, "--processes", "2", "--samples", "300", "--metrics", "prdc", cwd=tmp_path)
     assert found == {"127.0.0.1"}
