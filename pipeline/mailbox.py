@@ -209,7 +209,7 @@ class Thread:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _keep_alive(writer.get_extra_info("socket"))
+        keep_alive(writer.get_extra_info("socket"))
         try:
             await self._handle(reader, writer)
         except (Unsealed, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -254,8 +254,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
 
 
-def _keep_alive(connection: socket.socket) -> None:
-    """Notice within a minute that the other machine has gone without a word."""
+def keep_alive(connection: socket.socket) -> None:
+    """Let it be noticed within a minute that the other machine has gone without a word."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):  # not on every system

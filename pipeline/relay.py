@@ -17,7 +17,7 @@ from pipeline import job_token, sealed
 from pipeline.job_token import Token
 from pipeline.loopback import is_loopback
 from pipeline.mail import Mail, MailLost, MailRefused
-from pipeline.mailbox import Channel, Mailbox, Request, Thread, pump
+from pipeline.mailbox import Channel, Mailbox, Request, Thread, keep_alive, pump
 from pipeline.sealed import Seal, Unsealed
 
 MAIL_VARIABLE = "BIGGAN_MAIL"
@@ -120,6 +120,7 @@ class Relay:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*self._main)
+        keep_alive(back.get_extra_info("socket"))
         try:
             challenge = await there.readexactly(sealed.CHALLENGE)
             reply = sealed.reply(self._token, challenge)

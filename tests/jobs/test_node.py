@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import checkpoint
@@ -64,6 +65,8 @@ def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(tiny: str,
     first = [tmp_path / "a0", tmp_path / "a1"]
     nodes = Nodes(tiny, first, *keys, tokens=[TOKEN, TOKEN])
     wait_for(lambda: checkpoint.newest(str(store)) is not None)
+    family = [psutil.Process(nodes.processes[0].pid), *psutil.Process(nodes.processes[0].pid).children(recursive=True)]
+    assert len(family) > 2 and not [process for process in family if TOKEN in " ".join(process.cmdline())]
     nodes.processes[1].send_signal(signal.SIGTERM)
     assert nodes.codes() == [75, 75], nodes.said()
     assert nodes.said().count("stopped by SIGTERM at image") == 2
@@ -76,6 +79,7 @@ def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(tiny: str,
     assert len({read_identity(folder / "run")["uid"] for folder in first + second}) == 1
     assert tensors_of(Path("run"), store) == tensors_of(whole)
     assert len(list((store / "logs").iterdir())) == 4
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
 
 
 def test_nodes_that_were_started_differently_train_nothing(tiny: str, tmp_path: Path) -> None:
