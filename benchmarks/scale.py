@@ -50,7 +50,7 @@ from pipeline.batch import plan_batch
 from pipeline.config import RunConfig, load_config
 from pipeline.costs import messages, network_sizes
 from pipeline.errors import ConfigError
-from pipeline.launch import ON_A_CPU
+from pipeline.worker_start import ON_A_CPU
 
 BATCH = ["batch.global_batch=64", "batch.norm_group=16", "batch.micro_batch=null", "precision=fp32", "optim.eps=1e-3"]
 """On top of `PRESET`: groups of batch norm that 4 processes hold whole. With its own eps Adam would make full steps of nothing

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.launch import ON_A_CPU
+from pipeline.worker_start import ON_A_CPU
 
 PRELOAD = ["torch", "deepspeed", "accelerate", "mlflow", "pipeline.loop", "jobs.train", "jobs.cli", "benchmarks.preload"]
 

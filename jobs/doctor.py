@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from jobs.node import add_token_file
 from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--main-port", int, "free on node 0, and open to the others"),
     ):
         cluster.add_argument(flag, type=kind, metavar="N" if kind is int else "HOST", help=text)
+    add_token_file(cluster)
     cluster.add_argument("--exclude-file", metavar="FILE", help="node 0 writes the bad nodes' host names there, one a line")
 
 
@@ -84,16 +86,22 @@ In a batch script: srun biggan doctor --cluster CONFIG --exclude-file bad.txt"""
 
 def _cluster(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of each address without a name
-    from pipeline import topology
-    from pipeline.cluster_doctor import Plan, follow, lead
+    from pipeline import job_token, topology
+    from pipeline.cluster_doctor import lead
     from pipeline.cluster_verdict import as_json, bad_nodes, exit_code, table
+    from pipeline.doctor_part import Plan, follow
+    from pipeline.loopback import is_loopback, stay_on_loopback
 
     place = topology.find(os.environ, topology.Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
-    plan = Plan(_places(args), args.seconds, args.wait)
+    if is_loopback(place.address):
+        os.environ.update(stay_on_loopback(os.environ))
+    places = _places(args)
+    plan = Plan(places, args.seconds, args.wait)
+    token = job_token.token(os.environ, args.token_file, places.folders[0] if places.folders else None)
     if place.rank:
-        code, clean = follow(place, plan)
+        code, clean = follow(place, plan, token)
         return _end(code, clean)
-    found, findings, end = lead(place, plan)
+    found, findings, end = lead(place, plan, token)
     code = exit_code(findings)
     print(json.dumps(as_json(found, findings)) if args.json else table(found, findings), flush=True)
     if args.exclude_file:

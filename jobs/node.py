@@ -5,6 +5,7 @@ import os
 
 from jobs.train import add_from_scratch
 from pipeline import stop, terminal
+from pipeline.job_token import VARIABLE
 from pipeline.launch import PATIENCE
 from pipeline.topology import Flags, find
 
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--nodes", type=int, metavar="N", help="machines in all")
     place.add_argument("--node-rank", type=int, metavar="R", help="which one this is, from 0")
     place.add_argument("--main-address", metavar="A", help="name or address of machine 0, as the others reach it")
-    place.add_argument("--main-port", type=int, metavar="P", help="of machine 0; P + 1 is used too")
+    place.add_argument("--main-port", type=int, metavar="P", help="of machine 0, which the others reach")
+    add_token_file(place)
     parser.add_argument(
         "--patience",
         type=float,
@@ -33,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_from_scratch(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+
+
+def add_token_file(group: argparse._ArgumentGroup) -> None:
+    """Declare `--token-file`, of `biggan node` and `biggan doctor`."""
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the secret by which the machines know each other; only you may read it (default: the variable "
+        f"{VARIABLE}, else a file beside RUN, on a disk that all share)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,4 +59,4 @@ def run(args: argparse.Namespace) -> int:
                 f"node {topology.rank} of {topology.nodes}, main {topology.address}:{topology.port}, from {topology.source}",
                 flush=True,
             )
-        return launch_here(args, topology, args.patience)
+        return launch_here(args, topology, args.patience, args.token_file)

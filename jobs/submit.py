@@ -137,27 +137,30 @@ def _slurm(args: argparse.Namespace) -> None:
 
 def _jobset(args: argparse.Namespace) -> None:
     """A ConfigMap with the configuration and the JobSet that mounts it, created by kubectl."""
-    from pipeline import manifests
+    from pipeline import job_token, manifests
 
     job = _described(args)
     text = manifests.as_yaml(manifests.config_map(job), manifests.jobset(job))
     where = ["--namespace", args.namespace] if args.namespace else []
-    if not _hand_over(args, "jobset", job.name, text, ["kubectl", "create", *where, "--filename"]):
+    create = ["kubectl", "create", *where, "--filename"]
+    secret = manifests.as_yaml(manifests.token_secret(job, job_token.new())).encode()
+    if not _hand_over(args, "jobset", job.name, text, create, after=([*create, "-"], secret)):
         return
     pods = shlex.join(["kubectl", *where, "logs", "--follow", "--prefix", "--max-log-requests", str(max(5, job.nodes))])
     print(f"  log     {pods} -l jobset.sigs.k8s.io/jobset-name={job.name}")
     print(f"  status  {shlex.join(['kubectl', *where, 'get', f'jobset/{job.name}'])}, biggan status {args.run_folder}")
-    print(f"  delete  {shlex.join(['kubectl', *where, 'delete', f'jobset/{job.name}', f'configmap/{job.name}-config'])}")
+    made = [f"jobset/{job.name}", f"configmap/{job.name}-config", f"secret/{job.name}-token"]
+    print(f"  delete  {shlex.join(['kubectl', *where, 'delete', *made])}")
 
 
 def _skypilot(args: argparse.Namespace) -> None:
     """A task, launched as a managed job, which SkyPilot recovers; it takes the secrets' values from this environment."""
-    from pipeline import manifests
+    from pipeline import job_token, manifests
 
     job = _described(args)
     if not args.dry_run and (unset := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"secrets: {unset[0]} is not set here, and SkyPilot takes its value from here")
-    secrets = [part for name in job.secrets for part in ("--secret", name)]
+    secrets = [part for name in (*job.secrets, job_token.VARIABLE) for part in ("--secret", name)]
     text = manifests.as_yaml(manifests.skypilot(job))
     if not _hand_over(args, "skypilot", job.name, text, ["sky", "jobs", "launch", "--yes", "--detach-run", *secrets]):
         return
@@ -179,23 +182,38 @@ def _described(args: argparse.Namespace) -> "ClusterJob":
     return job
 
 
-def _hand_over(args: argparse.Namespace, scheduler: str, name: str, text: str, command: list[str]) -> bool:
-    """Freeze the manifest in RUN/submission and run `command` with it; False for a dry run. Raises ConfigError if refused."""
+def _hand_over(
+    args: argparse.Namespace,
+    scheduler: str,
+    name: str,
+    text: str,
+    command: list[str],
+    after: tuple[list[str], bytes] | None = None,
+) -> bool:
+    """Freeze the manifest in RUN/submission and run `command` with it; False for a dry run. Raises ConfigError if refused.
+
+    What is secret goes to the stdin of a command `after` that, and to no file.
+    """
     from dataclasses import replace
 
-    from pipeline import submission
+    from pipeline import job_token, submission
 
     file = submission.folder(args.run_folder) / f"{scheduler}.yaml"
     full = shlex.join([*command, str(file)])
     if args.dry_run:
         print(f"{text}\n# {full}")
+        if after:
+            print(f"# {shlex.join(after[0])}  # a Secret of a new token, which is kept nowhere else")
         return False
     with submission.alone(replace(args.config, run=str(args.run_folder))) as place:
         submission.freeze(place, args.config, {file.name: text})
         if not shutil.which(command[0]):
             raise ConfigError(f"{command[0]} is not installed here, so nothing was submitted; where it is: {full}")
-        if code := subprocess.run([*command, str(file)], check=False).returncode:
-            raise ConfigError(f"{command[0]} has refused, with exit code {code}: see above; the command was {full}")
+        env = os.environ | {job_token.VARIABLE: os.environ.get(job_token.VARIABLE) or job_token.new()}  # for `sky --secret`
+        for words, given in [([*command, str(file)], None), *([after] if after else [])]:
+            if code := subprocess.run(words, input=given, env=env, check=False).returncode:
+                typed = shlex.join(words)
+                raise ConfigError(f"{command[0]} has refused, with exit code {code}: see above; the command was {typed}")
         submission.record(place, submission.Submission(scheduler, name, args.nodes))
     return True
 

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import named, stop, terminal, topology
+from pipeline import job_token, named, stop, terminal, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
+from pipeline.job_token import Token
 from pipeline.launch import PATIENCE, WORKING_DIRECTORY_VARIABLE, Launch, forget_stop, launch
 from pipeline.process import PARENT_VARIABLE, die_with_parent, outlived_launcher
 from pipeline.wording import printable
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> int | None:
     return 1 if outlived_launcher() else _work(args, signals)
 
 
-def launch_here(args: argparse.Namespace, node: topology.Topology, patience: float = PATIENCE) -> int:
+def launch_here(
+    args: argparse.Namespace, node: topology.Topology, patience: float = PATIENCE, token_file: str | None = None
+) -> int:
     """Start the workers of this machine, `node` of its topology, for `biggan train` and `biggan node`; the run's exit code."""
     began = time.monotonic()
     from pipeline.config import load_config, to_yaml
@@ -70,7 +73,8 @@ def launch_here(args: argparse.Namespace, node: topology.Topology, patience: flo
         return 0
     named.note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
-    return launch(Launch(config, profile, began, patience, args.from_scratch), node)
+    token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
+    return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:

@@ -1,91 +1,71 @@
 """One process on every node measures, and node 0 asks, gathers and names the bad ones. Nothing waits without a limit.
 
-All talk over a TCPStore of node 0 (`order/N` -> `answer/N/RANK`). Node 0 asks from its main thread and takes part from another,
-as a node like the others; a node that fails to answer is not asked again, so that one that is stuck in a driver or a mount
-costs one limit.
+All talk by letters in the mailbox of node 0 (`order/N` -> `answer/N/RANK`). Node 0 asks from its main thread and takes part
+from another (`pipeline.doctor_part`), as a node like the others; a node that fails to answer is not asked again, so that one
+that is stuck in a driver or a mount costs one limit.
 """
 
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-import pydantic
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
-
+from pipeline import job_token
 from pipeline.cluster_verdict import Finding, Gathered, judge
-from pipeline.errors import ConfigError, NodeError
-from pipeline.links import PAIR_SECONDS, all_reduce_rate, tournament
+from pipeline.doctor_part import (
+    CLOCK_SECONDS,
+    FAREWELL_SECONDS,
+    GROUP_SECONDS,
+    ROUNDS_SECONDS,
+    TRIES,
+    Answer,
+    Plan,
+    take_part,
+)
+from pipeline.errors import ConfigError, DataError
+from pipeline.job_token import Token
+from pipeline.links import tournament
+from pipeline.mail import Mail
 from pipeline.mlflow_errors import first_line
-from pipeline.node_probe import Fault, Places, Report, probe
+from pipeline.node_probe import Fault, Report
+from pipeline.relay import main_exchange
 from pipeline.topology import Topology
+from pipeline.untrusted import parse
+from pipeline.wording import printable
 
-_REPORT: "pydantic.TypeAdapter[Report]" = pydantic.TypeAdapter(Report)
-_PROBE_SECONDS = 60.0
-"""What a node may take for its own part, beyond the time of its stores."""
-_GROUP_SECONDS = PAIR_SECONDS + 20.0
-_ROUNDS_SECONDS = 120.0
-"""After which no more pairs begin."""
-_CLOCK_SECONDS = 15.0
-"""What a node may take to say its time: it has nothing else to do."""
-_FAREWELL_SECONDS = 5.0
+T = TypeVar("T")
 _LOOKS = 5
-_TRIES = 3
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured."""
-
-    places: Places
-    seconds: float = 20.0
-    """For measuring: a store gets a quarter of it."""
-    wait: float = 60.0
-    """From the start of node 0 until the last node must have reported."""
-
-    @property
-    def probe_seconds(self) -> float:
-        stores = len(self.places.written) + len(self.places.read)
-        return _PROBE_SECONDS + stores * (self.seconds / 4 + 15)
-
-    @property
-    def total_seconds(self) -> float:
-        """After which a node has been forgotten."""
-        return self.wait + _TRIES * (self.probe_seconds + _ROUNDS_SECONDS + 2 * _GROUP_SECONDS)
-
-
-def lead(topology: Topology, plan: Plan) -> tuple[Gathered, list[Finding], Callable[[int], bool]]:
+def lead(topology: Topology, plan: Plan, token: Token) -> tuple[Gathered, list[Finding], Callable[[int], bool]]:
     """On node 0: everything that was found; and how to end: called with the exit code of all nodes, it tells them, and says
     whether this process can end as usual (its own measurements may be stuck).
 
     Raises ConfigError if the port is taken or the address is not this node's.
     """
-    limit = timedelta(seconds=plan.total_seconds)
+    secret = token.make() if topology.nodes > 1 else job_token.new()
     try:
-        with socket.socket() as trial:  # TCPStore would wait for a port that is taken
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("", topology.port))
-        store = TCPStore("127.0.0.1", topology.port, is_master=True, wait_for_workers=False, timeout=limit)
-    except (OSError, RuntimeError) as error:
+        exchange = main_exchange(topology.address, topology.port, secret)
+    except OSError as error:
+        token.forget()
         raise ConfigError(
             f"port {topology.port} of {socket.gethostname()} (node 0) is taken ({first_line(error)}): "
             f"choose another with --main-port, or as {topology.source} has it"
         ) from None
     failure: list[Exception] = []
-    part = threading.Thread(target=_take_part, args=(topology, plan, failure), daemon=True)
+    part = threading.Thread(target=take_part, args=(topology, plan, exchange, failure), daemon=True)
     part.start()
-    leader = _Leader(store, topology, Fault(0))
+    leader = _Leader(exchange.mail(), topology, Fault(0))
     leader.call(plan.wait, lambda: bool(failure))
     if failure:
         leader.end(getattr(failure[0], "exit_code", 1))
+        token.forget()
         raise failure[0]
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         leader.measure(plan)
         findings = judge(leader.found)
         if not any(finding.measured for finding in findings):
@@ -93,38 +73,18 @@ def lead(topology: Topology, plan: Plan) -> tuple[Gathered, list[Finding], Calla
 
     def end(code: int) -> bool:
         leader.end(code)
-        part.join(_FAREWELL_SECONDS)
+        token.forget()
+        part.join(FAREWELL_SECONDS)
         return not part.is_alive()
 
     return leader.found, findings, end
 
 
-def follow(topology: Topology, plan: Plan) -> tuple[int, bool]:
-    """On every other node: the exit code, and whether this process can end as usual. Raises ConfigError, NodeError."""
-    time.sleep(Fault(topology.rank).value("late", 0.0))
-    store = _connect(topology, plan)
-    failure: list[Exception] = []
-    part = threading.Thread(target=_take_part, args=(topology, plan, failure), daemon=True)
-    part.start()
-    deadline = time.monotonic() + plan.total_seconds
-    with _while_node_0_is_there(topology):
-        while not store.check(["end"]) and not failure:  # whatever the part is stuck in
-            if time.monotonic() > deadline:
-                raise NodeError(f"node 0 ({topology.address}) has not come to an end within {plan.total_seconds:.0f} s")
-            time.sleep(0.1)
-        part.join(1.0)  # before node 0 goes: it reads its last order, or finds that it has come too late
-        if not failure:
-            code = int(store.get("end"))
-            store.set(f"bye/{topology.rank}", "")
-            return code, not part.is_alive()
-    raise failure[0]
-
-
 class _Leader:
     """Asks nodes, and knows what they answered."""
 
-    def __init__(self, store: TCPStore, topology: Topology, fault: Fault):
-        self._store, self._topology, self._fault = store, topology, fault
+    def __init__(self, mail: Mail, topology: Topology, fault: Fault):
+        self._mail, self._topology, self._fault = mail, topology, fault
         self._orders = count()
         self._present: list[int] = []
         self._came: list[int] = []
@@ -135,12 +95,12 @@ class _Leader:
         everyone = range(self._topology.nodes)
         came = self._among({rank: f"here/{rank}" for rank in everyone}, seconds, broken)
         for rank, host in came.items():
-            self.found.hosts.setdefault(rank, host)
+            self.found.hosts.setdefault(rank, printable(host)[:300])
         for rank in everyone:
             if rank not in came:
                 self.found.absent[rank] = f"did not report within {seconds:.0f} s"
         self._present, self._came = sorted(came), sorted(came)
-        self._store.set("roster", json.dumps(self._present))
+        self._mail.set("roster", json.dumps(self._present))
 
     def measure(self, plan: Plan) -> None:
         """Everything, of those who are there. What was measured before is kept where it was better."""
@@ -148,49 +108,54 @@ class _Leader:
         for rank in list(self._present):
             if (clock := self._clock(rank)) is not None:
                 found.clocks[rank] = clock
-        for rank, answer in self.ask("probe", self._present, plan.probe_seconds).items():
-            report = _REPORT.validate_python(answer)
+        for rank, report in self.ask("probe", Report, self._present, plan.probe_seconds).items():
             found.reports[rank] = _better(found.reports[rank], report) if rank in found.reports else report
         found.cuda = bool(found.reports) and all(report.gpus for report in found.reports.values())
-        end = time.monotonic() + _ROUNDS_SECONDS
+        end = time.monotonic() + ROUNDS_SECONDS
         for matches in tournament(self._present):
             if time.monotonic() > end:
                 break
             pairs = [pair for pair in matches if set(pair) <= set(self._present)]
             busy = [rank for pair in pairs for rank in pair]
-            answers = self.ask("link", busy, _GROUP_SECONDS, groups=pairs, cuda=found.cuda)
+            answers = self.ask("link", float | str, busy, GROUP_SECONDS, groups=pairs, cuda=found.cuda)
             for pair in pairs:
                 found.pairs[pair] = _best(found.pairs.get(pair), *(answers.get(rank, "no answer") for rank in pair))
         if len(self._present) > 1:
-            answers = self.ask("link", self._present, _GROUP_SECONDS, groups=[self._present], cuda=found.cuda)
+            answers = self.ask("link", float | str, self._present, GROUP_SECONDS, groups=[self._present], cuda=found.cuda)
             found.together = _best(found.together, *answers.values())
 
     def end(self, code: int) -> None:
         """Tell all with which code to end, and stay until they know."""
         self._order("end", range(self._topology.nodes))
-        self._store.set("end", str(code))
-        self._among({rank: f"bye/{rank}" for rank in self._came if rank}, _FAREWELL_SECONDS)
+        self._mail.set("end", str(code))
+        self._among({rank: f"bye/{rank}" for rank in self._came if rank}, FAREWELL_SECONDS)
 
-    def ask(self, task: str, ranks: Collection[int], seconds: float, **arguments: Any) -> dict[int, Any]:
-        """What each of `ranks` answers. One that does not within `seconds`, or fails, is absent from then on."""
+    def ask(self, task: str, kind: Any, ranks: Collection[int], seconds: float, **arguments: Any) -> dict[int, Any]:
+        """What each of `ranks` answers, a `kind`. One that does not within `seconds`, or fails, is absent from then on."""
         number = self._order(task, ranks, **arguments)
         said = self._among({rank: f"answer/{number}/{rank}" for rank in ranks}, seconds)
-        answers = {rank: json.loads(text) for rank, text in said.items()}
+        answers = {}
         for rank in list(ranks):
-            if rank not in answers:
+            if rank not in said:
                 self.found.absent[rank] = f"reported, but did not answer when asked for `{task}` within {seconds:.0f} s"
-            elif "failed" in answers[rank]:
-                self.found.absent[rank] = f"failed when asked for `{task}`: {answers[rank]['failed']}"
-            if rank in self.found.absent:
-                self._present.remove(rank)
-        return {rank: answer["value"] for rank, answer in answers.items() if "value" in answer}
+            else:
+                try:
+                    answer = parse(Answer, said[rank], f"its answer to `{task}`")
+                    if not answer.failed:
+                        answers[rank] = parse(kind, json.dumps(answer.value), f"its answer to `{task}`")
+                        continue
+                    self.found.absent[rank] = f"failed when asked for `{task}`: {printable(answer.failed)}"
+                except DataError as error:
+                    self.found.absent[rank] = str(error)
+            self._present.remove(rank)
+        return answers
 
     def _clock(self, rank: int) -> tuple[float, float] | None:
         """Seconds that a node's clock is ahead of ours, and half of the quickest round trip."""
         looks = []
         for _ in range(_LOOKS):
             began = self._fault.now()
-            if not (answer := self.ask("clock", [rank], _CLOCK_SECONDS)):
+            if not (answer := self.ask("clock", float, [rank], CLOCK_SECONDS)):
                 return None
             ended = self._fault.now()
             looks.append(((ended - began) / 2, answer[rank] - (began + ended) / 2))
@@ -199,7 +164,7 @@ class _Leader:
 
     def _order(self, task: str, ranks: Collection[int], **arguments: Any) -> int:
         number = next(self._orders)
-        self._store.set(f"order/{number}", json.dumps({"task": task, "ranks": list(ranks)} | arguments))
+        self._mail.set(f"order/{number}", json.dumps({"task": task, "ranks": list(ranks)} | arguments))
         return number
 
     def _among(self, keys: dict[int, str], seconds: float, broken: Callable[[], bool] = lambda: False) -> dict[int, str]:
@@ -208,76 +173,12 @@ class _Leader:
         pause = 0.0005
         while len(values) < len(keys) and not broken():
             for rank in keys.keys() - values.keys():
-                if self._store.check([keys[rank]]):
-                    values[rank] = self._store.get(keys[rank]).decode()
+                if (value := self._mail.find(keys[rank])) is not None:
+                    values[rank] = value
             if time.monotonic() > end:
                 break
             time.sleep(pause := min(0.05, pause * 1.5))
         return values
-
-
-def _take_part(topology: Topology, plan: Plan, failure: list[Exception]) -> None:
-    """Do what node 0 orders, until it ends; if that goes wrong, `failure` has why."""
-    try:
-        _serve(topology, plan)
-    except Exception as error:
-        failure.append(error)
-
-
-def _serve(topology: Topology, plan: Plan) -> None:
-    rank, host, fault = topology.rank, socket.gethostname(), Fault(topology.rank)
-    store = _connect(topology, plan)
-    with _while_node_0_is_there(topology):
-        if store.add(f"joined/{rank}", 1) > 1:
-            raise ConfigError(f"two processes say that they are node {rank}: give each node a --node-rank of its own")
-        store.set(f"here/{rank}", host)
-        if rank not in json.loads(store.get("roster")):
-            raise NodeError(f"node {rank} ({host}) came too late: node 0 waits {plan.wait:.0f} s (--wait)")
-        for number in count():
-            order = json.loads(store.get(f"order/{number}"))
-            if order["task"] == "end":
-                return
-            if rank in order["ranks"]:
-                if fault.value("silent", 0.0):
-                    threading.Event().wait()
-                try:
-                    answer = {"value": _answer(order, number, store, rank, plan, fault)}
-                except Exception as error:  # of CUDA, say: node 0 shall know it at once
-                    answer = {"failed": f"{type(error).__name__}: {first_line(error)}"}
-                store.set(f"answer/{number}/{rank}", json.dumps(answer))
-
-
-def _connect(topology: Topology, plan: Plan) -> TCPStore:
-    where = f"{topology.address}:{topology.port}"
-    try:
-        store = TCPStore(topology.address, topology.port, is_master=False, timeout=timedelta(seconds=plan.wait))
-    except RuntimeError as error:
-        if topology.rank == 0:
-            raise ConfigError(f"node 0 cannot reach itself at {where}: is that its address? ({first_line(error)})") from None
-        raise NodeError(f"node 0 does not answer at {where} within {plan.wait:.0f} s ({first_line(error)})") from None
-    store.set_timeout(timedelta(seconds=plan.total_seconds))
-    return store
-
-
-@contextmanager
-def _while_node_0_is_there(topology: Topology) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # a connection that closed
-        where = f"{topology.address}:{topology.port}"
-        raise NodeError(f"node 0 at {where} has gone ({first_line(error)})") from None
-
-
-def _answer(order: dict[str, Any], number: int, store: Store, rank: int, plan: Plan, fault: Fault) -> Any:
-    if order["task"] == "clock":
-        return fault.now()
-    if order["task"] == "probe":
-        return _REPORT.dump_python(probe(plan.places, plan.seconds / 4, fault), mode="json")
-    (group,) = (ranks for ranks in order["groups"] if rank in ranks)
-    try:
-        return all_reduce_rate(store, f"group/{number}/{group[0]}", group, rank, order["cuda"], fault)
-    except RuntimeError as error:
-        return first_line(error)
 
 
 def _best(*rates: float | str | None) -> float | str:

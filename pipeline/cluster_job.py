@@ -17,7 +17,7 @@ NODE = "node"
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+_OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "BIGGAN_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ClusterJob:
     secrets: tuple[str, ...] = ()
     """Names of environment variables whose values the cluster keeps: keys of the Kubernetes Secret, or `sky --secret`."""
     secret: str = "biggan"
-    """The Kubernetes Secret that holds them."""
+    """The Kubernetes Secret that holds them. AWS Batch: the parameter, by name or ARN, that holds the nodes' token."""
     queue: str = ""
     """Kueue's LocalQueue."""
     service_account: str = ""
@@ -80,8 +80,8 @@ class ClusterJob:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.port > 65534:
-            raise ValueError(f"port={self.port}: must be below 65535, as the next one is used, too")
+        if self.port > 65535:
+            raise ValueError(f"port={self.port}: must be below 65536")
         for name in (*self.env, *self.secrets):
             if not _VARIABLE.fullmatch(name) or name in _OURS:
                 raise ValueError(f"env.{name}: " + ("is set by the job" if name in _OURS else "is no name of a variable"))

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 
 from model.describe import training_cost
-from pipeline import notes, storage
+from pipeline import agreement, notes, storage
 from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
@@ -39,9 +38,8 @@ def efficiency(config: RunConfig, ranks: Ranks) -> Efficiency:
     key = f"{device_name(ranks.device)}, {ranks.world_size} ranks, {torch.get_num_threads()} threads, {config.precision}"
     key += f", d_steps={config.batch.d_steps}, peak_tflops={config.peak_tflops}"
     path = Path(config.run, "efficiency.json")
-    known = [_read(path).get(key) if ranks.main else None]
-    dist.broadcast_object_list(known)
-    if known[0]:
+    found = [_read(path)[key]] if ranks.main and key in _read(path) else []
+    if known := agreement.from_main(list[Efficiency], found, ranks):
         return known[0]
     peak = config.peak_tflops and config.peak_tflops * 1e12
     peak = sum(ranks.sum([torch.tensor(peak or matrix_rate(ranks.device, config.precision), device=ranks.device)]))

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.ema import EMA
+from pipeline import agreement
 from pipeline.best_effort import best_effort
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.collapse import Signs
@@ -144,9 +145,7 @@ class Health:
 
     def __init__(self, config: HealthConfig, run: Path, ranks: Ranks, objective: ObjectiveConfig, uri: str | None = None):
         self.config, self.run, self.ranks, self.objective, self.uri = config, run, ranks, objective, uri
-        known = [_read_history(run) if ranks.main else History()]
-        dist.broadcast_object_list(known)
-        self.history = known[0]
+        self.history = agreement.from_main(History, _read_history(run) if ranks.main else None, ranks)
         self.tracker: Tracker | None = None
         """Of the attempt, on rank 0, while it is open."""
         self._skipped = 0

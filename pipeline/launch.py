@@ -6,6 +6,7 @@ run     `accelerate launch --use_deepspeed` as a child; a signal becomes RUN/STO
 part    the launcher hides its workers' exit codes, so they leave a status; of several nodes the most telling one counts
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -14,30 +15,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline import imports, kept, stop, terminal
+from pipeline import kept, stop, terminal
 from pipeline.best_effort import best_effort
+from pipeline.job_token import Token
 from pipeline.journal import journal_path
 from pipeline.launch_folder import CONFIG, DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.process import PARENT_VARIABLE, die_with_parent
-from pipeline.topology import Topology, without_launchers
+from pipeline.topology import Topology
 from pipeline.wording import plural, printable
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.index import Manifest
-    from pipeline.roll_call import Card, RollCall
+    from pipeline.node_card import Card
+    from pipeline.roll_call import RollCall
     from pipeline.run import Status
 
 PATIENCE = 600.0
 """Seconds that nodes wait for each other before their workers start."""
-
-ON_A_CPU = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""Environment of workers without a GPU. glibc gives large tensors back to the kernel when they are freed, and gets the next as
-pages to fill with zeros: to keep them makes a step 1.2 to 1.3 times as fast (docs/performance.md)."""
 
 _SIGNALS = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGUSR2"
 """That the launcher passes on to the workers: of its default all but SIGHUP, which this process turns into RUN/STOP, and two
@@ -45,9 +44,6 @@ more, which would kill it and leave the workers behind."""
 
 WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
 """Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
-
-_NO_DEFAULTS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED", "mixed_precision": "no"}
-"""What `accelerate launch` reads in place of the user's `default_config.yaml`, which is about other programs."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ class Launch:
     patience: float = PATIENCE
     from_scratch: bool = False
     """Begin anew if none of the run's checkpoints is intact."""
+    token: Token = field(default_factory=Token)
+    """By which several nodes know each other."""
 
 
 def launch(job: Launch, topology: Topology) -> int:
@@ -73,10 +71,16 @@ def launch(job: Launch, topology: Topology) -> int:
 
     from pipeline.roll_call import RollCall
 
-    folder, processes = Path(job.config.run), job.config.processes or torch.cuda.device_count() or 1
-    roll = RollCall(topology) if topology.nodes > 1 else None
-    if _ready(job, topology, roll, processes):
-        return 0
+    processes = job.config.processes or torch.cuda.device_count() or 1
+    if topology.nodes == 1:
+        return 0 if _ready(job, topology, None, processes) else _train(job, topology, None, processes)
+    with contextlib.closing(RollCall(topology, job.token)) as roll:
+        return 0 if _ready(job, topology, roll, processes) else _train(job, topology, roll, processes)
+
+
+def _train(job: Launch, topology: Topology, roll: "RollCall | None", processes: int) -> int:
+    """Start this node's workers and see them through; the exit code of the run."""
+    folder = Path(job.config.run)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     name = "stderr.log" if topology.nodes == 1 else f"stderr-node{topology.rank}.log"
@@ -123,10 +127,10 @@ def _ready(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
         answer = roll.meet(
             _card(config, processes, roll.topology.address), job.patience, {"run": identity, "finished": finished}
         )
-        if topology.rank == 0 and answer["warn"]:
-            print(f"biggan: warning: {answer['warn']}", file=sys.stderr)
-        kept.adopt(config.run, answer["identity"]["run"], job.from_scratch)
-        finished = answer["identity"]["finished"]
+        if topology.rank == 0 and answer.warn:
+            print(f"biggan: warning: {printable(answer.warn)}", file=sys.stderr)
+        kept.adopt(config.run, answer.identity["run"], job.from_scratch)
+        finished = answer.identity["finished"]
     return finished
 
 
@@ -158,7 +162,7 @@ def _card(config: "RunConfig", processes: int, main: str) -> "Card":
     import torch
 
     from pipeline.lineage import code_sha256, config_sha256
-    from pipeline.roll_call import Card, unreachable
+    from pipeline.node_card import Card, unreachable
 
     apart = "" if torch.cuda.is_available() else unreachable(main)  # NCCL looks for interfaces itself
     return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time(), unreachable=apart)
@@ -170,24 +174,27 @@ def _run(
     """Start `accelerate launch` and wait for it; how the workers of this node ended, and the first traceback among theirs."""
     import torch
 
-    from pipeline import run, storage
+    from pipeline import job_token, run, storage
     from pipeline.config import to_yaml
     from pipeline.outcome import first_cause, outcome
+    from pipeline.relay import main_exchange
+    from pipeline.worker_start import NO_DEFAULTS, command, environment
 
     folder = Path(job.config.run)
+    exchange = roll.exchange if roll and roll.exchange else main_exchange("127.0.0.1", 0, job_token.new())
     old_dumps = set((folder / "logs").glob("hang-*.txt"))
     began = errors.tell()
     status, defaults = place / STATUS, place / DEFAULTS
-    defaults.write_text(json.dumps(_NO_DEFAULTS))
+    defaults.write_text(json.dumps(NO_DEFAULTS))
     # Not the arguments once more: every user of the machine reads the workers' command lines, which would hold passwords.
     frozen = place / CONFIG
     storage.write_bytes(str(frozen), to_yaml(job.config).encode(), private=True)
     worker = ["jobs.cli", "train", str(frozen), *job.flags]
     with terminal.Show(job.config.total_images, place / PROGRESS, bar=topology.rank == 0) as show:
         child = subprocess.Popen(
-            _accelerate_command(worker, topology, processes, defaults),
+            command(worker, topology, processes, defaults, exchange.store_port),
             cwd=place,  # the launcher puts its working directory before everything else that can be imported
-            env=_environment(processes, torch.cuda.is_available())
+            env=environment(processes, torch.cuda.is_available(), topology, exchange)
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}
             | {run.STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)}
             | {WORKING_DIRECTORY_VARIABLE: os.getcwd(), stop.FOLDER_VARIABLE: str(place)}
@@ -237,9 +244,15 @@ def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int, s
 def _most_telling(mine: "Status", roll: "RollCall", folder: Path) -> "Status":
     """Of all nodes' ends the one that counts; node 0 writes it down where its own workers could not."""
     from pipeline import run
+    from pipeline.errors import NodeError
+    from pipeline.node_card import LINE
     from pipeline.outcome import RANKING
+    from pipeline.roll_call import End
+    from pipeline.untrusted import parse
 
-    ends = [run.Status(**end) for end in roll.end(asdict(mine))]
+    said = roll.end(asdict(replace(mine, message=mine.message[:LINE])))
+    theirs = [parse(End, end, "what another node said of its end", error=NodeError) for end in said]
+    ends = [mine, *(run.Status(end.state, end.images, end.exit_code, printable(end.message)) for end in theirs)]
     end = min(ends, key=lambda end: RANKING.index(end.state))
     if end != mine and end.state == "failed" and roll.topology.rank == 0:
         run.write_status(folder, end)
@@ -268,36 +281,3 @@ def forget_stop(folder: Path) -> None:
     if (folder / "run.json").exists() and not run.is_training(folder):  # else it is no run's folder yet
         stop.refuse_lasting(folder)
         stop.forget(folder)
-
-
-def _accelerate_command(worker: Sequence[str], topology: Topology, processes: int, defaults: Path) -> list[str]:
-    options: dict[str, object] = {"num_machines": topology.nodes, "num_processes": processes * topology.nodes}
-    if topology.nodes > 1:
-        options |= {"machine_rank": topology.rank, "main_process_ip": topology.address}
-        options |= {"deepspeed_multinode_launcher": "standard"}  # by default it would log in to the other nodes with pdsh
-    options |= {"main_process_port": topology.port, "mixed_precision": "no", "dynamo_backend": "no"}
-    options |= {"config_file": defaults}
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", *flags, "--module", *worker]
-
-
-def _environment(processes: int, gpu: bool) -> dict[str, str]:
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # FutureWarning: torch announces changes to functions that DeepSpeed calls, once per call.
-    quiet = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning"}
-    given = _harmless(without_launchers(os.environ), threads)
-    return quiet | ({} if gpu else ON_A_CPU) | given | imports.environment()
-
-
-def _harmless(environment: dict[str, str], threads: int) -> dict[str, str]:
-    """The environment without what is valid elsewhere and ends workers, each with a line."""
-    if (given := environment.get("OMP_NUM_THREADS")) is not None and not (given.isdecimal() and int(given)):
-        # OpenMP takes one number for each level of nesting; accelerate reads one.
-        first = given.partition(",")[0].strip()
-        count = int(first) if first.isdecimal() and int(first) else threads
-        print(f"OMP_NUM_THREADS={given} is not one number: each worker uses {count}", flush=True)
-        environment["OMP_NUM_THREADS"] = str(count)
-    if "error" in (warnings := environment.get("PYTHONWARNINGS", "")):
-        print(f"PYTHONWARNINGS={warnings} would end workers at a library's first warning: they ignore it", flush=True)
-        del environment["PYTHONWARNINGS"]
-    return environment

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import job_token
 from pipeline.cluster_job import NODE, ClusterJob
 from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.stop import EXIT_CODE as STOPPED
@@ -106,6 +107,21 @@ def jobset(job: ClusterJob) -> dict[str, Any]:
     }
 
 
+def token_secret(job: ClusterJob, token: str) -> dict[str, Any]:
+    """The Secret by which the pods of a JobSet know each other: for kubectl's stdin, and no file."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": _token_name(job)},
+        "immutable": True,
+        "stringData": {job_token.VARIABLE: token},
+    }
+
+
+def _token_name(job: ClusterJob) -> str:
+    return f"{job.name}-token"
+
+
 def hosts(job: ClusterJob) -> list[str]:
     """Names of a JobSet's machines in its cluster's DNS, by rank."""
     return [f"{job.name}-{NODE}-0-{rank}.{job.name}" for rank in range(job.nodes)]
@@ -122,6 +138,8 @@ def _pod(job: ClusterJob) -> dict[str, Any]:
         {"name": name, "value": value} for name, value in {**_environment(job), **where}.items()
     ]
     environment += [{"name": key, "valueFrom": {"secretKeyRef": {"name": job.secret, "key": key}}} for key in job.secrets]
+    token = {"name": _token_name(job), "key": job_token.VARIABLE}
+    environment.append({"name": job_token.VARIABLE, "valueFrom": {"secretKeyRef": token}})
     asked = {"cpu": job.cpus, "memory": job.memory_gb and f"{job.memory_gb}Gi", "nvidia.com/gpu": job.gpus}
     asked |= {"ephemeral-storage": f"{job.scratch_gb}Gi"}
     wanted = {name: str(value) for name, value in asked.items() if value}
@@ -188,7 +206,7 @@ def skypilot(job: ClusterJob) -> dict[str, Any]:
         "num_nodes": job.nodes,
         "resources": resources,
         "envs": _environment(job),
-        **({"secrets": dict.fromkeys(job.secrets)} if job.secrets else {}),
+        "secrets": dict.fromkeys([*job.secrets, job_token.VARIABLE]),
         "config": {
             "docker": {"run_options": [f"--shm-size={job.shm_gb}g", "--ulimit=memlock=-1"]},
             "kubernetes": {"pod_config": {"spec": {"terminationGracePeriodSeconds": job.grace + MARGIN}}},
@@ -218,7 +236,9 @@ def aws_batch(job: ClusterJob) -> dict[str, Any]:
         "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in wanted.items() if value],
         "linuxParameters": {"sharedMemorySize": job.shm_gb * 1024},
         "ulimits": [{"name": "memlock", "hardLimit": -1, "softLimit": -1}],
-        **({"jobRoleArn": job.service_account} if job.service_account else {}),
+        # By the token the machines know each other: a parameter that Batch reads for them, with the role that it runs them in.
+        "secrets": [{"name": job_token.VARIABLE, "valueFrom": job.secret}],
+        **({"jobRoleArn": job.service_account, "executionRoleArn": job.service_account} if job.service_account else {}),
     }
     return {
         "jobDefinitionName": job.name,

@@ -5,22 +5,20 @@ cannot leave the others in a collective, and nothing of it is left in the proces
 """
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from pipeline import notes, storage
+from pipeline import agreement, notes, storage
 from pipeline.batch import BatchPlan, micro_batches, plan_batch
 from pipeline.best_effort import best_effort
 from pipeline.config import RunConfig, flatten, to_yaml
@@ -37,6 +35,8 @@ _Found = TypedDict("_Found", {"micro_batch": Annotated[int, Field(ge=1, le=1 << 
 _DEPENDS_ON = ("model.", "objective.", "zero.", "batch.", "optim.optimizer", "precision", "compile", "activation_checkpointing")
 _GRACE = 10.0
 """Seconds in which the ranks of a failed trial may notice it by themselves."""
+_trials = count()
+"""All ranks try the same, so that these numbers agree."""
 
 
 def plan_in_memory(config: RunConfig, ranks: Ranks) -> BatchPlan:
@@ -51,11 +51,11 @@ def plan_in_memory(config: RunConfig, ranks: Ranks) -> BatchPlan:
 
 def _found_before(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int | None:
     """What an earlier start of this run found, so that a resume is exact; None if it was for something else."""
-    found: list[int | None] = [None]
-    if ranks.main and (saved := _read(Path(config.run))):
-        found = [saved["micro_batch"] if saved["for"] == conditions else None]
-    dist.broadcast_object_list(found)
-    return found[0]
+    found: list[int] = []
+    if ranks.main and (saved := _read(Path(config.run))) and saved["for"] == conditions:
+        found = [saved["micro_batch"]]
+    found = agreement.from_main(list[int], found, ranks)
+    return found[0] if found else None
 
 
 def _read(run: Path) -> _Found | None:
@@ -66,7 +66,9 @@ def _conditions(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
     """All that memory or the choice depends on, as JSON has it. Collective."""
     name = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu"
     keys = {key: value for key, value in flatten(config).items() if key.startswith(_DEPENDS_ON)}
-    return json.loads(json.dumps(keys | {"world_size": ranks.world_size, "devices": sorted(set(_gather(name, ranks)))}))
+    return json.loads(
+        json.dumps(keys | {"world_size": ranks.world_size, "devices": sorted(set(agreement.from_all(str, name, ranks)))})
+    )
 
 
 def _find(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int:
@@ -104,20 +106,17 @@ def _find(config: RunConfig, conditions: dict[str, Any], ranks: Ranks) -> int:
 
 def _try(config: RunConfig, micro_batch: int, ranks: Ranks) -> int | None:
     """The highest peak of any rank in bytes, or None if a rank had not enough memory. Collective."""
-    port = [_free_port()]
-    dist.broadcast_object_list(port)
-    place = {"MASTER_PORT": str(port[0]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    name = f"trial-{next(_trials)}"
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "pipeline.probe"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=os.environ | place,
         )
         with child:
             assert child.stdin and child.stdout
-            child.stdin.write(json.dumps([to_yaml(config), micro_batch]).encode() + b"\n")
+            child.stdin.write(json.dumps([to_yaml(config), micro_batch, name]).encode() + b"\n")
             child.stdin.flush()
             codes = _wait(child, ranks)
             answer = child.stdout.read()
@@ -128,7 +127,7 @@ def _try(config: RunConfig, micro_batch: int, ranks: Ranks) -> int | None:
         return None
     if any(codes):
         raise RuntimeError(f"the trial of micro-batch {micro_batch} ended with {codes}:\n{said[-4000:]}")
-    return max(_gather(int(answer), ranks))
+    return max(agreement.from_all(int, int(answer), ranks))
 
 
 def _wait(child: subprocess.Popen[bytes], ranks: Ranks) -> list[int | None]:
@@ -136,23 +135,17 @@ def _wait(child: subprocess.Popen[bytes], ranks: Ranks) -> list[int | None]:
     codes: list[int | None] = [None]
     while None in codes and not any(codes):
         time.sleep(0.2)
-        codes = _gather(child.poll(), ranks)
+        codes = _codes(child.poll(), ranks)
     if any(codes):
         try:
             child.wait(_GRACE)
         except subprocess.TimeoutExpired:
             child.kill()
-            return _gather(None, ranks)
-    return _gather(child.wait(), ranks)
+            return _codes(None, ranks)
+    return _codes(child.wait(), ranks)
 
 
-def _gather(value: Any, ranks: Ranks) -> list[Any]:
-    values: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+def _codes(code: int | None, ranks: Ranks) -> list[int | None]:
+    """The exit code of each rank's child, None for one without."""
+    codes = agreement.from_all(list[int], [] if code is None else [code], ranks)
+    return [found[0] if found else None for found in codes]

@@ -14,7 +14,7 @@ RANKING = ("failed", "finished", "stopped", "hung", "crashed", "interrupted", "t
 _START = "Traceback (most recent call last)"
 _TORN = re.compile(
     r"ChildFailedError|CalledProcessError|SignalException|Connection (closed|reset|refused)|Broken pipe|pair closure|"
-    r"remote process exited|DistNetworkError|DistStoreError|Timed out after \d+ seconds waiting for clients"
+    r"remote process exited|MailLost|DistNetworkError|DistStoreError|Timed out after \d+ seconds waiting for clients"
 )
 """What is said where another worker or the launcher has ended before: no cause."""
 _REPEATS = re.compile(

@@ -1,13 +1,13 @@
 """Processes that work for one command: rank 0 runs it as if alone, and the others do their part of what it asks of all.
 
-They come from `accelerate launch`, or are started here, on this machine. They talk over gloo, on the CPU: what travels are
-networks to begin with and features at the end.
+They come from `accelerate launch`, or are started here, on this machine, where nobody else reaches them. They talk over gloo,
+on the CPU: what travels are networks to begin with and features at the end. Those are pickles, as torch sends objects.
 """
 
 import os
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from pipeline import imports
+from pipeline import imports, loopback
 from pipeline.errors import UserError
 from pipeline.redaction import guard
 
@@ -27,6 +28,8 @@ Task = Callable[..., Any]
 
 _PATIENCE = timedelta(hours=24)
 """The others wait while rank 0 trains a judge. One that dies is noticed at once: its connection closes."""
+_STORE_VARIABLE = "BIGGAN_PEERS"
+"""Of the processes that are started here: the file in which they meet."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,21 @@ def together(processes: int) -> Iterator[Peers]:
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-        yield from _served(Peers(int(os.environ["RANK"]), world_size))
-        return
-    if processes == 1:
+        rank, file = int(os.environ["RANK"]), os.environ.get(_STORE_VARIABLE)
+        store = FileStore(file, world_size) if file else None
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
+        yield from _served(Peers(rank, world_size))
+    elif processes == 1:
         yield Peers()
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    else:
+        with tempfile.TemporaryDirectory(prefix="biggan-peers-") as folder, loopback.only():
+            yield from _with_others(processes, os.path.join(folder, "store"))
+
+
+def _with_others(processes: int, store: str) -> Iterator[Peers]:
+    """Start the others, which meet this rank in the file `store`: only this user can write there."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": torch.get_num_threads()}
+    common = {"WORLD_SIZE": processes, _STORE_VARIABLE: store, "OMP_NUM_THREADS": torch.get_num_threads()}
     others = [
         subprocess.Popen(
             [sys.executable, "-m", "pipeline.peers"],
@@ -111,7 +117,8 @@ def together(processes: int) -> Iterator[Peers]:
         for rank in range(1, processes)
     ]
     try:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=processes, timeout=_PATIENCE)
+        file = FileStore(store, processes)
+        dist.init_process_group("gloo", store=file, rank=0, world_size=processes, timeout=_PATIENCE)
         yield from _served(Peers(0, processes))
         for other in others:
             other.wait()

@@ -8,9 +8,9 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
+from pipeline import agreement
 from pipeline.config import RunConfig
 from pipeline.engines import Ranks
 from pipeline.run import as_begun
@@ -26,9 +26,8 @@ def settle(config: RunConfig, ranks: Ranks) -> RunConfig:
     """`config` with bf16 or fp32 in place of `auto`: as the run began, or as rank 0 finds, which says so. Collective."""
     if config.precision != "auto":
         return config
-    settled = [_settled(config, ranks.device) if ranks.main else config]
-    dist.broadcast_object_list(settled)
-    return replace(config, precision=settled[0].precision)
+    bf16 = agreement.from_main(bool, _settled(config, ranks.device).precision == "bf16" if ranks.main else None, ranks)
+    return replace(config, precision="bf16" if bf16 else "fp32")
 
 
 def _settled(config: RunConfig, device: torch.device) -> RunConfig:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from model.latents import Stream as Numbers
 from pipeline.batch import plan_batch
@@ -110,13 +111,25 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
+def _meet(name: str) -> None:
+    """Join the other ranks' trials of this name in the store where the ranks have met: nothing else has to listen."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store: Store = HashStore()
+    if size > 1:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = PrefixStore(name, TCPStore(*place, is_master=False))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
 def main() -> None:
-    """Read (config as YAML, micro-batch) as a line of JSON, take the steps, print the peak in bytes."""
-    text, micro_batch = json.loads(sys.stdin.readline())
+    """Read (config as YAML, micro-batch, name) as a line of JSON, take the steps, print the peak in bytes."""
+    text, micro_batch, name = json.loads(sys.stdin.readline())
     # Whoever asked keeps stdin open for as long as it lives.
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     answer = os.dup(1)
     os.dup2(2, 1)  # libraries print
+    _meet(name)
     ranks = start_workers()
     try:
         peak = peak_memory(build(yaml.safe_load(text)), micro_batch, ranks, limited=True)

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import torch.distributed as dist
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from pipeline import agreement, kept, notes, removal, storage
 from pipeline import checkpoint as checkpoints
-from pipeline import kept, notes, removal, storage
 from pipeline.best_effort import best_effort
 from pipeline.checkpoint import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint_files import holds_any
@@ -77,9 +76,9 @@ def find_checkpoint(config: RunConfig, history: History | None = None, uid: str 
 
 def agree_on_checkpoint(config: RunConfig, ranks: Ranks, history: History, uid: str = "") -> Checkpoint | None:
     """Rank 0 looks for the newest good checkpoint; all take the same."""
-    choice = [find_checkpoint(config, history, uid) if ranks.main else None]
-    dist.broadcast_object_list(choice)
-    return choice[0]
+    found = find_checkpoint(config, history, uid) if ranks.main else None
+    choice = agreement.from_main(list[Checkpoint], [found] if found else [], ranks)
+    return found or (choice[0] if choice else None)
 
 
 def check_resumable(config: RunConfig) -> Checkpoint | None:

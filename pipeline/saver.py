@@ -1,7 +1,7 @@
 """Saves a run while it trains: the step waits for a copy to host memory, a thread on each rank does the rest.
 
 Each rank's thread writes its files and tells rank 0, whose thread commits when it has heard of all, and tells the others.
-They talk through a TCPStore of their own: the process group belongs to the main threads. One save is in flight at most.
+They talk by letters in the job's mailbox: the process group belongs to the main threads. One save is in flight at most.
 """
 
 import contextlib
@@ -11,42 +11,64 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Annotated, Any, Literal
 
+import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from pipeline import checkpoint, checkpoint_files, pruning, storage
+from pipeline import agreement, checkpoint, checkpoint_files, job_token, pruning, storage
 from pipeline.checkpoint import Progress, Shapes
+from pipeline.checkpoint_files import Files
 from pipeline.engines import Ranks
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import NodeError, StorageError, UserError
 from pipeline.failpoints import fail_point
 from pipeline.fence import Fence, FencedError, take
+from pipeline.mail import Mail, MailLost
+from pipeline.mailbox import Mailbox
+from pipeline.relay import mail_of_environment
 from pipeline.retention import CheckpointConfig
 from pipeline.slices import Slice
+from pipeline.untrusted import parse
 
 log = logging.getLogger(__name__)
 Parts = Mapping[str, list[Slice]]
 
 _PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a save that must succeed is tried again."""
-_PATIENCE = timedelta(hours=2)
-"""A rank that has not written its files by then hangs."""
+_PATIENCE = 7200.0
+"""Seconds after which a rank that has not written its files hangs."""
+_names = count()
+"""All ranks make their savers in the same order, so that these names agree."""
 
 
 def take_fence(uri: str, ranks: Ranks) -> Fence:
     """The right to save below `uri`: rank 0 takes it, all know it. Collective. Raises ConfigError, on rank 0."""
-    if not ranks.main:
-        number = [0]
-        dist.broadcast_object_list(number)
-        return Fence(uri, number[0])
-    fence = take(uri)
-    dist.broadcast_object_list([fence.number])
-    return fence
+    fence = take(uri) if ranks.main else None
+    number = agreement.from_main(int, fence.number if fence else None, ranks)
+    return fence or Fence(uri, number)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a COMMIT says of a file."""
+
+    bytes: Annotated[int, pydantic.Field(ge=0)]
+    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+    slices: dict[str, Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank tells rank 0 of its part of a save, and rank 0 the others of the whole."""
+
+    kind: Literal["saved", "fenced", "refused", "bug"] = "saved"
+    message: str = ""
+    files: dict[str, Row] = field(default_factory=dict)
+    shapes: dict[str, dict[str, Annotated[list[int], pydantic.Field(max_length=16)]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,11 +101,12 @@ class Saver:
         self._failures = 0
         self._serial = 0
         self._thread: threading.Thread | None = None
-        self._outcome: dict[str, Any] = {}
+        self._outcome = Report()
         self._last: _Snapshot | None = None
         self._buffers: dict[str, Tensor] = {}
         self._told: set[str] = set()
         self._mail = _connect(ranks)
+        self._name = f"saver-{next(_names)}"
 
     def __enter__(self) -> "Saver":
         return self
@@ -111,7 +134,7 @@ class Saver:
             return
         self._thread.join()
         self._thread = None
-        kind, message = self._outcome["kind"], self._outcome["message"]
+        kind, message = self._outcome.kind, self._outcome.message
         if kind in ("fenced", "bug"):
             dist.barrier()  # rank 0 keeps the mail, which the others must have read before its process ends
             raise FencedError(message) if kind == "fenced" else RuntimeError(message)
@@ -151,7 +174,7 @@ class Saver:
             self._start()
         raise StorageError(
             f"cannot save {self._last.progress.images} images, the last checkpoint is at {self.saved}: "
-            f"{self._outcome['message']}; then the same command goes on from there"
+            f"{self._outcome.message}; then the same command goes on from there"
         )
 
     def _copy(self, parts: Parts) -> Parts:
@@ -186,44 +209,57 @@ class Saver:
         try:
             if snapshot.copied:
                 snapshot.copied.synchronize()
-            report: dict[str, Any] = {"files": {}, "shapes": {}}
+            report = Report()
             for part, slices in snapshot.parts.items():
-                report["files"] |= checkpoint_files.write_part(folder, part, self.ranks.rank, slices)
-                report["shapes"][part] = {s.name: list(s.shape) for s in slices}
+                written = checkpoint_files.write_part(folder, part, self.ranks.rank, slices)
+                report.files.update({name: Row(**row) for name, row in written.items()})
+                report.shapes[part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
             report = _failure(error)
-        if not self.ranks.main:
-            self._mail.set(f"{serial}/{self.ranks.rank}", json.dumps(report))
-            fail_point("reported")
-            self._outcome = json.loads(self._mail.get(f"{serial}/outcome"))
-            return
         try:
-            self._outcome = self._commit(folder, snapshot, serial, report)
+            self._outcome = self._agree(folder, snapshot, serial, report)
         except Exception as error:
             self._outcome = _failure(error)
-        if self._outcome["kind"] == "refused":  # before anybody begins to write there again
-            _clear_up(folder)
-        self._mail.set(f"{serial}/outcome", json.dumps(self._outcome))
-        if self._outcome["kind"] == "saved":
-            self._settle(folder, snapshot.progress.images)
 
-    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: dict[str, Any]) -> dict[str, Any]:
+    def _agree(self, folder: str, snapshot: _Snapshot, serial: int, report: Report) -> Report:
+        """Tell rank 0, and hear what became of it; on rank 0, commit and tell the others."""
+        outcome = f"{self._name}/{serial}/outcome"
+        if not self.ranks.main:
+            self._mail.set(f"{self._name}/{serial}/{self.ranks.rank}", json.dumps(asdict(report)))
+            fail_point("reported")
+            return parse(Report, self._mail.get(outcome, _PATIENCE), "what rank 0 said of a save", error=NodeError)
+        try:
+            end = self._commit(folder, snapshot, serial, report)
+        except Exception as error:
+            end = _failure(error)
+        if end.kind == "refused":  # before anybody begins to write there again
+            _clear_up(folder)
+        self._mail.set(outcome, json.dumps(asdict(end)))
+        if end.kind == "saved":
+            self._settle(folder, snapshot.progress.images)
+        return end
+
+    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: Report) -> Report:
         """Rank 0: wait for all, then commit."""
-        keys = [f"{serial}/{rank}" for rank in range(1, self.ranks.world_size)]
-        self._mail.wait(keys, _PATIENCE)
-        reports = [own, *(json.loads(self._mail.get(key)) for key in keys)]
-        if failed := [report for report in reports if "kind" in report]:
-            return sorted(failed, key=lambda report: report["kind"])[0]  # a bug before a store's failure
-        files = {name: row for report in reports for name, row in report["files"].items()}
+        reports = [own, *(self._report(serial, rank) for rank in range(1, self.ranks.world_size))]
+        if failed := [report for report in reports if report.kind != "saved"]:
+            return sorted(failed, key=lambda report: report.kind)[0]  # a bug before a store's failure
+        files: Files = {name: asdict(row) for report in reports for name, row in report.files.items()}
         shapes: Shapes = {}
         for report in reports:
-            for part, tensors in report["shapes"].items():
+            for part, tensors in report.shapes.items():
                 shapes.setdefault(part, {}).update(tensors)
         files |= checkpoint_files.write_state(folder, snapshot.progress, snapshot.state)
         fail_point("fence")
         self.fence.check()
         checkpoint.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
-        return {"kind": "saved", "message": ""}
+        return Report()
+
+    def _report(self, serial: int, rank: int) -> Report:
+        key = f"{self._name}/{serial}/{rank}"
+        said = self._mail.get(key, _PATIENCE)
+        self._mail.delete(key)  # there are many saves
+        return parse(Report, said, f"what rank {rank} said of its save", error=NodeError)
 
     def _settle(self, folder: str, images: int) -> None:
         """After a commit: note it, and make room."""
@@ -245,17 +281,20 @@ def _clear_up(folder: str) -> None:
             checkpoint_files.remove(folder)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    kind = "fenced" if isinstance(error, FencedError) else "refused" if isinstance(error, (UserError, OSError)) else "bug"
-    return {"kind": kind, "message": str(error) if kind != "bug" else f"{type(error).__name__}: {error}"}
+def _failure(error: Exception) -> Report:
+    if isinstance(error, FencedError):
+        return Report("fenced", str(error))
+    if isinstance(error, (UserError, OSError)) and not isinstance(error, (NodeError, MailLost, TimeoutError)):
+        return Report("refused", str(error))
+    return Report("bug", f"{type(error).__name__}: {error}")
 
 
-def _connect(ranks: Ranks) -> TCPStore:
-    """A store that rank 0 keeps, and a connection of each rank to it. Collective."""
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")  # that of rank 0
-    port = [0]
-    if ranks.main:
-        mail = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
-        port = [mail.port]
-    dist.broadcast_object_list(port)
-    return mail if ranks.main else TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
+def _connect(ranks: Ranks) -> Mail:
+    """Connect to the job's mailbox. Where none of our launchers has opened one, rank 0 does. Collective."""
+    if mail := mail_of_environment():
+        return mail
+    token = agreement.from_main(str, job_token.new() if ranks.main else None, ranks)
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    address = "127.0.0.1" if alone else os.environ["MASTER_ADDR"]
+    port = agreement.from_main(int, Mailbox("127.0.0.1" if alone else "", 0, token).port if ranks.main else None, ranks)
+    return Mail(address, port, token)

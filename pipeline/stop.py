@@ -195,7 +195,7 @@ def requested(folder: Path) -> str | None:
 
 
 def lasting(folder: Path) -> str:
-    """Return what is called RUN/STOP and is no plain, small file, so that we do not remove it, with its path; nothing if none."""
+    """Return what is called RUN/STOP and is no plain, small file, so that it is not removed, with its path; else nothing."""
     path = folder / "STOP"
     try:
         found = path.lstat()

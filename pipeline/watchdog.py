@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from pipeline import agreement
 from pipeline.engines import Ranks
 from pipeline.errors import DataError
 from pipeline.notes import BIG
@@ -118,8 +119,7 @@ class Watchdog:
         self._marks = self._updates = 0
         self._looks = self._waits = 0
         self._since = (time.monotonic(), 0)
-        self._hosts: list[Any] = [None] * ranks.world_size
-        dist.all_gather_object(self._hosts, socket.gethostname())
+        self._hosts = agreement.from_all(str, socket.gethostname(), ranks)
         self.enter("start", 0)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 

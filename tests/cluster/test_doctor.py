@@ -23,6 +23,7 @@ def test_the_node_with_the_slow_link_is_named(tmp_path: Path) -> None:
             node.start(
                 *(sys.executable, "-m", "jobs.cli", "doctor", "--cluster", "--exclude-file", str(bad), "--wait", "120"),
                 env={
+                    "BIGGAN_TOKEN": "a secret of these nodes",
                     "SKYPILOT_NUM_NODES": "3",
                     "SKYPILOT_NODE_RANK": str(rank),
                     "SKYPILOT_NODE_IPS": "\n".join(names),

@@ -20,6 +20,7 @@ import yaml
 from benchmarks.mlflow_server import MlflowServer
 from jobs.cli import main
 from pipeline import checkpoint, storage
+from pipeline.job_token import VARIABLE
 from pipeline.manifests import MARGIN
 from pipeline.mlflow_store import connect
 from tests.cluster.nodes import Node, Nodes, require, until
@@ -28,6 +29,7 @@ from tests.jobs.tiny_runs import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+TOKEN = "0123456789abcdef" * 2
 NAMES = [f"gan-node-0-{rank}.gan" for rank in (0, 1)]
 SCRATCH, CONFIG = Path("/scratch"), Path("/etc/biggan")
 GRACE = 300  # this machine may have other things to do
@@ -100,17 +102,25 @@ def test_what_is_submitted_is_kept_and_handed_to_kubectl(
     assert not (submission / "job.json").exists()
 
     kubectl = tmp_path / "kubectl"  # says what it was asked for, and whether it takes it
-    kubectl.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit $(/bin/cat {tmp_path}/code)\n')
+    given = f'[ "$5" != - ] || /bin/cat > {tmp_path}/secret\n'
+    kubectl.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{given}exit $(/bin/cat {tmp_path}/code)\n')
     kubectl.chmod(0o755)
     for code, expected in ((1, 78), (0, 0)):
         (tmp_path / "code").write_text(str(code))
         assert main(arguments) == expected
-        assert (tmp_path / "asked").read_text() == f"create --namespace gan --filename {submission}/jobset.yaml\n"
+        asked = ["create --namespace gan --filename " + file for file in (f"{submission}/jobset.yaml", "-")]
+        assert (tmp_path / "asked").read_text().splitlines() == asked[: 1 + (code == 0)]
+        (tmp_path / "asked").unlink()
         assert (submission / "job.json").exists() == (code == 0)
     assert "kubectl --namespace gan get jobset/gan" in capsys.readouterr().out
     config_map, jobset = yaml.safe_load_all((submission / "jobset.yaml").read_text())
     assert yaml.safe_load(config_map["data"]["config.yaml"])["run"] == "/scratch/kept"
     assert jobset["metadata"]["name"] == "gan"
+    # The token goes to kubectl's stdin, and is in no file here.
+    secret = yaml.safe_load((tmp_path / "secret").read_text())
+    token = secret["stringData"][VARIABLE]
+    assert len(token) == 64 and secret["metadata"]["name"] == "gan-token"
+    assert not [file for file in submission.rglob("*") if file.is_file() and token in file.read_text()]
     assert main(["status", str(tmp_path / "kept")]) == 0
     assert "jobset gan" in capsys.readouterr().out
 
@@ -130,7 +140,10 @@ def test_skypilot_gets_secrets_from_here(
         patch.setenv("WANTED", "1")
         assert main(arguments) == 78
         said = capsys.readouterr().err
-    assert "sky is not installed here" in said and "--secret AWS_ACCESS_KEY_ID --secret AWS_SECRET_ACCESS_KEY" in said
+    assert (
+        "sky is not installed here" in said
+        and "--secret AWS_ACCESS_KEY_ID --secret AWS_SECRET_ACCESS_KEY --secret WANTED --secret BIGGAN_TOKEN" in said
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,8 @@ def pods_of_jobset(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
     """As Kubernetes would: its own index, values of a Secret, a file of the ConfigMap."""
     config_map, jobset = documents
     (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    env = {each["name"]: each.get("value", KEYS.get(each["name"])) for each in container["env"]}
+    secrets = KEYS | {VARIABLE: TOKEN}
+    env = {each["name"]: each.get("value", secrets.get(each["name"])) for each in container["env"]}
     for node in cloud.nodes:
         for name, text in config_map["data"].items():
             node.run("bash", "-c", f'printf %s "$TEXT" > {CONFIG}/{name}', env={"TEXT": text})
@@ -161,9 +175,11 @@ def pods_of_jobset(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
 def pods_of_skypilot(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
     """As SkyPilot would: addresses, ranks, secrets, and bash for the script."""
     (task,) = documents
-    assert set(task["secrets"]) == set(KEYS)
+    assert set(task["secrets"]) == {*KEYS, VARIABLE}
     addresses = "\n".join(node.address for node in cloud.nodes)
-    env = task["envs"] | KEYS | {"SKYPILOT_NODE_IPS": addresses, "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
+    env = (
+        task["envs"] | KEYS | {VARIABLE: TOKEN} | {"SKYPILOT_NODE_IPS": addresses, "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
+    )
     command = ["bash", "-c", task["run"]]
     return [Pod(node, env | {"SKYPILOT_NODE_RANK": str(rank)}, command) for rank, node in enumerate(cloud.nodes)]
 

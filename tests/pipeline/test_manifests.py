@@ -21,7 +21,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from pipeline.cluster_job import ClusterJob
 from pipeline.errors import ConfigError
-from pipeline.manifests import FINAL, PREEMPTED, as_yaml, aws_batch, config_map, hosts, jobset, skypilot
+from pipeline.job_token import VARIABLE
+from pipeline.manifests import FINAL, PREEMPTED, as_yaml, aws_batch, config_map, hosts, jobset, skypilot, token_secret
 
 CONFIG = "run: /scratch/run\ntotal_images: 1000\ncheckpoint:\n  uri: s3://bucket/run\n"
 SMALL = ClusterJob("gan", "ghcr.io/acme/biggan:1.0", CONFIG, gpu="H100")
@@ -291,3 +292,15 @@ def test_aws_batch_says_what_it_needs() -> None:
     container = aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"][0]["container"]
     assert {"type": "MEMORY", "value": "921600"} in container["resourceRequirements"]
     assert aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"][0]["targetNodes"] == "0:3"
+
+
+def test_machines_get_the_token_by_reference() -> None:
+    secret = token_secret(FULL, "0123456789abcdef")
+    (container,) = pod(FULL)["containers"]
+    (reference,) = (each["valueFrom"]["secretKeyRef"] for each in container["env"] if each["name"] == VARIABLE)
+    assert secret["metadata"]["name"] == reference["name"] and secret["stringData"] == {reference["key"]: "0123456789abcdef"}
+    assert skypilot(FULL)["secrets"][VARIABLE] is None  # its value comes with --secret
+    (range_,) = aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"]
+    assert range_["container"]["secrets"] == [{"name": VARIABLE, "valueFrom": BATCH.secret}]
+    with pytest.raises(ValueError, match=f"env.{VARIABLE}: is set by the job"):
+        replace(FULL, env={VARIABLE: "0123456789abcdef"})

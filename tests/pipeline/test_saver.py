@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks import workers
-from pipeline import checkpoint, fence, saver, storage
+from pipeline import agreement, checkpoint, fence, saver, storage
 from pipeline.checkpoint import Progress
 from pipeline.engines import Ranks, start_workers
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import NodeError, StorageError, UserError
 from pipeline.retention import CheckpointConfig
 from pipeline.saver import Saver, take_fence
 from pipeline.slices import share, whole
@@ -92,7 +92,18 @@ def a_bug(folder: Path, ranks: Ranks) -> object:
     return "committed"
 
 
-SCENES = (a_rank_that_cannot_write, a_store_that_takes_nothing, an_end_that_the_store_delays, a_zombie, a_bug)
+def what_all_know(folder: Path, ranks: Ranks) -> object:
+    """Plain data only, of the type that was asked for, and no more than fits."""
+    told = agreement.from_main(list[str], ["é", "b"] if ranks.main else None, ranks)
+    each = agreement.from_all(list[int], [ranks.rank] * ranks.rank, ranks)
+    try:
+        agreement.from_main(int, "3" if ranks.main else None, ranks)  # type: ignore[arg-type]
+    except NodeError as error:
+        return [told, each, str(error)]
+    return "taken"
+
+
+SCENES = (what_all_know, a_rank_that_cannot_write, a_store_that_takes_nothing, an_end_that_the_store_delays, a_zombie, a_bug)
 
 
 def play(folder: Path) -> None:
@@ -116,6 +127,12 @@ def told(played: Path, scene: object) -> object:
     found = [json.loads((played / f"{name}.{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1]
     return found[0]
+
+
+def test_ranks_tell_each_other_plain_data_of_the_right_type(played: Path) -> None:
+    told_, each, error = told(played, what_all_know)  # type: ignore[misc]
+    assert (told_, each) == (["é", "b"], [[], [1]])
+    assert error == "what another rank said: Input should be a valid integer"
 
 
 def test_a_failure_on_one_rank_is_no_checkpoint_and_training_goes_on(played: Path) -> None:
