@@ -179,3 +179,9 @@ def test_the_copy_beside_the_checkpoints_has_no_password(tmp_path: Path) -> None
     (tmp_path / "run" / "config.yaml").write_text(f"run: a\ndata:\n  uri: http://me:{SEED}@host/x\n")
     kept.begin(str(tmp_path / "run"), str(tmp_path / "store"))
     assert (tmp_path / "store" / "config.yaml").read_text() == "run: a\ndata:\n  uri: http://host/x\n"
+
+
+def test_another_password_is_no_change_of_a_run() -> None:
+    old = {"init": f"http://me:{SEED}@host/x", "data.uri": "https://host/x?sig=old", "total_images": 1}
+    new = {"init": "http://me:new@host/x", "data.uri": "https://host/x?sig=new", "total_images": 2}
+    assert run._changes(old, new) == ["total_images: 1 -> 2"]
