@@ -14,7 +14,7 @@ HIDDEN = "..."
 """What stands for a secret."""
 _TEXT_BYTES = 4 << 20
 
-_PORT = r"\d{1,5}(?:[\s/?#,;:.'\"`)\]}<]|$)"
+_PORT = r"\d{1,5}(?:[/?#<]|[,;:.'\"`)\]}]*(?:\s|$)|[\"'][,}\]:])"
 _NAME = r"[^\s/?#:@\"'`,]"
 # Behind //, or one / as pathlib leaves it, up to the last @: a name and a password; a name alone; a password with letters that
 # an address may not have.

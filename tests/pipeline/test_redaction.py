@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.redaction import guard, guarded, hidden, hide_secrets, holds_secre
 
 SEED = "S33D"
 PLAIN = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S"), exclude_characters="/?#"), max_size=5)
+PLAIN = PLAIN.filter(lambda text: not re.match(r"\d+(<|[\"'][,}\]:])", text))  # as a port, and the end of an address
 USER = st.text("abcXYZ019._~-%", max_size=5)
 QUERY = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="%+/=._-~:@,'"), max_size=5)
 KEYS = ("password", "passwd", "pwd", "token", "sig", "signature", "key", "secret", "X-Amz-Signature", "X-Amz-Credential")
