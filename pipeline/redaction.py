@@ -12,8 +12,9 @@ from typing import Any, TextIO, cast
 
 HIDDEN = "..."
 """What stands for a secret."""
+_TEXT_BYTES = 4 << 20
 
-_PORT = r"\d{1,5}(?:[\s/?#,;:.'\"`)\]}<]|$)"
+_PORT = r"\d{1,5}(?:[/?#<]|[,;:.'\"`)\]}]*(?:\s|$)|[\"'][,}\]:])"
 _NAME = r"[^\s/?#:@\"'`,]"
 # Behind //, or one / as pathlib leaves it, up to the last @: a name and a password; a name alone; a password with letters that
 # an address may not have.
@@ -81,8 +82,12 @@ def hide_secrets(text: str) -> str:
     return text
 
 
-def holds_secret(text: str) -> bool:
-    """Say whether `hide_secrets` would hide something of `text`."""
+def holds_secret(text: str | bytes) -> bool:
+    """Say whether `hide_secrets` would hide something of `text`; bytes that are long or no text hold none."""
+    if isinstance(text, bytes):
+        if len(text) > _TEXT_BYTES or b"\0" in text[:64]:
+            return False
+        text = text.decode(errors="replace")
     return hide_secrets(text) != text
 
 

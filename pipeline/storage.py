@@ -155,7 +155,7 @@ def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
     A file keeps its mode. One that is `private`, or text that holds a secret, is for its owner alone (0600).
     """
     if path := local_path(uri):
-        _write_file(path, [data], private=private or _holds_secret(data))
+        _write_file(path, [data], private=private or holds_secret(data))
     elif found := object_stores.find(uri):
         obstore.put(*found, data)  # an object appears when its upload is complete
     else:
@@ -183,7 +183,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     """
     try:
         if path := local_path(uri):
-            _write_file(path, [data], new=True, private=_holds_secret(data))
+            _write_file(path, [data], new=True, private=holds_secret(data))
         elif found := object_stores.find(uri):
             obstore.put(*found, data, mode="create")
         else:
@@ -250,16 +250,6 @@ def _mode(path: Path) -> int | None:
         return stat.S_IMODE(path.stat().st_mode) & 0o777
     except OSError:
         return None
-
-
-_TEXT_BYTES = 4 << 20
-"""What is longer is no text of ours."""
-
-
-def _holds_secret(data: bytes) -> bool:
-    if len(data) > _TEXT_BYTES or b"\0" in data[:64]:
-        return False
-    return holds_secret(data.decode(errors="replace"))
 
 
 def _fsspec(uri: str) -> tuple[Any, str]:

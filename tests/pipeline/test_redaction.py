@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.redaction import guard, guarded, hidden, hide_secrets, holds_secre
 
 SEED = "S33D"
 PLAIN = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S"), exclude_characters="/?#"), max_size=5)
+PLAIN = PLAIN.filter(lambda text: not re.match(r"\d+(<|[\"'][,}\]:])", text))  # as a port, and the end of an address
 USER = st.text("abcXYZ019._~-%", max_size=5)
 QUERY = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="%+/=._-~:@,'"), max_size=5)
 KEYS = ("password", "passwd", "pwd", "token", "sig", "signature", "key", "secret", "X-Amz-Signature", "X-Amz-Credential")
@@ -179,3 +181,9 @@ def test_the_copy_beside_the_checkpoints_has_no_password(tmp_path: Path) -> None
     (tmp_path / "run" / "config.yaml").write_text(f"run: a\ndata:\n  uri: http://me:{SEED}@host/x\n")
     kept.begin(str(tmp_path / "run"), str(tmp_path / "store"))
     assert (tmp_path / "store" / "config.yaml").read_text() == "run: a\ndata:\n  uri: http://host/x\n"
+
+
+def test_another_password_is_no_change_of_a_run() -> None:
+    old = {"init": f"http://me:{SEED}@host/x", "data.uri": "https://host/x?sig=old", "total_images": 1}
+    new = {"init": "http://me:new@host/x", "data.uri": "https://host/x?sig=new", "total_images": 2}
+    assert run._changes(old, new) == ["total_images: 1 -> 2"]
