@@ -81,7 +81,7 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
     if anew or not path.exists():
         storage.write_bytes(str(path), json.dumps(identity).encode())
     elif (found := notes.read(_Named, path, RESTORE)) and found["uid"] != identity["uid"]:
-        raise ConfigError(f"run={run} is another run on this node ({printable(found['uid'])}) than on node 0: set run=NEW_RUN")
+        raise ConfigError(f"run={run} is another run on this node ({printable(found['uid'])}) than on node 0: name another run")
 
 
 def keep_log(uri: str, file: Path, began: int, node: int) -> None:
