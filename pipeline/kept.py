@@ -26,10 +26,13 @@ _FILES = ("health.json", "config.yaml", "run.json")
 """The last one makes the folder a run's."""
 
 
-class Identity(TypedDict):
+class _Named(TypedDict):
+    uid: str
+
+
+class Identity(_Named):
     """RUN/run.json."""
 
-    uid: str
     dataset: str
     """Fingerprint of the images."""
 
@@ -119,8 +122,8 @@ def adopt(run: str, identity: dict[str, Any], anew: bool = False) -> None:
         refuse_foreign_run(run)
     if anew or not path.exists():
         storage.write_bytes(str(path), json.dumps(identity).encode())
-    elif (found := notes.read(Identity, path, RESTORE)) and found["uid"] != identity["uid"]:
-        raise ConfigError(f"run={run} is another run on this node ({printable(found['uid'])}) than on node 0: set run=NEW_RUN")
+    elif (found := notes.read(_Named, path, RESTORE)) and found["uid"] != identity["uid"]:
+        raise ConfigError(f"run={run} is another run on this node ({printable(found['uid'])}) than on node 0: name another run")
 
 
 def keep_log(uri: str, file: Path, began: int, node: int) -> None:

@@ -24,7 +24,7 @@ def read(kind: type[T], path: Path, advice: str = "") -> T | None:
     data = _bytes(path, advice)
     if data is not None and not data.strip(b"\0 \n"):  # as a full disk or a power cut leaves it
         raise DataError(f"{path} is empty" + (f": {advice}" if advice else ""))
-    return None if data is None else parse(kind, data, str(path), advice)
+    return None if data is None else parse(kind, data, f"{path} is damaged", advice)
 
 
 def optional(kind: type[T], path: Path) -> T | None:
@@ -38,7 +38,7 @@ def optional(kind: type[T], path: Path) -> T | None:
 
 def pass_over(error: UserError) -> None:
     """Say on stderr what is passed over, and why."""
-    print(f"biggan: warning: passed over {error}", file=sys.stderr)
+    print(f"biggan: warning: {error}; it is passed over", file=sys.stderr)
 
 
 def read_yaml(path: Path, advice: str = "") -> dict[str, Any]:

@@ -221,7 +221,7 @@ def _evaluations(run: _Run) -> str:
     }
     charts = [*_fid_over_is(run), *(line_chart(name, lines, "truncation") for name, lines in several.items() if lines)]
     table = _table(rows, ("images", "truncation", "samples", *names))
-    lines = "".join(f'<p class="bad">passed over {html.escape(line)}</p>' for line in run.damaged)
+    lines = "".join(f'<p class="bad">{html.escape(line)}; it is passed over</p>' for line in run.damaged)
     return f'<h2>Evaluation</h2>{table}{lines}<div class="row">{"".join(charts)}</div>'
 
 

@@ -100,11 +100,9 @@ def as_begun(config: RunConfig) -> RunConfig:
 
 def read_identity(folder: Path) -> dict[str, Any]:
     """Return the run's id and that of its images. Raises DataError if RUN/run.json is damaged."""
-    path = Path(folder, "run.json")
-    found = notes.read(kept.Identity, path, kept.RESTORE)
-    if found is None:
-        raise DataError(f"{path} is not there: {kept.RESTORE}")
-    return dict(found)
+    if found := notes.read(kept.Identity, Path(folder, "run.json"), kept.RESTORE):
+        return dict(found)
+    raise DataError(f"{folder / 'run.json'} is not there: {kept.RESTORE}")
 
 
 def load_run_config(run: str | Path) -> RunConfig:
@@ -134,13 +132,12 @@ def _as_recorded(config: RunConfig) -> RunConfig:
 
 def _saved_config(folder: Path) -> RunConfig:
     """Read RUN/config.yaml, as it was written. Raises DataError if it is empty or no YAML."""
-    path = folder / "config.yaml"
     advice = "restore it from a copy (MLflow has one among the run's artifacts), or delete it: the next start writes it anew"
-    tree = notes.read_yaml(path, advice)
+    tree = notes.read_yaml(path := folder / "config.yaml", advice)
     with parsing(str(path), advice):
         config = build(tree)
-        model = from_saved({key: value for key, value in asdict(config.model).items() if key in tree["model"]})
-    return replace(config, model=model)
+        said = {key: value for key, value in asdict(config.model).items() if key in tree["model"]}
+        return replace(config, model=from_saved(said))
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

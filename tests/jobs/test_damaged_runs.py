@@ -54,7 +54,7 @@ def test_what_can_do_without_a_file_passes_over_it(damage: str, run_folder: Path
                 continue  # it cannot be written either
             assert tell(command, before) == 0
             said = capsys.readouterr().err.splitlines()
-            expected = [f"biggan: warning: passed over {path}"] if command in commands else []
+            expected = [f"biggan: warning: {path} is "] if command in commands else []
             assert [line[: len(first)] for line, first in zip(said, expected, strict=True)] == expected, (name, command, said)
         shutil.rmtree(before)
 
@@ -74,13 +74,13 @@ def test_what_needs_a_file_refuses_in_one_line(damage: str, run_folder: Path, ca
 def test_a_damaged_evaluation_is_named_on_the_page(run_folder: Path) -> None:
     path = spoil(run_folder, "evaluation/0000004096.json", "cut")
     assert main(["report", str(run_folder)]) == 0
-    assert f"passed over {path}: Invalid JSON" in (run_folder / "report.html").read_text()
+    assert f"{path} is damaged: Invalid JSON" in (run_folder / "report.html").read_text()
 
 
 def test_a_status_of_other_types_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ('{"state": 3}', '{"state": "stopped", "images": -1}', '{"state": "stopped", "exit_code": "0"}'):
         (tmp_path / "status.json").write_text(text)
         assert read_status(tmp_path / "status.json") is None
-        assert capsys.readouterr().err.startswith(f"biggan: warning: passed over {tmp_path / 'status.json'}: ")
+        assert capsys.readouterr().err.startswith(f"biggan: warning: {tmp_path / 'status.json'} is damaged: ")
     assert read_status(tmp_path / "nothing.json") is None
     assert not capsys.readouterr().err
