@@ -23,31 +23,35 @@ def from_main(kind: type[T], value: T | None, ranks: Ranks) -> T:
 
     Raises NodeError for anything else.
     """
-    data = _bytes(value, ranks) if ranks.main else torch.empty(0, dtype=torch.uint8, device=ranks.device)
-    size = torch.tensor([len(data)], device=ranks.device)
+    device = _device()
+    data = _bytes(value).to(device) if ranks.main else torch.empty(0, dtype=torch.uint8, device=device)
+    size = torch.tensor([len(data)], device=device)
     dist.broadcast(size, 0)
     if not ranks.main:
-        data = torch.empty(_checked(size), dtype=torch.uint8, device=ranks.device)
+        data = torch.empty(_checked(size), dtype=torch.uint8, device=device)
     dist.broadcast(data, 0)
     return _parsed(kind, data)
 
 
 def from_all(kind: type[T], value: T, ranks: Ranks) -> list[T]:
     """Return what each rank gives, in their order. Collective. Raises NodeError as `from_main`."""
-    data = _bytes(value, ranks)
-    sizes = [torch.empty(1, dtype=torch.int64, device=ranks.device) for _ in range(ranks.world_size)]
-    dist.all_gather(sizes, torch.tensor([len(data)], device=ranks.device))
-    longest = max(map(_checked, sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8, device=ranks.device)
+    device, data = _device(), _bytes(value)
+    sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(ranks.world_size)]
+    dist.all_gather(sizes, torch.tensor([len(data)], device=device))
+    padded = torch.zeros(max(map(_checked, sizes)), dtype=torch.uint8, device=device)
     padded[: len(data)] = data
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return [_parsed(kind, part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _bytes(value: Any, ranks: Ranks) -> Tensor:
-    text = json.dumps(value, default=_plain).encode()
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(ranks.device)
+def _device() -> torch.device:
+    """Where the tensors of collectives must be."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
+
+
+def _bytes(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value, default=_plain).encode()), dtype=torch.uint8)
 
 
 def _plain(value: Any) -> Any:
