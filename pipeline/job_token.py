@@ -6,13 +6,15 @@ either the nodes share a disk: the main node leaves a new one in a file beside R
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline import removal
+from pipeline.errors import ConfigError, UserError
 
 VARIABLE = "BIGGAN_TOKEN"
 _LEAST = 16
@@ -35,13 +37,12 @@ class Token:
             raise ConfigError(_missing())
         token, file = new(), self.place
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            file.unlink()  # of a start that was killed
+        removal.remove(str(file), _is_token)  # of a start that was killed
         try:
             with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as out:
                 out.write(token)
         except FileExistsError:
-            raise ConfigError(f"{file}: another start of this run has just begun; wait for its end") from None
+            raise ConfigError(f"{file} is there: move it away, or wait for the end of a start that has just begun") from None
         return token
 
     def find(self) -> str | None:
@@ -56,13 +57,17 @@ class Token:
     def forget(self) -> None:
         """On the main node: take the file away."""
         if not self.given and self.place is not None:
-            with contextlib.suppress(OSError):
-                self.place.unlink()
+            with contextlib.suppress(UserError):
+                removal.remove(str(self.place), _is_token)
 
 
 def new() -> str:
     """Return a token that nobody can guess."""
     return secrets.token_hex(32)
+
+
+def _is_token(data: bytes) -> bool:
+    return re.fullmatch(rb"[0-9a-f]{64}", data) is not None
 
 
 def token(environ: Mapping[str, str], file: str | None, run: str | None) -> Token:
