@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.fuzz_mutations import damage_folder
-from pipeline.errors import UserError
+from pipeline.errors import UserError, as_user_error
 
 SECONDS = 30.0
 """After which a try counts as hung. A reader of small files takes milliseconds; the machine may be busy."""
@@ -170,7 +170,7 @@ def _try(reader: Reader, work: _Scratch, seed: int) -> dict[str, Any]:
     before, began = _status("VmRSS"), time.monotonic()
     line, failure = "", None
     try:
-        with _deadline():
+        with _deadline(), _as_commands_do():
             reader.read(folder)
     except UserError as error:
         line = _bare(str(error), folder)
@@ -184,6 +184,17 @@ def _try(reader: Reader, work: _Scratch, seed: int) -> dict[str, Any]:
     if not failure and memory > 10 * size + _SPARE:
         failure = (f"takes more than 10 x its files + {_SPARE >> 20} MiB", f"{done}: {memory:,} bytes for {size:,}")
     return {"line": line, "failure": failure, "seconds": seconds, "memory": memory}
+
+
+@contextlib.contextmanager
+def _as_commands_do() -> Iterator[None]:
+    """Make a refusal of the disk one line, as `jobs.cli` does."""
+    try:
+        yield
+    except OSError as error:
+        if known := as_user_error(error):
+            raise known from error
+        raise
 
 
 class _HangError(BaseException):
