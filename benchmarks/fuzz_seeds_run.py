@@ -11,7 +11,7 @@ import torch
 
 from model.biggan import Generator
 from model.ema import EMA
-from pipeline import checkpoint, generators, restarts, submission
+from pipeline import generators, pruning, restarts, submission
 from pipeline.checkpoint import Progress, network_tensors
 from pipeline.config import RunConfig, build, flatten
 from pipeline.efficiency import Efficiency
@@ -65,7 +65,7 @@ def _save(config: RunConfig, classes: list[str]) -> None:
     generator = Generator(config.model)
     tensors = {"generator": network_tensors(generator), "ema": EMA(dict(generator.named_parameters())).averages}
     state = {"model": asdict(config.model), "classes": classes}
-    checkpoint.save(checkpoint_uri(config), Progress(IMAGES), tensors, state, keep=2)
+    pruning.save(checkpoint_uri(config), Progress(IMAGES), tensors, state, keep=2)
 
 
 def _track(config: RunConfig) -> None:

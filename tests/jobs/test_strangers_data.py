@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import checkpoint, http_files, named, submission
+from pipeline import commit_document, http_files, named, submission
 from pipeline.dataset import load_data
 from pipeline.errors import ConfigError
 from pipeline.index import MANIFEST, load_manifest
@@ -162,13 +162,13 @@ def test_a_job_takes_the_users_word_to_the_machines_that_train(
 
 def test_a_commit_names_no_file_outside_of_its_checkpoint(place: Path, stranger: Stranger) -> None:
     (folder,) = (place / "run" / "checkpoints").glob("0*")
-    document = json.loads((folder / checkpoint.COMMIT).read_text())
+    document = json.loads((folder / commit_document.COMMIT).read_text())
     files = document["commit"]["files"]
     name = next(name for name in files if name.startswith("ema."))
     os.rename(folder / name, place.parent / "ema.away")
     files["ema./../../../../../ema.away"] = files.pop(name)
-    document["sha256"] = checkpoint._digest(document["commit"])
-    (folder / checkpoint.COMMIT).write_text(json.dumps(document))
+    document["sha256"] = commit_document._digest(document["commit"])
+    (folder / commit_document.COMMIT).write_text(json.dumps(document))
     assert run("sample", folder, place.parent / "x.png") == 65
     assert run("train", "fashion-mnist", f"init={folder}", f"data.uri={place / 'shards'}", f"run={place}/new") in (65, 78)
     set_key(place / "run", "checkpoint.uri", f"{stranger.uri}/x")

@@ -223,7 +223,7 @@ def test_weights_that_are_not_averaged_are_not_drawn_as_averages(tmp_path: Path,
     state = {name: tensor.clone() for name, tensor in build_generator(CONFIG).state_dict().items()}
     parts = {"generator": state, "ema": {name: state[name] for name in list(state)[:left]}}
     saved = {"model": asdict(CONFIG), "classes": None}
-    checkpoint.save(str(tmp_path), Progress(100), {name: part for name, part in parts.items() if part}, saved, keep=2)
+    pruning.save(str(tmp_path), Progress(100), {name: part for name, part in parts.items() if part}, saved, keep=2)
     with pytest.raises(DataError, match="has no average of "):
         load_generator(tmp_path)
 
