@@ -3,15 +3,19 @@
 import errno
 
 from pipeline.redaction import hide_secrets
+from pipeline.wording import printable
 
 
 class UserError(Exception):
-    """Base: the message names the flag, file or class at fault and says what to do. It holds no secret, wherever it goes."""
+    """Base: the message names the flag, file or class at fault and says what to do.
+
+    In one line, which holds no secret and no control character, wherever it goes.
+    """
 
     exit_code = 1
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(hide_secrets(value) if isinstance(value, str) else value for value in args))
+        super().__init__(*(printable(hide_secrets(value)) if isinstance(value, str) else value for value in args))
 
 
 class ConfigError(UserError):
