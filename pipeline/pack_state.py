@@ -83,6 +83,9 @@ def load_state(uri: str) -> State:
     """The state at `uri`, whose shards are whole. Raises DataError where one is not what the state says."""
     place = storage.join(uri, STATE)
     state = parse(State, storage.read_bytes(place), f"{place} is damaged", "add --overwrite to pack anew")
+    stored = sum(state.counts) if min(state.counts, default=0) >= 0 else -1
+    if not state.position - len(state.rejected) == state.samples == stored:
+        raise DataError(f"{place} is damaged: its counts contradict each other; add --overwrite to pack anew")
     for shard in state.shards:
         place = below(uri, shard.name, storage.join(uri, STATE))
         if not storage.exists(place) or storage.size(place) != shard.bytes:
