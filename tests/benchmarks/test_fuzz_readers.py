@@ -66,7 +66,9 @@ def hangs(folder: Path) -> None:
 
 def two_lines(folder: Path) -> None:
     if _damaged(folder):
-        raise DataError("one\ntwo")
+        error = DataError("one line, as each is made")
+        error.args = ("one\ntwo",)
+        raise error
 
 
 def refuses_its_own(folder: Path) -> None:
