@@ -6,8 +6,7 @@ import os
 from jobs.train import add_from_scratch
 from pipeline import stop, terminal
 from pipeline.job_token import VARIABLE
-from pipeline.launch import PATIENCE
-from pipeline.topology import Flags, find
+from pipeline.topology import PATIENCE, Flags, find
 
 HELP = "train on several machines: start it once on each"
 

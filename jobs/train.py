@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from pipeline import job_token, named, stop, terminal, topology
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.job_token import Token
-from pipeline.launch import PATIENCE, WORKING_DIRECTORY_VARIABLE, Launch, forget_stop, launch
-from pipeline.process import PARENT_VARIABLE, die_with_parent, outlived_launcher
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
@@ -49,6 +47,10 @@ def add_from_scratch(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
+    # Here and below, not at the top: `biggan --help` imports this module, and shall be quick.
+    from pipeline.launch import WORKING_DIRECTORY_VARIABLE
+    from pipeline.process import die_with_parent, outlived_launcher
+
     if not topology.is_worker(os.environ):
         with terminal.best_effort(), stop.at_once():
             return launch_here(args, topology.alone())
@@ -59,11 +61,12 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def launch_here(
-    args: argparse.Namespace, node: topology.Topology, patience: float = PATIENCE, token_file: str | None = None
+    args: argparse.Namespace, node: topology.Topology, patience: float = topology.PATIENCE, token_file: str | None = None
 ) -> int:
     """Start the workers of this machine, `node` of its topology, for `biggan train` and `biggan node`; the run's exit code."""
     began = time.monotonic()
     from pipeline.config import load_config, to_yaml
+    from pipeline.launch import Launch, launch
 
     config = load_config(args.config, args.overrides)
     if args.profile < 0:
@@ -81,7 +84,9 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline import run
     from pipeline.config import load_config
+    from pipeline.launch import forget_stop
     from pipeline.mlflow_store import calm_mlflow
+    from pipeline.process import PARENT_VARIABLE
 
     config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow

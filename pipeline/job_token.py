@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import removal
 from pipeline.errors import ConfigError, UserError
 
 VARIABLE = "BIGGAN_TOKEN"
@@ -35,6 +34,8 @@ class Token:
             return self.given
         if self.place is None:
             raise ConfigError(_missing())
+        from pipeline import removal  # imports the stores, and `biggan --help` this
+
         token, file = new(), self.place
         file.parent.mkdir(parents=True, exist_ok=True)
         removal.remove(str(file), _is_token)  # of a start that was killed
@@ -57,6 +58,8 @@ class Token:
     def forget(self) -> None:
         """On the main node: take the file away."""
         if not self.given and self.place is not None:
+            from pipeline import removal
+
             with contextlib.suppress(UserError):
                 removal.remove(str(self.place), _is_token)
 

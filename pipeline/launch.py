@@ -25,7 +25,7 @@ from pipeline.job_token import Token
 from pipeline.journal import journal_path
 from pipeline.launch_folder import CONFIG, DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.process import PARENT_VARIABLE, die_with_parent
-from pipeline.topology import Topology
+from pipeline.topology import PATIENCE, Topology
 from pipeline.wording import plural, printable
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from pipeline.node_card import Card
     from pipeline.roll_call import RollCall
     from pipeline.run import Status
-
-PATIENCE = 600.0
-"""Seconds that nodes wait for each other before their workers start."""
 
 _SIGNALS = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGUSR2"
 """That the launcher passes on to the workers: of its default all but SIGHUP, which this process turns into RUN/STOP, and two

@@ -15,6 +15,9 @@ from pipeline.schedulers import FLAGS, PORT, ROWS, Topology, anybody
 
 __all__ = ["PORT", "Flags", "Topology", "alone", "find", "is_worker", "without_launchers"]
 
+PATIENCE = 600.0
+"""Seconds that nodes wait for each other before their workers start."""
+
 
 @dataclass(frozen=True)
 class Flags:
