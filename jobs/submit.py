@@ -175,6 +175,7 @@ def _described(args: argparse.Namespace) -> "ClusterJob":
 
     config = load_config(args.config, args.overrides)
     submission.refuse_secrets(config)
+    cluster_job.describe(config, args.cluster, args.nodes, args.gpus_per_node)  # its mistakes are found without any store
     args.config = submission.carry(config)
     job = cluster_job.describe(args.config, args.cluster, args.nodes, args.gpus_per_node)
     submission.check(args.config, args.nodes, args.config.processes or job.gpus or 1)
