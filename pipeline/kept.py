@@ -103,7 +103,8 @@ def recover(run: str, uri: str) -> None:
     """On a disk without the folder `run`, make it from what the run of that name has kept at `uri`, if it has begun."""
     if Path(run, "run.json").exists() or not (config := _read(uri, "config.yaml")):
         return
-    if not has("uid")(_read(uri, "run.json") or b"") or yaml.safe_load(config)["run"] != run:
+    place = storage.join(uri, "config.yaml")
+    if not has("uid")(_read(uri, "run.json") or b"") or notes.parse_yaml(config, place).get("run") != run:
         return  # another run's, or files of somebody else, which `refuse_other` names
     found = {name: data for name in _FILES if (data := _read(uri, name))}
     if any(_read(run, name) not in (None, data) for name, data in found.items()):
