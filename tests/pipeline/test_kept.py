@@ -122,7 +122,7 @@ def test_a_new_disk_with_files_of_others_is_not_written_to(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     begin(tmp_path, "one", tmp_path / "store", "a")
     kept.begin("one", str(tmp_path / "store"))
-    kept.keep(Path("one"), "health.json", b"{}")
+    kept.keep(Path("one"), "health.json", b"{}", str(tmp_path / "store"))
     shutil.rmtree("one")
     Path("one").mkdir()
     Path("one", name).write_text("mine")
