@@ -220,12 +220,14 @@ def test_from_elsewhere_an_old_folders_data_are_where_its_journal_has_them(
     config = build({**yaml.safe_load(to_yaml(load_config("biggan-128"))), "run": str(tmp_path), "data": {"uri": "my/shards/"}})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_run_config(tmp_path).data.uri == "my/shards/"  # nothing knows better
-    opened = {"open": {"datasets": [{"name": "shards", "uri": "/old/my/shards"}]}}
+    row = {"fingerprint": "0" * 32, "profile": "{}"}
+    told: dict[str, Any] = {"uid": "0" * 32, "mode": "auto", "uri": None, "experiment": "x", "params": {}, "tags": {}}
+    opened = {"open": told | {"datasets": [{"name": "shards", "uri": "/old/my/shards", **row}]}}
     (tmp_path / "journal.jsonl").write_text(json.dumps({"time": 0, **opened}) + "\n")
     assert load_run_config(tmp_path).data.uri == "/old/my/shards"
     parts = DataConfig(mix={"a": PartConfig("a/x"), "b": PartConfig("s3://b/x")})
     (tmp_path / "config.yaml").write_text(to_yaml(replace(config, data=parts)))
-    opened["open"]["datasets"] = [{"name": "a", "uri": "/old/a/x"}, {"name": "b", "uri": "s3://b/x"}]
+    opened["open"]["datasets"] = [{"name": "a", "uri": "/old/a/x", **row}, {"name": "b", "uri": "s3://b/x", **row}]
     (tmp_path / "journal.jsonl").write_text(json.dumps({"time": 0, **opened}) + "\n")
     assert [part.uri for part in load_run_config(tmp_path).data.mix.values()] == ["/old/a/x", "s3://b/x"]
 
