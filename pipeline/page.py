@@ -95,7 +95,7 @@ def run_page(folder: Path) -> str:
 def _load(folder: Path) -> _Run:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no config.yaml")
-    shown = ("config.yaml", "status.json", "journal.jsonl", "events.jsonl", "evaluation/*", NODE_JOURNALS)
+    shown = ("config.yaml", "status.json", "journal.jsonl", "events.jsonl", "evaluation/*.json", NODE_JOURNALS)
     for path in (path for pattern in shown for path in folder.glob(pattern)):
         inside(folder, str(path.relative_to(folder)), folder)  # no link to what is not the run's
     run = _Run(folder, read_status(folder / "status.json"))
