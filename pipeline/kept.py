@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from typing_extensions import TypedDict
 
-from pipeline import notes, storage
+from pipeline import notes, stop, storage
 from pipeline.best_effort import best_effort
 from pipeline.errors import ConfigError, UserError
 from pipeline.redaction import hidden
@@ -63,10 +63,15 @@ def _holds_checkpoints(uri: str, names: list[str]) -> bool:
 
 
 def refuse_foreign_run(run: str) -> None:
-    """Raise ConfigError if the folder `run` has files and no run has begun there; a kill may have left our lock."""
+    """Raise ConfigError if the folder `run` has files and no run has begun there.
+
+    A kill may have left our lock, and a request to stop may be older than the run.
+    """
 
     def is_ours(names: list[str]) -> bool:
-        return names == ["lock"] and is_lock(Path(run, "lock").read_bytes())
+        known = {"lock": is_lock, "STOP": stop.is_request}
+        paths = [(Path(run, name), known.get(name)) for name in names]
+        return all(proof and path.is_file() and proof(path.read_bytes()) for path, proof in paths)
 
     refuse_foreign(f"run={run}", run, "set run=NEW_RUN", "the folder of a run", is_ours)
 

@@ -273,8 +273,10 @@ def forget_stop(folder: Path) -> None:
 
     Raises ConfigError if it is no plain file, which stays, too.
     """
-    from pipeline import run
+    from pipeline import removal, run
 
-    if (folder / "run.json").exists() and not run.is_training(folder):  # else it is no run's folder yet
+    if not (folder / "run.json").exists():  # no run's folder yet: there even STOP may be a user's own file
+        removal.remove(str(folder / "STOP"), stop.is_request)
+    elif not run.is_training(folder):
         stop.refuse_lasting(folder)
         stop.forget(folder)

@@ -194,6 +194,11 @@ def requested(folder: Path) -> str | None:
     return reason if reason in REASONS[1:] else "RUN/STOP"
 
 
+def is_request(data: bytes) -> bool:
+    """Return whether a file RUN/STOP can be nothing else, by its content: empty, or a reason as we write it."""
+    return data[:_LONGEST_REASON].strip() in {reason.encode() for reason in REASONS} and len(data) <= _LONGEST_REASON
+
+
 def lasting(folder: Path) -> str:
     """Return what is called RUN/STOP and is no plain, small file, so that it is not removed, with its path; else nothing."""
     path = folder / "STOP"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evaluations, removal, stop
+from pipeline import evaluations, kept, removal, stop
 from pipeline.errors import ConfigError
 from pipeline.launch import forget_stop
 
@@ -67,10 +67,16 @@ def test_only_a_plain_file_of_a_request_is_removed(tmp_path: Path) -> None:
     assert (place / "thesis.tex").read_text() == "mine"
 
 
-def test_a_file_called_stop_in_a_folder_without_a_run_is_no_request(tmp_path: Path) -> None:
+def test_a_file_called_stop_in_a_folder_without_a_run_is_one_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "STOP").write_text("SIGTERM")
+    kept.refuse_foreign_run(str(tmp_path))
+    forget_stop(tmp_path)
+    assert not (tmp_path / "STOP").exists()
     (tmp_path / "STOP").write_text("mine")
     forget_stop(tmp_path)
     assert (tmp_path / "STOP").read_text() == "mine"
+    with pytest.raises(ConfigError, match=r"\(it holds STOP\): set run=NEW_RUN"):
+        kept.refuse_foreign_run(str(tmp_path))
     (tmp_path / "run.json").touch()
     forget_stop(tmp_path)
     assert not (tmp_path / "STOP").exists()
