@@ -133,6 +133,16 @@ def test_the_beginning_of_another_pack_is_refused(source: Source, tmp_path: Path
         packed(open_source(str(tmp_path / "tree"))[0], str(tmp_path / "dst"), SMALL)
 
 
+@pytest.mark.parametrize("change", [{"position": -2_000_000_000}, {"position": 65}, {"counts": [-64, 128, 0, 0]}])
+def test_a_state_that_does_not_add_up_is_damaged(source: Source, tmp_path: Path, change: dict[str, object]) -> None:
+    """With a position below zero packing had no end."""
+    stop_after(source, tmp_path / "dst", 64)
+    place = tmp_path / "dst" / "pack.json"
+    place.write_text(json.dumps(json.loads(place.read_bytes()) | change))
+    with pytest.raises(DataError, match=r"pack\.json is damaged: its counts contradict each other; add --overwrite"):
+        packed(source, str(tmp_path / "dst"), SMALL)
+
+
 @pytest.mark.parametrize("victim", ["000000.tar", "000000.tar.idx", "pack.json"])
 def test_a_finished_shard_that_was_damaged_since_is_noticed(source: Source, tmp_path: Path, victim: str) -> None:
     stop_after(source, tmp_path / "dst", 64)
