@@ -27,8 +27,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.patterns import pack_patterns
-from benchmarks.report import report
+from benchmarks.support.patterns import pack_patterns
+from benchmarks.support.report import report
 from model import regularizers
 from model.batchnorm import set_group
 from model.biggan import Discriminator, Generator
@@ -38,15 +38,15 @@ from model.latents import Stream as Numbers
 from model.latents import latents, random_labels
 from model.losses import hinge_d, hinge_g
 from model.spectral import power_iteration
-from pipeline import engines
-from pipeline.batch import BatchConfig, plan_batch
-from pipeline.engines import Engine, Ranks, ZeroConfig, share_batch_norm, start_workers
-from pipeline.index import load_manifest
-from pipeline.loop import on_device
-from pipeline.objective import Objective, ObjectiveConfig, Pair, ortho_weights
-from pipeline.schedule import OptimConfig, make_optimizer
-from pipeline.steps import d_step, fakes, g_step
-from pipeline.stream import DataConfig, MicroBatch, Stream
+from pipeline.data.loader import DataConfig, MicroBatch, Stream
+from pipeline.data.manifest import load_manifest
+from pipeline.engine import zero as engines
+from pipeline.engine.batch import BatchConfig, plan_batch
+from pipeline.engine.objective import Objective, ObjectiveConfig, Pair, ortho_weights
+from pipeline.engine.optim import OptimConfig, make_optimizer
+from pipeline.engine.steps import d_step, fakes, g_step
+from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm, start_workers
+from pipeline.training.loop import on_device
 
 D_STEPS, BATCH, GROUP, SEED = 2, 16, 4, 3
 ORTHO, DECAY = 1.0, 0.5

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
-from pipeline.index import Shard
-from pipeline.mixture import Mixture, part_seed
-from pipeline.order import LANES, Ints, Order, lanes_for
-from pipeline.share import Share
+from benchmarks.support.report import report
+from pipeline.data.manifest import Shard
+from pipeline.data.mixture import Mixture, part_seed
+from pipeline.data.order import LANES, Ints, Order, lanes_for
+from pipeline.data.sampler import Share
 
 SEED = 1
 SEEKS = 50
@@ -175,7 +175,7 @@ class Cache:
 
 
 def by_lane(plan: Order | Mixture, start: int, batch: int) -> Ints:
-    """The positions of a batch, as `pipeline.stream` sorts them."""
+    """The positions of a batch, as `pipeline.data.loader` sorts them."""
     return start + np.argsort(plan.lanes(start, batch), kind="stable")
 
 

@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol, cast
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.redaction import guard, guarded
-from pipeline.terminal import complete_streams
+from pipeline.tracking.terminal import complete_streams
 from pipeline.wording import printable
 
 # The order of a first tour; a job that is not named here follows, by name.
@@ -114,9 +114,9 @@ def _dispatch(argv: Sequence[str]) -> int:
 
         refuse_twice(args.overrides)
     if typed := [*args.allow, *_addresses(argv)]:
-        from pipeline import named
+        from pipeline.storage import trusted_stores
 
-        named.note("read", typed)
+        trusted_stores.note("read", typed)
     return args.run(args) or 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import imports
+from pipeline import child_imports
 from pipeline.errors import ConfigError, StorageError
 
 HELP = "the whole line on real images: shards, training, evaluation, registry, samples"
@@ -74,7 +74,7 @@ def show(folder: Path, commands: list[Step]) -> int:
             f"\n[{minutes}:{seconds:02}] {number}/{len(commands)} {step.title}\n$ biggan {shlex.join(step.words)}", flush=True
         )
         started = time.monotonic()
-        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | imports.environment()
+        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | child_imports.environment()
         code = subprocess.run(command, env=environment, check=False).returncode
         spent[step.words[0]] = time.monotonic() - started
         if code:

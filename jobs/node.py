@@ -4,9 +4,10 @@ import argparse
 import os
 
 from jobs.train import add_from_scratch
-from pipeline import stop, terminal
-from pipeline.job_token import VARIABLE
-from pipeline.topology import PATIENCE, Flags, find
+from pipeline.cluster.topology import PATIENCE, Flags, find
+from pipeline.fault_tolerance import stop
+from pipeline.messaging.job_token import VARIABLE
+from pipeline.tracking import terminal
 
 HELP = "train on several machines: start it once on each"
 

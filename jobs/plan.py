@@ -9,7 +9,7 @@ from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.costs import Costs, Device, Machines
+    from pipeline.profiling.costs import Costs, Device, Machines
 
 HELP = "memory, time, messages, checkpoints and money that a config takes on N nodes of M GPUs"
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from pipeline.config import load_config
-    from pipeline.costs import costs, steps
+    from pipeline.profiling.costs import costs, steps
     from pipeline.progress import progress
 
     config = load_config(args.config, args.overrides)
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _machines(args: argparse.Namespace, precision: str) -> "tuple[Device, Machines]":
-    from pipeline.costs import DEVICES, Machines
     from pipeline.errors import ConfigError
+    from pipeline.profiling.costs import DEVICES, Machines
 
     for name in ("nodes", "gpus"):
         if getattr(args, name) < 1:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.index import load_manifest
-from pipeline.run import read_identity, read_status
-from tests.jobs.tiny_runs import train_forked
+from pipeline.data.manifest import load_manifest
+from pipeline.runs.run_folder import read_identity, read_status
+from tests.support.tiny_runs import train_forked
 
 OLD = Path(__file__).parent / "fixtures" / "formats" / "2026-11-30.tar.xz"
 

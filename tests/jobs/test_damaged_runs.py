@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import restarts
-from pipeline.run import Status, read_status, write_status
+from pipeline.cluster import restarts
+from pipeline.runs.run_folder import Status, read_status, write_status
 
 DAMAGE = {
     "empty": b"",

@@ -12,9 +12,9 @@ from PIL import Image
 
 from jobs import demo
 from jobs.cli import commands, main
-from pipeline.run import load_run_config
+from pipeline.runs.run_folder import load_run_config
 from tests.conftest import write_tree
-from tests.jobs.tiny_runs import mlflow_runs
+from tests.support.tiny_runs import mlflow_runs
 
 
 def good() -> dict[str, Any]:

@@ -15,12 +15,12 @@ from jobs.sample import choose
 from model.latents import Stream as Numbers
 from model.latents import random_labels
 from model.sampling import generate, grid
-from pipeline import sample_files
+from pipeline.data.loader import DataConfig, load_all
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
-from pipeline.generators import load_generator
-from pipeline.index import load_manifest
-from pipeline.mlflow_store import store_uri
-from pipeline.stream import DataConfig, load_all
+from pipeline.generation import sample_files
+from pipeline.generation.load import load_generator
+from pipeline.tracking.mlflow_store import store_uri
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import submission
-from pipeline.journal import append_line, journal_path
-from pipeline.resume import note_saved
-from pipeline.run import Status, lock, write_status
-from tests.pipeline.saved_run import save_run
+from pipeline.cluster import submission
+from pipeline.runs.resume import note_saved
+from pipeline.runs.run_folder import Status, lock, write_status
+from pipeline.tracking.journal import append_line, journal_path
+from tests.support.saved_run import save_run
 
 
 def status(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint
-from pipeline.run import Status, lock, read_status, write_status
-from tests.jobs.background import Started, biggan
-from tests.jobs.tiny_runs import mlflow_runs
+from pipeline.checkpoint import format
+from pipeline.runs.run_folder import Status, lock, read_status, write_status
+from tests.support.background import Started, biggan
+from tests.support.tiny_runs import mlflow_runs
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -78,10 +78,10 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
         assert started.end() == 1  # of the launcher
         said = started.err.read_text()
         assert (tmp_path / f"rank{rank}.code").read_text() == "75", said
-        assert "pipeline/loop.py" not in said and "SIGKILL" not in said, said
+        assert "pipeline/training/loop.py" not in said and "SIGKILL" not in said, said
     first = status_of(run)
     assert first == Status("stopped", first.images, 75, "SIGTERM") and first.images > 0
-    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
+    assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     (found,) = mlflow_runs(run)
     assert found.info.status == "KILLED"
     assert sorted(path.name for path in (run / "system").iterdir()) == ["node00000.jsonl", "node00001.jsonl"]
@@ -109,7 +109,7 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
         third.process.send_signal(number)
     assert third.end() == 75, third.err.read_text()
     assert status_of(run) == Status("stopped", first.images, 75, "SIGUSR2")
-    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
+    assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     assert f"at image {first.images:,} of 100,000,000: the same command goes on there" in third.out.read_text()
     assert third.err.read_text() == "" and not (run / "STOP").exists()
 

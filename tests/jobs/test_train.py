@@ -17,25 +17,16 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint, storage
-from pipeline import run as run_module
+from pipeline import storage
+from pipeline.checkpoint import format
 from pipeline.config import load_config, to_yaml
-from pipeline.costs import checkpoint_bytes, network_sizes
-from pipeline.mlflow_store import connect, store_uri
-from pipeline.run import Status, read_identity, read_status, write_status
+from pipeline.profiling.costs import checkpoint_bytes, network_sizes
+from pipeline.runs import run_folder as run_module
+from pipeline.runs.run_folder import Status, read_identity, read_status, write_status
+from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import S3Server
-from tests.jobs import background
-from tests.jobs.tiny_runs import (
-    Resumed,
-    assert_one_line,
-    disk,
-    log,
-    mlflow_runs,
-    remount,
-    tensors_of,
-    train,
-    train_forked,
-)
+from tests.support import background
+from tests.support.tiny_runs import Resumed, assert_one_line, disk, log, mlflow_runs, remount, tensors_of, train, train_forked
 
 LINE = re.compile(
     r"^ +(?P<images>[\d,]+) img +[\d.]+ img/s +MFU +\d+% +data +\d+% +comm +\d+%"
@@ -83,13 +74,13 @@ def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
     kept = ["0000000128-0001", "0000000192-0002", "0000000256-0002", "fence-0000000002.json"]  # the first one is damaged
     assert sorted(os.listdir(resumed.run / "checkpoints")) == kept
     assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
-    newest = checkpoint.newest(str(resumed.run / "checkpoints"))
-    assert newest and newest.progress() == checkpoint.Progress(256, 4)
+    newest = format.newest(str(resumed.run / "checkpoints"))
+    assert newest and newest.progress() == format.Progress(256, 4)
     assert not list(resumed.run.rglob("*.tmp"))
 
 
 def test_a_checkpoint_is_as_large_as_a_plan_says(resumed: Resumed, tiny: str) -> None:
-    found, config = checkpoint.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
+    found, config = format.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
     assert found
     names = ("generator", "generator_optimizer", "discriminator", "discriminator_optimizer", "ema")
     stored = sum(tensor.nbytes for name in names for tensor in found.tensors(name).values())

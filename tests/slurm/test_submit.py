@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import submission
-from tests.cluster.slurm import Slurm
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.cluster import submission
 from tests.slurm.conftest import IMAGES
+from tests.support.slurm import Slurm
+from tests.support.tiny_runs import assert_one_line
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

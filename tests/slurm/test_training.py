@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint, storage, submission
-from pipeline.mlflow_store import connect, store_uri
-from pipeline.run import Status, read_status
-from tests.cluster.nodes import until
-from tests.cluster.slurm import Slurm
+from pipeline import storage
+from pipeline.checkpoint import format
+from pipeline.cluster import submission
+from pipeline.runs.run_folder import Status, read_status
+from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import address, write_tree
-from tests.jobs.tiny_runs import mlflow_runs, tensors_of
 from tests.slurm.conftest import IMAGES, on_one_machine
+from tests.support.nodes import until
+from tests.support.slurm import Slurm
+from tests.support.tiny_runs import mlflow_runs, tensors_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -34,7 +36,7 @@ def submit(config: str, run: Path, *arguments: str) -> str:
 
 def newest(run: Path) -> int:
     """Images of the newest checkpoint; 0 without one."""
-    found = next(checkpoint.committed(str(run / "checkpoints")), None)
+    found = next(format.committed(str(run / "checkpoints")), None)
     return found.images if found else 0
 
 
