@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from benchmarks.support import workers
 from benchmarks.support.report import report
-from model.latents import Stream
+from model.latents import RandomStream
 from pipeline import storage
 from pipeline.checkpoint import format, rank_files
 from pipeline.checkpoint.format import Progress
@@ -30,7 +30,7 @@ from pipeline.config import load_config
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks, start_workers
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 RANKS, SLOW = 2, 100e6
 OPTIONS = [f"batch.{option}" for option in ("global_batch=2", "micro_batch=1", "norm_group=2", "d_steps=1")]
@@ -42,13 +42,13 @@ def measure(folder: Path) -> None:
     ranks = start_workers()
     config = load_config("biggan-128", OPTIONS)
     plan = plan_batch(config.batch, ranks.world_size)
-    learner = Learner(config, plan, ranks)
+    learner = TrainState(config, plan, ranks)
     g, d, objective = learner.g, learner.d, learner.objective
 
     def train() -> None:
         real = torch.randn(1, 3, 128, 128), torch.zeros(1, dtype=torch.long)
-        d_step(g, d, iter([real]), fakes(config.model, plan, ranks, 0, Stream.D_STEP, 0), objective, 0)
-        g_step(g, d, fakes(config.model, plan, ranks, 0, Stream.G_STEP, 0), objective, 0)
+        d_step(g, d, iter([real]), fakes(config.model, plan, ranks, 0, RandomStream.D_STEP, 0), objective, 0)
+        g_step(g, d, fakes(config.model, plan, ranks, 0, RandomStream.G_STEP, 0), objective, 0)
         learner.ema.update(g.parts(), 0.999)
 
     def save(saver: Saver, images: int) -> None:

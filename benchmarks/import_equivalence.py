@@ -1,10 +1,10 @@
 """`python -m benchmarks.import_equivalence --biggan-pytorch DIR --studiogan DIR --huggingface DIR`: originals against imports.
 
 DIR are checkouts of the originals; each may be left out with its cases. Their networks get weights by formula, in float64, and
-save them in their own formats; `pipeline.checkpoint.importers.detect` reads those, and both sides see the same latents, labels and images. The
-table has the largest difference of G's images (-1..1) and of D's logits (over the largest logit): in training mode, in eval
-mode, and after the project's own standing statistics; and of the parameters after one step of the project's Adam, continued
-from imported moments. `--write tests/fixtures/foreign` keeps keys, shapes and some outputs for the tests.
+save them in their own formats; `pipeline.checkpoint.importers.detect` reads those, and both sides see the same latents, labels
+and images. The table has the largest difference of G's images (-1..1) and of D's logits (over the largest logit): in training
+mode, in eval mode, and after the project's own standing statistics; and of the parameters after one step of the project's
+Adam, continued from imported moments. `--write tests/fixtures/foreign` keeps keys, shapes and some outputs for the tests.
 """
 
 import argparse
@@ -74,7 +74,7 @@ CASES = {
     "huggingface-256": _huggingface(256),
     "huggingface-512": _huggingface(512),
 }
-"""Name -> function of benchmarks.others.originals and its options: small widths, and attention in other places than the defaults."""
+"""Name -> function of benchmarks.others.originals and its options: small widths, attention not where the defaults have it."""
 
 Outputs = dict[str, Tensor]
 

@@ -1,9 +1,9 @@
 """`python -m benchmarks.kill --kills N --seed S`: ranks killed N times while they save at every update, against none killed.
 
 A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). Half of the kills (SIGKILL, of one rank or of all) come at a named
-place inside a save (`pipeline.checkpoint.failpoints`), half at a moment that the seed decides. Every restart must find an intact
-checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the run
-goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
+place inside a save (`pipeline.checkpoint.failpoints`), half at a moment that the seed decides. Every restart must find an
+intact checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the
+run goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
 The ranks are forks (`benchmarks.support.workers`); `benchmarks.kill_command` kills the whole command, its launcher included.
 """
 
@@ -81,17 +81,17 @@ def plan(kills: int, rng: random.Random, seconds: float) -> list[Kill]:
 def work(config: str, overrides: list[str], samples: str | None) -> None:
     """A rank. With `samples`, it writes which image it took at which position there."""
     if samples:
-        from pipeline.data.loader import MicroBatch, Stream
+        from pipeline.data.loader import DataLoader, MicroBatch
 
-        take = Stream.__next__
+        take = DataLoader.__next__
 
-        def recorded(stream: Stream) -> MicroBatch:
+        def recorded(stream: DataLoader) -> MicroBatch:
             batch = take(stream)
             with open(samples, "a") as file:  # appended in one write: lines of several ranks do not mix
                 file.write("".join(f"{p} {s}\n" for p, s in zip(batch.positions, batch.samples, strict=True)))
             return batch
 
-        Stream.__next__ = recorded  # type: ignore[method-assign]
+        DataLoader.__next__ = recorded  # type: ignore[method-assign]
     from jobs import cli
 
     sys.exit(cli.main(["train", config, *overrides]))

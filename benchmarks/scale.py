@@ -11,7 +11,8 @@ Ratios are medians over the rounds: what one process at stage 0 with all cores t
 the same round; efficiency is the ratio for each core or GPU that is used. `communication` is the share of an update in which a
 rank stands still in a collective of torch.distributed, or for the handle of one, the mean of all ranks: also while it waits for
 slower ranks, but not while messages travel and it computes. MB is what a rank sends in an update, counted from the collectives'
-tensors as if each were a ring, beside what `pipeline.profiling.costs` says; GB the most that building and training took on any rank.
+tensors as if each were a ring, beside what `pipeline.profiling.costs` says; GB the most that building and training took on any
+rank.
 
 `apart` is how far the parameters of G or D are from the first row's before the timed updates, over how far training has moved
 them: all rows train the same thing, so in fp32 `ok` needs all of them within `LIMIT`. (Later than that, rounding has grown with

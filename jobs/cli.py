@@ -35,7 +35,7 @@ same command again), 78 bad configuration or input, 65 damaged data, 69 bad node
 74 storage failed, 79 training went bad, 80 not promoted."""
 
 
-class Job(Protocol):
+class Command(Protocol):
     """What a module `jobs/NAME.py` offers. It is imported for every `--help`, so torch and the like wait for `run`."""
 
     HELP: str
@@ -76,7 +76,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in names:
-        job = cast(Job, importlib.import_module(f"jobs.{name}"))
+        job = cast(Command, importlib.import_module(f"jobs.{name}"))
         sub = subparsers.add_parser(name, help=job.HELP, description=job.HELP)
         job.add_arguments(sub)
         sub.add_argument(

@@ -18,7 +18,7 @@ HELP = "measure what bounds the reading of shards, or which nodes of a cluster a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     what = parser.add_mutually_exclusive_group()
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     for name in ("seconds", "resolution", "threads", "want", "wait"):
         if (value := getattr(args, name)) is not None and not value > 0:
             raise ConfigError(f"--{name} {value:g}: must be above 0")
@@ -88,8 +88,8 @@ def _cluster(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of each address without a name
     from pipeline.cluster import topology
     from pipeline.doctor.cluster import lead
-    from pipeline.doctor.node_part import Plan, follow
-    from pipeline.doctor.verdict import as_json, bad_nodes, exit_code, table
+    from pipeline.doctor.node_part import SurveyPlan, follow
+    from pipeline.doctor.verdict import bad_nodes, exit_code, verdict_json, verdict_table
     from pipeline.messaging import job_token
     from pipeline.messaging.loopback import is_loopback, stay_on_loopback
 
@@ -97,14 +97,14 @@ def _cluster(args: argparse.Namespace) -> int:
     if is_loopback(place.address):
         os.environ.update(stay_on_loopback(os.environ))
     places = _places(args)
-    plan = Plan(places, args.seconds, args.wait)
+    plan = SurveyPlan(places, args.seconds, args.wait)
     token = job_token.token(os.environ, args.token_file, places.folders[0] if places.folders else None)
     if place.rank:
         code, clean = follow(place, plan, token)
         return _end(code, clean)
     found, findings, end = lead(place, plan, token)
     code = exit_code(findings)
-    print(json.dumps(as_json(found, findings)) if args.json else table(found, findings), flush=True)
+    print(json.dumps(verdict_json(found, findings)) if args.json else verdict_table(found, findings), flush=True)
     if args.exclude_file:
         from pipeline import storage
 

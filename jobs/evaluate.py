@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.request import Request
+    from pipeline.evaluation.request import EvaluationRequest
     from pipeline.evaluation.splits import Split
-    from pipeline.evaluation.worker_pool import Peers
+    from pipeline.evaluation.worker_pool import WorkerPool
     from pipeline.generation.load import TrainedGenerator
 
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
@@ -22,7 +22,7 @@ _METHODS = ("truncated-normal", "scaled-normal", "scaled-truncated-normal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, or a folder or URI of checkpoints; the EMA generator is evaluated")
     add("--checkpoint", metavar="IMAGES", help="which checkpoint (default: the newest)")
@@ -144,12 +144,12 @@ def _leave_a_core() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
-def _request(args: argparse.Namespace) -> "Request":
+def _request(args: argparse.Namespace) -> "EvaluationRequest":
     from dataclasses import fields
 
-    from pipeline.evaluation.request import Request
+    from pipeline.evaluation.request import EvaluationRequest
 
-    return Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
+    return EvaluationRequest(**{field.name: getattr(args, field.name) for field in fields(EvaluationRequest)})
 
 
 def _evaluate_and_follow(args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def _evaluate_and_follow(args: argparse.Namespace) -> None:
     follow(run_dir, is_done, evaluate, _say)
 
 
-def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Peers") -> None:
+def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "WorkerPool") -> None:
     from pipeline import storage
     from pipeline.evaluation import request as work
     from pipeline.evaluation.document import curve, table, track
@@ -230,7 +230,7 @@ def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | 
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _keep(request: "Request", document: dict[str, Any]) -> None:
+def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
     """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
     from pipeline import storage
     from pipeline.checkpoint.format import EVALUATION, committed

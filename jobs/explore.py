@@ -12,7 +12,7 @@ from pipeline.wording import hide_secrets
 if TYPE_CHECKING:
     from pipeline.ui.explore_app import Subject
     from pipeline.ui.neighbours import Neighbours
-    from pipeline.ui.renderer import Painter
+    from pipeline.ui.renderer import Renderer
 
 HELP = "open a page to play with a generator: samples, walks between them, the training images nearest to one"
 
@@ -128,7 +128,7 @@ def subject(args: argparse.Namespace) -> "Subject":
     return Subject(hide_secrets(args.model), tuple(map(hide_secrets, flags)), painter, hide_secrets(data), neighbours)
 
 
-def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
+def _painter(args: argparse.Namespace) -> tuple["Renderer", list[str]]:
     """What draws, and the flags of `biggan sample` that name the same model."""
     from pipeline.ui.renderer import painter_of, registered_painter
 
@@ -146,7 +146,7 @@ def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
     return painter_of(load_generator(args.model, args.checkpoint, standing=args.standing), args.standing), flags
 
 
-def _data(args: argparse.Namespace, painter: "Painter") -> tuple[str, "Neighbours | None"]:
+def _data(args: argparse.Namespace, painter: "Renderer") -> tuple[str, "Neighbours | None"]:
     """Where the training images are, and those to be searched; or why there are none."""
     from pathlib import Path
 

@@ -317,16 +317,16 @@ def _write_set(args: argparse.Namespace, kind: str) -> None:
     elif kind == "folder":
         sample_files.write_folder(args.out, batches, classes, args.format or "png")
     else:
-        sample_files.write_shards(args.out, batches, classes)
+        sample_files.write_sample_shards(args.out, batches, classes)
     print(f"{args.out}: {args.count:,} images of {len(chosen)} classes")
 
 
 def _random(chosen: list[int], count: int, seed: int) -> "Tensor":
     import torch
 
-    from model.latents import Stream, random_labels
+    from model.latents import RandomStream, random_labels
 
-    return torch.tensor(chosen)[random_labels(seed, Stream.SAMPLES, 0, count, len(chosen))]
+    return torch.tensor(chosen)[random_labels(seed, RandomStream.SAMPLES, 0, count, len(chosen))]
 
 
 def choose(wanted: str | None, classes: Sequence[str], default: int = _COLUMNS) -> list[int]:

@@ -16,12 +16,12 @@ HELP = "where a run stands: its job, progress, speed, checkpoint, MLflow"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `jobs.cli.Job`. Raises ConfigError for a folder without a run."""
+    """See `jobs.cli.Command`. Raises ConfigError for a folder without a run."""
     from pipeline.runs.run_folder import load_run_config
 
     config = load_run_config(args.folder)

@@ -9,19 +9,19 @@ from pipeline.errors import ConfigError
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
-    from pipeline.cluster.slurm import Job
+    from pipeline.cluster.slurm import SlurmJob
 
 HELP = "let a training save and stop"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("--wait", action="store_true", help="return when it has stopped")
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `jobs.cli.Job`. A job that still waits is taken from the queue. Raises ConfigError if nobody trains there."""
+    """See `jobs.cli.Command`. A job that still waits is taken from the queue. Raises ConfigError if nobody trains there."""
     from pipeline.cluster import slurm
     from pipeline.fault_tolerance import stop
     from pipeline.runs import run_folder
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.folder}: {printable(status.state) if status else 'no status'}, {status.images if status else 0:,} images")
 
 
-def _job(folder: Path) -> "Job | None":
+def _job(folder: Path) -> "SlurmJob | None":
     """The run's Slurm job, as far as that can be seen from here."""
     from pipeline.cluster import slurm, submission
 

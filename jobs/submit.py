@@ -24,7 +24,7 @@ _THEN = ("evaluate", "register")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     schedulers = parser.add_subparsers(title="schedulers", metavar="SCHEDULER", required=True)
     slurm = schedulers.add_parser("slurm", help="sbatch, from a login node", description="Submit slurm/train.sbatch.")
     _common(slurm)
@@ -70,7 +70,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     for flag, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node)):
         if value is not None and value < 1:
             raise ConfigError(f"{flag} {value}: must be at least 1")
@@ -114,7 +114,7 @@ def _slurm(args: argparse.Namespace) -> None:
         print(_template("train").read_text(), end="")
         print(f"\n# {starts}\n{shlex.join(['sbatch', *request])}")
         return
-    with submission.alone(config):
+    with submission.submitted_alone(config):
         _refuse_second(run)
         names = ["train", *then]
         files = {f"{name}.sbatch": _template(name).read_text() for name in names}
@@ -210,7 +210,7 @@ def _hand_over(
         if after:
             print(f"# {shlex.join(after[0])}  # a Secret of a new token, which is kept nowhere else")
         return False
-    with submission.alone(replace(args.config, run=str(args.run_folder))) as place:
+    with submission.submitted_alone(replace(args.config, run=str(args.run_folder))) as place:
         submission.freeze(place, args.config, {file.name: text})
         if not shutil.which(command[0]):
             raise ConfigError(f"{command[0]} is not installed here, so nothing was submitted; where it is: {full}")

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int | None:
     from pipeline.liveness import die_with_parent, outlived_launcher
 
     if not topology.is_worker(os.environ):
-        with terminal.best_effort(), stop.at_once():
+        with terminal.print_best_effort(), stop.at_once():
             return launch_here(args, topology.alone())
     os.chdir(os.environ.get(WORKING_DIRECTORY_VARIABLE, "."))
     signals = stop.Signals()  # before the imports, which take seconds
@@ -105,7 +105,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
             raise
         before = run_folder.read_status(folder / "status.json")
         images = before.images if before else 0
-        if not run_folder.write_status(folder, run_folder.Status("failed", images, known.exit_code, str(known))):
+        if not run_folder.write_status(folder, run_folder.RunState("failed", images, known.exit_code, str(known))):
             print(f"biggan: error: {printable(str(known))}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()

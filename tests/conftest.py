@@ -26,7 +26,8 @@ settings.load_profile("unhurried")
 
 
 REFUSALS.watch()
-# Which stores this session's tests have named (`pipeline.storage.trusted_stores`) is nobody else's business, nor the user's theirs.
+# Which stores this session's tests have named (`pipeline.storage.trusted_stores`) is nobody else's business, nor the user's
+# theirs.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="biggan-tests-state-")
 
 

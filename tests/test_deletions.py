@@ -1,4 +1,4 @@
-"""Only `pipeline.storage.removal` deletes, and `pipeline.storage.temporary` what it has made itself: no other module has a call that could."""
+"""Only `storage.removal` deletes, and `storage.temporary` what it has made itself: no other module has a call that could."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""No name out of a document is joined to a folder but by `pipeline.storage.containment`: the sources are scanned for such joins."""
+"""No name out of a document is joined to a folder but by `storage.containment`: the sources are scanned for such joins."""
 
 import ast
 import re
@@ -13,12 +13,12 @@ DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "arti
 KINDS = {"Shard", "Record"}
 """Types of entries in such documents: what a parameter of these says is out of one."""
 OURS = {
-    "pipeline/checkpoint/importers/biggan_pytorch.py: files['state_dict']": "a name from the folder's listing, by our own table",
+    "pipeline/checkpoint/importers/biggan_pytorch.py: files['state_dict']": "a name of the listing, by our own table",
     "pipeline/checkpoint/importers/huggingface.py: files['config']": "the same",
     "pipeline/checkpoint/importers/huggingface.py: files['weights']": "the same",
-    "pipeline/data/manifest.py: path": "`tars` of an earlier version, below each folder above the manifest: see `named.check_read`",
+    "pipeline/data/manifest.py: path": "`tars` of an earlier version, below each folder above the manifest: see `check_read`",
     "pipeline/tracking/moved_store.py: found.file.name": "the name of the user's own store",
-    "pipeline/checkpoint/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two numbers of this training",
+    "pipeline/checkpoint/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
     "pipeline/tracking/mlflow_records.py: there[0].name": "the last part of a path, with our own mark in it",
     "pipeline/tracking/mlflow_records.py: there[0].stem + '+compressed.webp'": "the same",
     "jobs/status.py: speed": "a division of numbers",

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.others import loaders
 from benchmarks.others.loaders import BATCH, CROP, MEAN, STD
 from benchmarks.support.photos import SIZE, image_files
-from pipeline.data.loader import DataConfig, MicroBatch, Stream
+from pipeline.data.loader import DataConfig, DataLoader, MicroBatch
 from pipeline.data.manifest import load_manifest
 
 THREADS = 2  # that decode, as many as the others have workers
@@ -117,7 +117,7 @@ def ours(
     manifest = load_manifest(uri)
     config = DataConfig(uri=uri, crop=crop, flip=flip, decode_threads=threads)
     shape: dict[str, Any] = {"seed": 0, "global_batch": BATCH, "micro_batch": BATCH, "rank": 0, "world_size": 1}
-    with Stream(config, manifest, mirror=True, **shape) as stream:
+    with DataLoader(config, manifest, mirror=True, **shape) as stream:
         return measured(lambda: (finish(batch) for batch in itertools.islice(stream, manifest.samples // BATCH)))
 
 
@@ -164,7 +164,7 @@ def resume(uri: str) -> dict[str, float]:
     manifest = load_manifest(uri)
     position = int(manifest.samples * RESUME_EPOCH) // BATCH * BATCH
     shape: dict[str, Any] = {"seed": 0, "global_batch": BATCH, "micro_batch": BATCH, "rank": 0, "world_size": 1}
-    with Stream(DataConfig(uri=uri), manifest, position=position, **shape) as stream:
+    with DataLoader(DataConfig(uri=uri), manifest, position=position, **shape) as stream:
         batch = next(stream)
         seconds = time.perf_counter() - began
         read = stream.bytes_read

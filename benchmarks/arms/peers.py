@@ -18,14 +18,14 @@ from torch import Tensor
 from benchmarks.others.biggan_pytorch import EMA_DECAY, EPS, LR, SN_EPS, BigGANPyTorch
 from benchmarks.others.peer import Noise, Peer, Setting
 from benchmarks.others.studiogan import studiogan
-from model.latents import Stream, latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from pipeline.config import build
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.steps import d_step, g_step
 from pipeline.engine.zero import start_workers
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.run_folder import locate
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 
 class Ours:
@@ -38,7 +38,7 @@ class Ours:
         tree = {"run": "none", "total_images": size, "model": _model(setting, init), "init": init, "data": {"uri": "none"}}
         tree |= {"batch": {"global_batch": size, "micro_batch": size, "norm_group": size}, "zero": {"stage": 0}}
         config = build(tree | {"optim": {"g_lr": LR["G"], "d_lr": LR["D"], "eps": EPS}} | keys)
-        self._learner = Learner(config, plan_batch(config.batch, 1), ranks, initial_checkpoint(config))
+        self._learner = TrainState(config, plan_batch(config.batch, 1), ranks, initial_checkpoint(config))
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         learner = self._learner
@@ -63,8 +63,8 @@ def noise_for(setting: Setting, device: torch.device) -> Noise:
     def draw() -> tuple[Tensor, Tensor]:
         nonlocal at
         at += n
-        z = latents(0, Stream.D_STEP, at, n, setting.z_dim)
-        return z.to(device), random_labels(0, Stream.D_STEP, at, n, setting.classes).to(device)
+        z = latents(0, RandomStream.D_STEP, at, n, setting.z_dim)
+        return z.to(device), random_labels(0, RandomStream.D_STEP, at, n, setting.classes).to(device)
 
     return draw
 

@@ -1,7 +1,7 @@
 """What `benchmarks.step` and `benchmarks.gpu` measure in a process of its own, which is the only worker of its group.
 
-stdin says what, as JSON; stdout has the figures, as JSON. It exits with `pipeline.training.micro_batch.DOES_NOT_FIT` if there was not
-enough memory.
+stdin says what, as JSON; stdout has the figures, as JSON. It exits with `pipeline.training.micro_batch.DOES_NOT_FIT` if there
+was not enough memory.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.support.as_written import convolve_as_written
 from benchmarks.support.timeline import kernel_times, longest_gaps, work
-from model.latents import Stream
+from model.latents import RandomStream
 from pipeline.config import RunConfig, load_config
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.steps import d_step, fakes, g_step
@@ -29,7 +29,7 @@ from pipeline.profiling.clock import Clock
 from pipeline.profiling.mfu import device_name, matrix_rate
 from pipeline.training.memory_trial import out_of_memory, resident_peak
 from pipeline.training.micro_batch import DOES_NOT_FIT
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 WARM = 3
 """Updates before the timed ones: moments are made, kernels chosen and compiled."""
@@ -54,7 +54,7 @@ class Training:
     def __init__(self, config: RunConfig, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.plan = plan_batch(config.batch, ranks.world_size)
-        self.learner = Learner(config, self.plan, ranks)
+        self.learner = TrainState(config, self.plan, ranks)
         self.updates = 0
         self.skipped = torch.zeros(())
         model, size = config.model, self.plan.micro_batch
@@ -72,11 +72,11 @@ class Training:
         for step in range(config.batch.d_steps):
             with phase("d_step"):
                 position = self.updates * self.images + step * total
-                draw = fakes(config.model, self.plan, self.ranks, config.seed, Stream.D_STEP, position)
+                draw = fakes(config.model, self.plan, self.ranks, config.seed, RandomStream.D_STEP, position)
                 self._see(d_step(learner.g, learner.d, self.reals, draw, learner.objective, position))
         with phase("g_step"):
             position = self.updates * total
-            draw = fakes(config.model, self.plan, self.ranks, config.seed, Stream.G_STEP, position)
+            draw = fakes(config.model, self.plan, self.ranks, config.seed, RandomStream.G_STEP, position)
             self._see(g_step(learner.g, learner.d, draw, learner.objective, position))
         with phase("ema"):
             learner.ema.update(learner.g.parts(), DECAY)

@@ -27,7 +27,7 @@ def fail_point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fault:
+class NaNInjection:
     """NaN on demand, for tests: BIGGAN_INJECT_NAN=STEP:RANK[:TIMES] spoils the real images of one rank in the updates from
     number STEP on, TIMES of them (1) over all attempts."""
 

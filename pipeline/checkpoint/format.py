@@ -10,10 +10,10 @@
         evaluation.json                            figures, once `biggan evaluate` has judged it
         DAMAGED.json, SET_ASIDE.json               why this folder is not used, but stays
 
-Without its COMMIT a folder is no checkpoint. An attempt is one start of the training (`pipeline.checkpoint.fencing`): what an earlier one
-writes late lands in a folder of its own. A slice is a stretch of a flattened tensor (`pipeline.engine.slices`); where it is all of
-it, the file has the tensor in its shape. All random numbers of a run are keyed by seed and place, so the counters in
-state.json are the whole state of every random generator and of the data stream.
+Without its COMMIT a folder is no checkpoint. An attempt is one start of the training (`pipeline.checkpoint.fencing`): what an
+earlier one writes late lands in a folder of its own. A slice is a stretch of a flattened tensor (`pipeline.engine.slices`);
+where it is all of it, the file has the tensor in its shape. All random numbers of a run are keyed by seed and place, so the
+counters in state.json are the whole state of every random generator and of the data stream.
 """
 
 import hashlib

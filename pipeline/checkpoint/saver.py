@@ -56,7 +56,7 @@ def take_fence(uri: str, ranks: Ranks) -> Fence:
 
 
 @dataclass(frozen=True)
-class Row:
+class CommitRow:
     """What a COMMIT says of a file."""
 
     bytes: Annotated[int, pydantic.Field(ge=0)]
@@ -65,12 +65,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class SaveReport:
     """What a rank tells rank 0 of its part of a save, and rank 0 the others of the whole."""
 
     kind: Literal["saved", "fenced", "refused", "bug"] = "saved"
     message: str = ""
-    files: dict[str, Row] = field(default_factory=dict)
+    files: dict[str, CommitRow] = field(default_factory=dict)
     shapes: dict[str, dict[str, Annotated[list[int], pydantic.Field(max_length=16)]]] = field(default_factory=dict)
 
 
@@ -104,7 +104,7 @@ class Saver:
         self._failures = 0
         self._serial = 0
         self._thread: threading.Thread | None = None
-        self._outcome = Report()
+        self._outcome = SaveReport()
         self._last: _Snapshot | None = None
         self._buffers: dict[str, Tensor] = {}
         self._told: set[str] = set()
@@ -212,10 +212,10 @@ class Saver:
         try:
             if snapshot.copied:
                 snapshot.copied.synchronize()
-            report = Report()
+            report = SaveReport()
             for part, slices in snapshot.parts.items():
                 written = rank_files.write_part(folder, part, self.ranks.rank, slices)
-                report.files.update({name: Row(**row) for name, row in written.items()})
+                report.files.update({name: CommitRow(**row) for name, row in written.items()})
                 report.shapes[part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
             report = _failure(error)
@@ -224,13 +224,13 @@ class Saver:
         except Exception as error:
             self._outcome = _failure(error)
 
-    def _agree(self, folder: str, snapshot: _Snapshot, serial: int, report: Report) -> Report:
+    def _agree(self, folder: str, snapshot: _Snapshot, serial: int, report: SaveReport) -> SaveReport:
         """Tell rank 0, and hear what became of it; on rank 0, commit and tell the others."""
         outcome = f"{self._name}/{serial}/outcome"
         if not self.ranks.main:
             self._mail.set(f"{self._name}/{serial}/{self.ranks.rank}", json.dumps(asdict(report)))
             fail_point("reported")
-            return parse(Report, self._mail.get(outcome, _PATIENCE), "what rank 0 said of a save", error=NodeError)
+            return parse(SaveReport, self._mail.get(outcome, _PATIENCE), "what rank 0 said of a save", error=NodeError)
         try:
             end = self._commit(folder, snapshot, serial, report)
         except Exception as error:
@@ -242,7 +242,7 @@ class Saver:
             self._settle(folder, snapshot.progress.images)
         return end
 
-    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: Report) -> Report:
+    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: SaveReport) -> SaveReport:
         """Rank 0: wait for all, then commit."""
         reports = [own, *(self._report(serial, rank) for rank in range(1, self.ranks.world_size))]
         if failed := [report for report in reports if report.kind != "saved"]:
@@ -256,13 +256,13 @@ class Saver:
         fail_point("fence")
         self.fence.check()
         format.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
-        return Report()
+        return SaveReport()
 
-    def _report(self, serial: int, rank: int) -> Report:
+    def _report(self, serial: int, rank: int) -> SaveReport:
         key = f"{self._name}/{serial}/{rank}"
         said = self._mail.get(key, _PATIENCE)
         self._mail.delete(key)  # there are many saves
-        return parse(Report, said, f"what rank {rank} said of its save", error=NodeError)
+        return parse(SaveReport, said, f"what rank {rank} said of its save", error=NodeError)
 
     def _settle(self, folder: str, images: int) -> None:
         """After a commit: note it, and make room."""
@@ -284,12 +284,12 @@ def _clear_up(folder: str) -> None:
             rank_files.remove(folder)
 
 
-def _failure(error: Exception) -> Report:
+def _failure(error: Exception) -> SaveReport:
     if isinstance(error, FencedError):
-        return Report("fenced", str(error))
+        return SaveReport("fenced", str(error))
     if isinstance(error, (UserError, OSError)) and not isinstance(error, (NodeError, MailLost, TimeoutError)):
-        return Report("refused", str(error))
-    return Report("bug", f"{type(error).__name__}: {error}")
+        return SaveReport("refused", str(error))
+    return SaveReport("bug", f"{type(error).__name__}: {error}")
 
 
 def _connect(ranks: Ranks) -> Mail:

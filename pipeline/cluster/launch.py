@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.rendezvous import RollCall
     from pipeline.config import RunConfig
     from pipeline.data.manifest import Manifest
-    from pipeline.runs.run_folder import Status
+    from pipeline.runs.run_folder import RunState
 
 _SIGNALS = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGUSR2"
 """That the launcher passes on to the workers: of its default all but SIGHUP, which this process turns into RUN/STOP, and two
@@ -168,7 +168,7 @@ def _card(config: "RunConfig", processes: int, main: str) -> "Card":
 
 def _run(
     job: Launch, topology: Topology, processes: int, errors: IO[bytes], roll: "RollCall | None", place: Path
-) -> "tuple[Status, str]":
+) -> "tuple[RunState, str]":
     """Start `accelerate launch` and wait for it; how the workers of this node ended, and the first traceback among theirs."""
     import torch
 
@@ -241,7 +241,7 @@ def _wait(child: subprocess.Popen[bytes], roll: "RollCall | None", grace: int, s
                 alone_since = float("inf")
 
 
-def _most_telling(mine: "Status", roll: "RollCall", folder: Path) -> "Status":
+def _most_telling(mine: "RunState", roll: "RollCall", folder: Path) -> "RunState":
     """Of all nodes' ends the one that counts; node 0 writes it down where its own workers could not."""
     from pipeline.cluster.node_card import LINE
     from pipeline.cluster.outcome import RANKING
@@ -252,14 +252,14 @@ def _most_telling(mine: "Status", roll: "RollCall", folder: Path) -> "Status":
 
     said = roll.end(asdict(replace(mine, message=mine.message[:LINE])))
     theirs = [parse(End, end, "what another node said of its end", error=NodeError) for end in said]
-    ends = [mine, *(run_folder.Status(end.state, end.images, end.exit_code, printable(end.message)) for end in theirs)]
+    ends = [mine, *(run_folder.RunState(end.state, end.images, end.exit_code, printable(end.message)) for end in theirs)]
     end = min(ends, key=lambda end: RANKING.index(end.state))
     if end != mine and end.state == "failed" and roll.topology.rank == 0:
         run_folder.write_status(folder, end)
     return end
 
 
-def _tell(config: "RunConfig", end: "Status") -> int:
+def _tell(config: "RunConfig", end: "RunState") -> int:
     if end.state == "stopped":
         what = stop.lasting(Path(config.run))
         again = f"the same command goes on there{f' after you have moved {what}, away' if what else ''}"

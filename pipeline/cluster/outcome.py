@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipeline.fault_tolerance import stop, watchdog
 from pipeline.runs import run_folder
-from pipeline.runs.run_folder import Status
+from pipeline.runs.run_folder import RunState
 
 RANKING = ("failed", "finished", "stopped", "hung", "crashed", "interrupted", "torn")
 """Of what nodes say of the end, the first counts. `torn` is a node that ended only because another had."""
@@ -34,13 +34,13 @@ class Cause(NamedTuple):
     """All of it; without one, the last lines that were said."""
 
 
-JOINED = Status("joined")
+JOINED = RunState("joined")
 """What the first worker of each node leaves when the process group has formed, for nobody but its launcher."""
 
 
 def outcome(
-    folder: Path, log: Path, end: Status | None, code: int, said: str, dumps: Sequence[Path], deserted: bool = False
-) -> Status:
+    folder: Path, log: Path, end: RunState | None, code: int, said: str, dumps: Sequence[Path], deserted: bool = False
+) -> RunState:
     """Return how the workers of this node ended.
 
     Args:
@@ -55,14 +55,14 @@ def outcome(
         return end
     images = end.images if end else 0
     if deserted:
-        return Status("torn", images, 1, "the workers of another node have ended: see the log there")
+        return RunState("torn", images, 1, "the workers of another node have ended: see the log there")
     # The launcher died of a signal, or had to pass it on to workers that were not ready to note it.
     if end in (None, JOINED) and (-code in stop.SIGNALS or "death signal" in said):
-        return Status("interrupted", images, stop.EXIT_CODE)
+        return RunState("interrupted", images, stop.EXIT_CODE)
     if dumps:
         message = f"{watchdog.explain(dumps)}; the stacks are in {folder}/logs/hang-rank*; the same command resumes"
-        run_folder.write_status(folder, Status("failed", images, watchdog.EXIT_CODE, message))
-        return Status("hung", images, watchdog.EXIT_CODE, message)
+        run_folder.write_status(folder, RunState("failed", images, watchdog.EXIT_CODE, message))
+        return RunState("hung", images, watchdog.EXIT_CODE, message)
     line = first_cause(said).line
     torn = bool(_TORN.search(line))
     what = (
@@ -73,7 +73,7 @@ def outcome(
     again = "the same command resumes from the last checkpoint"
     if _REPEATS.match(line):
         again = "the same command fails again until this is fixed, and then resumes from the last checkpoint"
-    return Status("torn" if torn else "crashed", images, 1, f"{what}; see {log}; {again}")
+    return RunState("torn" if torn else "crashed", images, 1, f"{what}; see {log}; {again}")
 
 
 def first_cause(said: str) -> Cause:

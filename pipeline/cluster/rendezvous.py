@@ -31,7 +31,7 @@ _PARTING = 20.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Welcome:
     """What node 0 says to each that has come."""
 
     absent: Line = ""
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class End:
-    """What a node says of the end of its workers, as `pipeline.runs.run_folder.Status` has it."""
+    """What a node says of the end of its workers, as `pipeline.runs.run_folder.RunState` has it."""
 
     state: Literal[RANKING]  # type: ignore[valid-type]
     images: Annotated[int, pydantic.Field(ge=0)]
@@ -65,7 +65,7 @@ class RollCall:
         self._card = Card("", 0, "", "", 0.0)
         self._nonces: list[str] = []
 
-    def meet(self, card: Card, patience: float, identity: Mapping[str, Any] | None = None) -> Answer:
+    def meet(self, card: Card, patience: float, identity: Mapping[str, Any] | None = None) -> Welcome:
         """Show `card`, and return when all nodes have come and fit together: with node 0's `identity`, on each.
 
         Raises ConfigError with the same message on all, or NodeError (which a scheduler may try again) if a node does not
@@ -93,12 +93,12 @@ class RollCall:
         if self.topology.rank == 0:
             self._token.forget()
 
-    def _called(self, deadline: float, patience: float, identity: Mapping[str, Any] | None) -> Answer:
+    def _called(self, deadline: float, patience: float, identity: Mapping[str, Any] | None) -> Welcome:
         """Node 0: call the roll, and tell all."""
         self._open()
         cards, skews, gone = self._cards(deadline)
         missing = [rank for rank in range(self.topology.nodes) if rank not in cards]
-        answer = Answer(
+        answer = Welcome(
             absent=gone or (self._absent(missing, patience) if missing else ""),
             config="" if gone or missing else mismatch(cards, skews),
             warn="; ".join(f"clock of {cards[r].host} is {s:+.1f} s off" for r, s in skews.items() if abs(s) > SKEW_WARN),
@@ -108,7 +108,7 @@ class RollCall:
         self._tell(answer)
         return answer
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: Welcome) -> None:
         """Node 0: the same answer to all that have come. With a bad one it stays until they have read it."""
         assert self._mail
         unread = []
@@ -130,7 +130,7 @@ class RollCall:
             if self._mail and self.topology.rank:
                 self._mail.set(f"gone/{self._card.nonce}", "")
             elif self._mail:
-                self._tell(Answer(absent=self._stopped(0, self._card)))
+                self._tell(Welcome(absent=self._stopped(0, self._card)))
 
     def _stopped(self, rank: int, card: Card) -> str:
         return f"node {rank} ({card.host}) was stopped before training began"
@@ -198,7 +198,7 @@ class RollCall:
             time.sleep(_POLL)
         return cards, skews, ""
 
-    def _answered(self, deadline: float, patience: float) -> Answer:
+    def _answered(self, deadline: float, patience: float) -> Welcome:
         """Any other node: node 0's answer. It may come later than this one, or be an earlier start's."""
         address, port = self.topology.address, self.topology.port
         reason: Exception | None = None
@@ -215,13 +215,13 @@ class RollCall:
             "whether this address is reached from here (--main-address, --main-port)"
         )
 
-    def _shown(self, mail: Mail, deadline: float) -> Answer:
+    def _shown(self, mail: Mail, deadline: float) -> Welcome:
         """Show the card to whoever is there."""
         self._mail = mail
         mail.set(f"card/{self.topology.rank}", json.dumps(asdict(self._card) | {"time": time.time()}))
         answer = mail.get(f"answer/{self._card.nonce}", deadline - time.monotonic())
         mail.set(f"read/{self._card.nonce}", "")
-        return parse(Answer, answer, "node 0's answer", error=NodeError)
+        return parse(Welcome, answer, "node 0's answer", error=NodeError)
 
     def _absent(self, missing: Sequence[int], patience: float) -> str:
         hosts = self.topology.hosts

@@ -36,14 +36,14 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class Row:
+class Scheduler:
     """A scheduler, and the variables that say how many nodes there are, which one this is, and where node 0 is."""
 
     source: str
     nodes: str
     rank: str
     address: str
-    read: "Callable[[Row, Mapping[str, str]], Topology | None]"
+    read: "Callable[[Scheduler, Mapping[str, str]], Topology | None]"
     port: str = ""
     hosts: str = ""
 
@@ -70,7 +70,7 @@ def _own_address() -> str:
         raise ConfigError(f"this node finds no address of its own ({error}): {FLAGS}") from None
 
 
-def _plain(row: Row, environ: Mapping[str, str]) -> Topology | None:
+def _plain(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
     """One variable for each."""
     if not any(environ.get(name) for name in (row.nodes, row.rank, row.address)):
         return None
@@ -82,7 +82,7 @@ def _plain(row: Row, environ: Mapping[str, str]) -> Topology | None:
     return Topology(nodes, row.number(environ, row.rank), address, port, row.source, tuple(environ.get(row.hosts, "").split()))
 
 
-def _batch(row: Row, environ: Mapping[str, str]) -> Topology | None:
+def _batch(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
     """The main node, which need not be number 0, is not told its own address."""
     if not any(environ.get(name) for name in (row.nodes, row.rank)):
         return None
@@ -96,7 +96,7 @@ def _batch(row: Row, environ: Mapping[str, str]) -> Topology | None:
     return Topology(nodes, (index - main) % nodes, address, PORT, row.source)
 
 
-def _sagemaker(row: Row, environ: Mapping[str, str]) -> Topology | None:
+def _sagemaker(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
     """SM_* are set in Amazon's own images only; the file is there in all."""
     file = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "input/config/resourceconfig.json")
     if environ.get(row.nodes) or environ.get(row.rank):
@@ -112,7 +112,7 @@ def _sagemaker(row: Row, environ: Mapping[str, str]) -> Topology | None:
     return Topology(len(hosts), hosts.index(current), hosts[0], PORT, row.source, tuple(hosts))
 
 
-def _vertex(row: Row, environ: Mapping[str, str]) -> Topology | None:
+def _vertex(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
     """Pool 0 is one machine, pool 1 the others; further pools are for other programs (parameter servers, evaluators)."""
     if not environ.get(row.nodes):
         return None
@@ -132,14 +132,14 @@ def _vertex(row: Row, environ: Mapping[str, str]) -> Topology | None:
     return Topology(len(names), index + int(pool == "workerpool1"), names[0], port, row.source, names)
 
 
-def _jobset(row: Row, environ: Mapping[str, str]) -> Topology | None:
-    """Kubernetes tells only the index; `pipeline.cluster.job_specs` sets the rest. A TrainJob is an Indexed Job too, with PET_*."""
+def _jobset(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
+    """Kubernetes tells only the index, `pipeline.cluster.job_specs` sets the rest. A TrainJob is an Indexed Job with PET_*."""
     if not environ.get(row.rank) or environ.get("PET_NNODES"):
         return None
     return _plain(row, environ)
 
 
-def _slurm(row: Row, environ: Mapping[str, str]) -> Topology | None:
+def _slurm(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
     """A step of srun, or a job on one node: there, a batch script or a shell is as good."""
     if not (job := environ.get("SLURM_JOB_ID")):
         return None
@@ -206,7 +206,7 @@ def anybody(environ: Mapping[str, str]) -> Topology | None:
             "several processes of each node run this command, by LOCAL_RANK and WORLD_SIZE: start it once for each node "
             "(Azure ML: process_count_per_instance: 1)"
         )
-    return _plain(Row("whoever set torch's variables", nodes, rank, "MASTER_ADDR", _plain, "MASTER_PORT"), environ)
+    return _plain(Scheduler("whoever set torch's variables", nodes, rank, "MASTER_ADDR", _plain, "MASTER_PORT"), environ)
 
 
 def _integer(name: str, text: str) -> int:
@@ -226,11 +226,11 @@ ROWS = (
     # torchrun's defaults. Kubeflow Trainer 2.3 (TrainJob) and the training operator 1.9 (PyTorchJob) set all four:
     # github.com/kubeflow/training-operator, release-1.9, pkg/controller.v1/pytorch/{envvar,master}.go. There RANK is the
     # node's and WORLD_SIZE counts processes.
-    Row("torchrun or Kubeflow", "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", _plain, "PET_MASTER_PORT"),
+    Scheduler("torchrun or Kubeflow", "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", _plain, "PET_MASTER_PORT"),
     # docs.skypilot.co, Distributed Multi-Node Jobs.
-    Row("SkyPilot", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS", _plain, hosts="SKYPILOT_NODE_IPS"),
+    Scheduler("SkyPilot", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS", _plain, hosts="SKYPILOT_NODE_IPS"),
     # docs.aws.amazon.com/batch/latest/userguide/mnp-env-vars.html
-    Row(
+    Scheduler(
         "AWS Batch",
         "AWS_BATCH_JOB_NUM_NODES",
         "AWS_BATCH_JOB_NODE_INDEX",
@@ -238,13 +238,13 @@ ROWS = (
         _batch,
     ),
     # github.com/aws/sagemaker-training-toolkit, environment.py: hosts are sorted, the first is the main one.
-    Row("SageMaker", "SM_HOSTS", "SM_CURRENT_HOST", "SM_HOSTS", _sagemaker),
+    Scheduler("SageMaker", "SM_HOSTS", "SM_CURRENT_HOST", "SM_HOSTS", _sagemaker),
     # docs.cloud.google.com/vertex-ai/docs/training/distributed-training, "The format of CLUSTER_SPEC".
-    Row("Vertex AI", "CLUSTER_SPEC", "CLUSTER_SPEC", "CLUSTER_SPEC", _vertex),
+    Scheduler("Vertex AI", "CLUSTER_SPEC", "CLUSTER_SPEC", "CLUSTER_SPEC", _vertex),
     # kubernetes.io, Indexed Job: JOB_COMPLETION_INDEX.
-    Row("JobSet", "NNODES", "JOB_COMPLETION_INDEX", "MASTER_ADDR", _jobset, "MASTER_PORT"),
+    Scheduler("JobSet", "NNODES", "JOB_COMPLETION_INDEX", "MASTER_ADDR", _jobset, "MASTER_PORT"),
     # dstack.ai/docs/concepts/tasks, System environment variables.
-    Row("dstack", "DSTACK_NODES_NUM", "DSTACK_NODE_RANK", "DSTACK_MASTER_NODE_IP", _plain, hosts="DSTACK_NODES_IPS"),
+    Scheduler("dstack", "DSTACK_NODES_NUM", "DSTACK_NODE_RANK", "DSTACK_MASTER_NODE_IP", _plain, hosts="DSTACK_NODES_IPS"),
     # srun(1), OUTPUT ENVIRONMENT VARIABLES; src/common/env.c. A cloud's job can inherit these from a login shell.
-    Row("Slurm", "SLURM_NNODES", "SLURM_NODEID", "SLURM_JOB_NODELIST", _slurm),
+    Scheduler("Slurm", "SLURM_NNODES", "SLURM_NODEID", "SLURM_JOB_NODELIST", _slurm),
 )

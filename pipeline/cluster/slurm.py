@@ -19,7 +19,7 @@ class SlurmError(UserError):
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """What Slurm knows of a job."""
 
     id: str
@@ -55,7 +55,7 @@ def require() -> None:
         raise ConfigError("there is no sbatch here: run this on a login node of the Slurm cluster")
 
 
-def find(job_id: str) -> Job | None:
+def find(job_id: str) -> SlurmJob | None:
     """The job, or None if Slurm no longer knows it: some minutes after its end. Raises SlurmError."""
     if not is_here():
         raise SlurmError("Slurm's commands are not here: run this on a login node of the cluster")
@@ -66,7 +66,7 @@ def find(job_id: str) -> Job | None:
         raise SlurmError(f"Slurm does not answer: {_last_line(done.stderr)}")
     said = dict(re.findall(r"(\S+?)=(\S*)", done.stdout.splitlines()[0]))
     restarts = int(said.get("Restarts", 0))
-    return Job(job_id, said["JobState"], said["Reason"], said.get("NodeList", ""), restarts, said.get("Command", ""))
+    return SlurmJob(job_id, said["JobState"], said["Reason"], said.get("NodeList", ""), restarts, said.get("Command", ""))
 
 
 def outside(environ: Mapping[str, str]) -> dict[str, str]:

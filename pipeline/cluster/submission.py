@@ -105,7 +105,7 @@ def carry(config: RunConfig) -> RunConfig:
 
 
 @contextlib.contextmanager
-def alone(config: RunConfig) -> Iterator[Path]:
+def submitted_alone(config: RunConfig) -> Iterator[Path]:
     """Make or check the run's folder, and hold its submission: of two that submit it at once the second is refused.
 
     Yields RUN/submission. Raises ConfigError if somebody trains or submits the run.
@@ -144,7 +144,7 @@ def read(run: Path) -> Submission | None:
     return small_files.read(Submission, folder(run) / "job.json", "restore it from a copy, or submit the run again")
 
 
-def queued(run: Path) -> slurm.Job | None:
+def queued(run: Path) -> slurm.SlurmJob | None:
     """The Slurm job that trains a run or is going to; None if there is none. Raises SlurmError."""
     last = read(run)
     if last is None or last.scheduler != "slurm":

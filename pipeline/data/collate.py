@@ -39,7 +39,7 @@ class Pending:
             part.result()
 
 
-class Assembler:
+class Collator:
     """Decodes samples of one reader, a bad one being replaced by another, its neighbour if that is good.
 
     Args:

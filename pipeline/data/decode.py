@@ -18,7 +18,7 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.images.jpeg import MAX_PIXELS, START, Pixels, UndecodableError, check_size, decode_jpeg, first_line
+from pipeline.images.jpeg import MAX_PIXELS, START, Pixels, UndecodableError, check_size, decode_jpeg, jpeg_fault
 from pipeline.images.metadata import without_metadata
 from pipeline.images.pillow import SHARDS, open_image
 
@@ -165,7 +165,7 @@ def opened(data: bytes, formats: tuple[str, ...] = SHARDS) -> tuple[Image.Image,
     except UndecodableError:
         raise
     except Exception as error:  # of a palette or a transparency that do not fit the pixels
-        raise UndecodableError(first_line(error)) from None
+        raise UndecodableError(jpeg_fault(error)) from None
 
 
 def looked_at(data: bytes) -> tuple[tuple[int, int], bool]:
@@ -196,7 +196,7 @@ def _by_pillow(data: bytes, formats: tuple[str, ...]) -> tuple[Image.Image, str,
                 return _by_pillow(bare, formats)
         if isinstance(error, UnidentifiedImageError):
             raise UndecodableError(f"it is in no format that is read here: {', '.join(formats)}") from None
-        raise UndecodableError(first_line(error)) from None
+        raise UndecodableError(jpeg_fault(error)) from None
 
 
 def _header(data: bytes) -> tuple[str, int]:

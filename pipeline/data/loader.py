@@ -1,7 +1,7 @@
 """Micro-batches of decoded images, from the shards at a URI, in the order of `pipeline.data.order`.
 
-A thread looks ahead in the order: `pipeline.data.reader` fetches runs for it, `pipeline.data.collate` decodes, and what is ready
-waits in a bounded queue. Its failures surface in `__next__`.
+A thread looks ahead in the order: `pipeline.data.reader` fetches runs for it, `pipeline.data.collate` decodes, and what is
+ready waits in a bounded queue. Its failures surface in `__next__`.
 """
 
 import queue
@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.collate import Assembler, Pending
+from pipeline.data.collate import Collator, Pending
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import Manifest
 from pipeline.data.mixture import make_order
 from pipeline.data.order import LANES, Order, flips
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.reader import Reader
-from pipeline.data.sampler import Plan, Share
+from pipeline.data.sampler import RankSampler, SamplePlan
 from pipeline.errors import ConfigError
 
 _FETCH_AHEAD = 4  # micro-batches whose runs are asked for before they are decoded
@@ -131,7 +131,7 @@ class MicroBatch:
     """bool [m]: False where another image stands in for a damaged one."""
 
 
-class Stream:
+class DataLoader:
     """Endless iterator of one rank's micro-batches.
 
     Args:
@@ -169,11 +169,11 @@ class Stream:
         """Seconds that the consumer has spent blocked in `__next__`."""
         self._order = make_order(manifest, seed, config.lanes, rollbacks)
         self._config, self._mirror = config, mirror
-        self._share = Share(global_batch, micro_batch, rank, world_size)
+        self._share = RankSampler(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
         self._reader = Reader(config.uri, manifest, self._order, capacity=capacity, cache=config.make_cache())
         self.quarantine = quarantine or config.quarantine(manifest)
-        self._assembler = Assembler(
+        self._assembler = Collator(
             self._reader,
             config.shape(manifest),
             config.decode_threads,
@@ -213,7 +213,7 @@ class Stream:
         return self._reader.bytes_read
 
     def amplification(self) -> float:
-        """How many ranks read each byte (`Share.amplification`)."""
+        """How many ranks read each byte (`RankSampler.amplification`)."""
         return self._share.amplification(self._order)
 
     def close(self) -> None:
@@ -247,8 +247,8 @@ class Stream:
         return False
 
     def _batches(self, position: int) -> Iterator[MicroBatch]:
-        expected: deque[Plan] = deque()
-        started: deque[tuple[Plan, Pending]] = deque()
+        expected: deque[SamplePlan] = deque()
+        started: deque[tuple[SamplePlan, Pending]] = deque()
         for plan in self._share.plans(self._order, position):
             self._reader.expect(plan.samples)
             expected.append(plan)
@@ -259,10 +259,10 @@ class Stream:
             if len(started) == _DECODE_AHEAD:
                 yield self._finished(*started.popleft())
 
-    def _mirrored(self, plan: Plan) -> NDArray[np.bool_]:
+    def _mirrored(self, plan: SamplePlan) -> NDArray[np.bool_]:
         return flips(self._order.seed, plan.epochs, plan.samples) & self._config.flip
 
-    def _finished(self, plan: Plan, pending: Pending) -> MicroBatch:
+    def _finished(self, plan: SamplePlan, pending: Pending) -> MicroBatch:
         pending.wait()
         mirrored = np.zeros(len(plan.samples), np.bool_) if self._mirror else self._mirrored(plan)
         return MicroBatch(
@@ -285,7 +285,7 @@ def _end(stop: threading.Event, reader: Reader, thread: threading.Thread) -> Non
 def load_all(config: DataConfig, manifest: Manifest) -> tuple[Tensor, Tensor]:
     """Every image, uint8 [N, C, H, W], and label, int64 [N], by sample id: for sets that fit in memory."""
     reader = Reader(config.uri, manifest, Order(manifest.shards, seed=0), capacity=64)
-    assembler = Assembler(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest), config.crop)
+    assembler = Collator(reader, config.shape(manifest), config.decode_threads, config.quarantine(manifest), config.crop)
     images, labels = [], []
     try:
         for first in range(0, manifest.samples, 1024):

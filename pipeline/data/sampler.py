@@ -20,7 +20,7 @@ _TOGETHER = 1024
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """One micro-batch: int64 [m] each, side by side in the batch."""
 
     samples: Ints
@@ -30,7 +30,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSampler:
     """One rank's part of every global batch. Raises ConfigError if the batch cannot be shared so."""
 
     global_batch: int
@@ -46,7 +46,7 @@ class Share:
                 f"{self.micro_batch}: it must be a multiple of {together}"
             )
 
-    def plans(self, order: Order | Mixture, position: int) -> Iterator[Plan]:
+    def plans(self, order: Order | Mixture, position: int) -> Iterator[SamplePlan]:
         """This rank's micro-batches from `position` on, without end."""
         batches = max(1, _TOGETHER * self.world_size // self.global_batch)
         for start in itertools.count(position, batches * self.global_batch):
@@ -57,7 +57,7 @@ class Share:
             epochs, samples = order.at(positions)
             for i in range(0, len(positions), self.micro_batch):
                 micro_batch = slice(i, i + self.micro_batch)
-                yield Plan(samples[micro_batch], epochs[micro_batch], positions[micro_batch])
+                yield SamplePlan(samples[micro_batch], epochs[micro_batch], positions[micro_batch])
 
     def amplification(self, order: Order | Mixture) -> float:
         """Bytes that all ranks read for each byte of the data; 1 where every lane stays with one rank."""

@@ -18,7 +18,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Order
 from pipeline.data.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.data.reader import Encoded, Reader
-from pipeline.data.sampler import Plan, Share
+from pipeline.data.sampler import RankSampler, SamplePlan
 from pipeline.errors import DataError
 
 _AHEAD = 4  # micro-batches whose runs are asked for before they are wanted
@@ -28,7 +28,7 @@ _AHEAD = 4  # micro-batches whose runs are asked for before they are wanted
 class Samples(IterableDataset[dict[str, Any]]):
     """Endless samples of one rank: `__key__`, `__url__`, the image under its kind (jpg, png or webp), `cls`.
 
-    They come in the order of `pipeline.data.loader.Stream` for the same arguments: each once per epoch, as a function of
+    They come in the order of `pipeline.data.loader.DataLoader` for the same arguments: each once per epoch, as a function of
     (seed, position) alone. The workers of a DataLoader take whole micro-batches in turn, so that with
     batch_size=micro_batch their number changes nothing. To resume, give what all ranks have consumed as `position`.
     """
@@ -45,13 +45,13 @@ class Samples(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         manifest = load_manifest(self.uri)
         order = Order(manifest.shards, self.seed)
-        share = Share(self.global_batch, self.micro_batch, self.rank, self.world_size)
+        share = RankSampler(self.global_batch, self.micro_batch, self.rank, self.world_size)
         quarantine = Quarantine(int(self.bad_fraction * manifest.samples), samples=manifest.samples)
         reader = Reader(self.uri, manifest, order, capacity=share.open_runs(order, _AHEAD))
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         mine = itertools.islice(share.plans(order, self.position), first, None, step)
-        expected: deque[Plan] = deque()
+        expected: deque[SamplePlan] = deque()
         try:
             for plan in mine:
                 reader.expect(plan.samples)

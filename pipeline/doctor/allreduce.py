@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from pipeline.doctor.node import Fault
+from pipeline.doctor.node import NodeFaultInjection
 
 PAIR_SECONDS = 20.0
 """After which two nodes that cannot talk give up."""
@@ -38,7 +38,7 @@ def tournament(nodes: Sequence[int], most: int = 15) -> list[list[tuple[int, int
     return rounds
 
 
-def all_reduce_rate(store: Store, name: str, ranks: Sequence[int], rank: int, cuda: bool, fault: Fault) -> float:
+def all_reduce_rate(store: Store, name: str, ranks: Sequence[int], rank: int, cuda: bool, fault: NodeFaultInjection) -> float:
     """Bytes per second between `ranks`, of which this is `rank`; all of them call it, with a `name` that is new.
 
     Raises RuntimeError if they cannot talk.
@@ -53,7 +53,7 @@ def all_reduce_rate(store: Store, name: str, ranks: Sequence[int], rank: int, cu
         return 2 * (len(ranks) - 1) / len(ranks) * size / best
 
 
-def _time(size: int, device: torch.device, fault: Fault) -> float:
+def _time(size: int, device: torch.device, fault: NodeFaultInjection) -> float:
     """Seconds of an all-reduce of `size` bytes, the same on every rank: those of the slowest."""
     tensor = torch.ones(size // 4, device=device)
     dist.barrier()

@@ -1,8 +1,8 @@
 """One process on every node measures, and node 0 asks, gathers and names the bad ones. Nothing waits without a limit.
 
 All talk by letters in the mailbox of node 0 (`order/N` -> `answer/N/RANK`). Node 0 asks from its main thread and takes part
-from another (`pipeline.doctor.node_part`), as a node like the others; a node that fails to answer is not asked again, so that one
-that is stuck in a driver or a mount costs one limit.
+from another (`pipeline.doctor.node_part`), as a node like the others; a node that fails to answer is not asked again, so that
+one that is stuck in a driver or a mount costs one limit.
 """
 
 import json
@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 from pipeline.cluster.topology import Topology
 from pipeline.doctor.allreduce import tournament
-from pipeline.doctor.node import Fault, Report
+from pipeline.doctor.node import NodeFaultInjection, NodeReport
 from pipeline.doctor.node_part import (
     CLOCK_SECONDS,
     FAREWELL_SECONDS,
     GROUP_SECONDS,
     ROUNDS_SECONDS,
     TRIES,
-    Answer,
-    Plan,
+    SurveyAnswer,
+    SurveyPlan,
     take_part,
 )
-from pipeline.doctor.verdict import Finding, Gathered, judge
+from pipeline.doctor.verdict import Finding, Gathered, judge_nodes
 from pipeline.errors import ConfigError, DataError
 from pipeline.messaging import job_token
 from pipeline.messaging.job_token import Token
@@ -41,7 +41,7 @@ T = TypeVar("T")
 _LOOKS = 5
 
 
-def lead(topology: Topology, plan: Plan, token: Token) -> tuple[Gathered, list[Finding], Callable[[int], bool]]:
+def lead(topology: Topology, plan: SurveyPlan, token: Token) -> tuple[Gathered, list[Finding], Callable[[int], bool]]:
     """On node 0: everything that was found; and how to end: called with the exit code of all nodes, it tells them, and says
     whether this process can end as usual (its own measurements may be stuck).
 
@@ -59,7 +59,7 @@ def lead(topology: Topology, plan: Plan, token: Token) -> tuple[Gathered, list[F
     failure: list[Exception] = []
     part = threading.Thread(target=take_part, args=(topology, plan, exchange, failure), daemon=True)
     part.start()
-    leader = _Leader(exchange.mail(), topology, Fault(0))
+    leader = _Leader(exchange.mail(), topology, NodeFaultInjection(0))
     leader.call(plan.wait, lambda: bool(failure))
     if failure:
         leader.end(getattr(failure[0], "exit_code", 1))
@@ -67,7 +67,7 @@ def lead(topology: Topology, plan: Plan, token: Token) -> tuple[Gathered, list[F
         raise failure[0]
     for _ in range(TRIES):
         leader.measure(plan)
-        findings = judge(leader.found)
+        findings = judge_nodes(leader.found)
         if not any(finding.measured for finding in findings):
             break  # else the same again: what is slow by chance is not slow every time
 
@@ -83,7 +83,7 @@ def lead(topology: Topology, plan: Plan, token: Token) -> tuple[Gathered, list[F
 class _Leader:
     """Asks nodes, and knows what they answered."""
 
-    def __init__(self, mail: Mail, topology: Topology, fault: Fault):
+    def __init__(self, mail: Mail, topology: Topology, fault: NodeFaultInjection):
         self._mail, self._topology, self._fault = mail, topology, fault
         self._orders = count()
         self._present: list[int] = []
@@ -102,13 +102,13 @@ class _Leader:
         self._present, self._came = sorted(came), sorted(came)
         self._mail.set("roster", json.dumps(self._present))
 
-    def measure(self, plan: Plan) -> None:
+    def measure(self, plan: SurveyPlan) -> None:
         """Everything, of those who are there. What was measured before is kept where it was better."""
         found = self.found
         for rank in list(self._present):
             if (clock := self._clock(rank)) is not None:
                 found.clocks[rank] = clock
-        for rank, report in self.ask("probe", Report, self._present, plan.probe_seconds).items():
+        for rank, report in self.ask("probe", NodeReport, self._present, plan.probe_seconds).items():
             found.reports[rank] = _better(found.reports[rank], report) if rank in found.reports else report
         found.cuda = bool(found.reports) and all(report.gpus for report in found.reports.values())
         end = time.monotonic() + ROUNDS_SECONDS
@@ -140,7 +140,7 @@ class _Leader:
                 self.found.absent[rank] = f"reported, but did not answer when asked for `{task}` within {seconds:.0f} s"
             else:
                 try:
-                    answer = parse(Answer, said[rank], f"its answer to `{task}`")
+                    answer = parse(SurveyAnswer, said[rank], f"its answer to `{task}`")
                     if not answer.failed:
                         answers[rank] = parse(kind, json.dumps(answer.value), f"its answer to `{task}`")
                         continue
@@ -188,7 +188,7 @@ def _best(*rates: float | str | None) -> float | str:
     return max(known) if known else errors[-1] if errors else "no answer"
 
 
-def _better(old: Report, new: Report) -> Report:
+def _better(old: NodeReport, new: NodeReport) -> NodeReport:
     """Both measurements of a node, the better of each figure."""
     if len(old.devices) != len(new.devices):  # a GPU has gone meanwhile
         return new

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.data.decode import Pixels, UndecodableError, decode_into
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
 from pipeline.data.quarantine import BadSampleError, candidates
@@ -153,7 +153,7 @@ def _decodes(out: Pixels, crop: int | None, image: bytes) -> bool:
 
 
 def _stream(config: DataConfig, manifest: Manifest, seconds: float) -> float:
-    with Stream(config, manifest, seed=0, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1) as stream:
+    with DataLoader(config, manifest, seed=0, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1) as stream:
         for _ in range(2 * config.read_ahead):  # what was ready, or is waiting for its first run
             next(stream)
         return _BATCH * _rate(lambda _: next(stream), seconds)

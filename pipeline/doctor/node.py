@@ -35,7 +35,7 @@ from pipeline.tracking.mlflow_store import connect
 T = TypeVar("T")
 
 FAULT_VARIABLE = "BIGGAN_NODE_FAULT"
-"""Environment variable, for tests: NODE:KIND:VALUE, several with commas; NODE is a rank or a host's name. See `Fault`."""
+"""Environment variable, for tests: NODE:KIND:VALUE, several with commas; NODE is a rank or a host. See `NodeFaultInjection`."""
 
 _CHUNK = 8 << 20
 _MOST_CHUNKS = 32
@@ -61,7 +61,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Device:
+class NodeDevice:
     """A GPU, or the processor of a node without one."""
 
     name: str
@@ -89,11 +89,11 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Report:
+class NodeReport:
     """What one node says of itself."""
 
     gpus: int
-    devices: tuple[Device, ...]
+    devices: tuple[NodeDevice, ...]
     """One for each GPU; the processor where there is none."""
     software: dict[str, str]
     """Versions that must be the same on all nodes."""
@@ -107,7 +107,7 @@ class Report:
     """What could not be measured, and why."""
 
 
-class Fault:
+class NodeFaultInjection:
     """A sick node on demand, for tests and benchmarks: BIGGAN_NODE_FAULT=2:link:0.05 makes node 2 wait 0.05 s for each
     megabyte of an all-reduce. Kinds: `matrix` and `storage` (times slower), `link` (seconds per MB), `clock` (seconds ahead),
     `late` (seconds until it reports), `silent` (it reports, then answers nothing more)."""
@@ -124,7 +124,7 @@ class Fault:
         return time.time() + self.value("clock", 0.0)
 
 
-def probe(places: Places, seconds: float, fault: Fault) -> Report:
+def probe(places: Places, seconds: float, fault: NodeFaultInjection) -> NodeReport:
     """Measure this node. Each store takes about `seconds`, everything else together a few."""
     devices, notes = _devices(fault)
     stores = [_guarded(_write_and_read, uri, seconds) for uri in places.written]
@@ -138,7 +138,7 @@ def probe(places: Places, seconds: float, fault: Fault) -> Report:
         except (OSError, TimeoutError) as refusal:
             disks[folder] = 0.0
             notes.append(f"{folder}: {refusal}")
-    return Report(
+    return NodeReport(
         gpus=torch.cuda.device_count(),
         devices=tuple(devices),
         software=_software(),
@@ -162,7 +162,7 @@ def _software() -> dict[str, str]:
 # Devices.
 
 
-def _devices(fault: Fault) -> tuple[list[Device], list[str]]:
+def _devices(fault: NodeFaultInjection) -> tuple[list[NodeDevice], list[str]]:
     """All of this node at once, and what could not be read of them."""
     cuda = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if not cuda:
@@ -182,9 +182,9 @@ def _devices(fault: Fault) -> tuple[list[Device], list[str]]:
     return devices, [f"GPU {index}: {sensor}" for index, sensor in enumerate(sensors) if isinstance(sensor, str)]
 
 
-def _rated(device: torch.device, fault: Fault) -> Device:
+def _rated(device: torch.device, fault: NodeFaultInjection) -> NodeDevice:
     times = fault.value("matrix", 1.0)
-    return Device(device_name(device), bf16=matrix_rate(device, "bf16") / times, fp32=matrix_rate(device, "fp32") / times)
+    return NodeDevice(device_name(device), bf16=matrix_rate(device, "bf16") / times, fp32=matrix_rate(device, "fp32") / times)
 
 
 class _Sensor:
@@ -216,7 +216,7 @@ class _Sensor:
             self._mhz = max(self._mhz, self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
             self._reasons |= self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)
 
-    def added(self, device: Device) -> Device:
+    def added(self, device: NodeDevice) -> NodeDevice:
         """`device` with what was seen."""
         kinds = (self._nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self._nvml.NVML_VOLATILE_ECC)
         try:

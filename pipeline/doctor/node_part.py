@@ -17,7 +17,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from pipeline.cluster.node_card import Line
 from pipeline.cluster.topology import Topology
 from pipeline.doctor.allreduce import PAIR_SECONDS, all_reduce_rate
-from pipeline.doctor.node import Fault, Places, Report, probe
+from pipeline.doctor.node import NodeFaultInjection, NodeReport, Places, probe
 from pipeline.errors import ConfigError, NodeError
 from pipeline.messaging.job_token import Token
 from pipeline.messaging.mailbox_client import MailLost
@@ -26,7 +26,7 @@ from pipeline.tracking.mlflow_errors import first_line
 from pipeline.untrusted import parse
 
 Ranks = Annotated[list[int], Field(max_length=100_000)]
-_REPORT = TypeAdapter(Report)
+_REPORT = TypeAdapter(NodeReport)
 _PROBE_SECONDS = 60.0
 """What a node may take for its own part, beyond the time of its stores."""
 GROUP_SECONDS = PAIR_SECONDS + 20.0
@@ -40,7 +40,7 @@ TRIES = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class SurveyPlan:
     """What is to be measured."""
 
     places: Places
@@ -61,7 +61,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Order:
+class SurveyOrder:
     """What node 0 asks some nodes to do."""
 
     task: Literal["clock", "probe", "link", "end"]
@@ -72,16 +72,16 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SurveyAnswer:
     """What a node says to that: a value, or why there is none."""
 
     value: Any = None
     failed: Line = ""
 
 
-def follow(topology: Topology, plan: Plan, token: Token) -> tuple[int, bool]:
+def follow(topology: Topology, plan: SurveyPlan, token: Token) -> tuple[int, bool]:
     """On every other node: the exit code, and whether this process can end as usual. Raises ConfigError, NodeError."""
-    time.sleep(Fault(topology.rank).value("late", 0.0))
+    time.sleep(NodeFaultInjection(topology.rank).value("late", 0.0))
     exchange = _connect(topology, plan, token)
     failure: list[Exception] = []
     part = threading.Thread(target=take_part, args=(topology, plan, exchange, failure), daemon=True)
@@ -100,7 +100,7 @@ def follow(topology: Topology, plan: Plan, token: Token) -> tuple[int, bool]:
     raise failure[0]
 
 
-def take_part(topology: Topology, plan: Plan, exchange: Exchange, failure: list[Exception]) -> None:
+def take_part(topology: Topology, plan: SurveyPlan, exchange: Exchange, failure: list[Exception]) -> None:
     """Do what node 0 orders, until it ends; if that goes wrong, `failure` has why."""
     try:
         _serve(topology, plan, exchange)
@@ -108,8 +108,8 @@ def take_part(topology: Topology, plan: Plan, exchange: Exchange, failure: list[
         failure.append(error)
 
 
-def _serve(topology: Topology, plan: Plan, exchange: Exchange) -> None:
-    rank, host, fault = topology.rank, socket.gethostname(), Fault(topology.rank)
+def _serve(topology: Topology, plan: SurveyPlan, exchange: Exchange) -> None:
+    rank, host, fault = topology.rank, socket.gethostname(), NodeFaultInjection(topology.rank)
     with _while_node_0_is_there(topology), closing(exchange.mail()) as mail:
         if mail.add(f"joined/{rank}") > 1:
             raise ConfigError(f"two processes say that they are node {rank}: give each node a --node-rank of its own")
@@ -118,20 +118,20 @@ def _serve(topology: Topology, plan: Plan, exchange: Exchange) -> None:
         if rank not in parse(list[int], mail.get("roster", plan.total_seconds), "node 0's roster", error=NodeError):
             raise NodeError(f"node {rank} ({host}) came too late: node 0 waits {plan.wait:.0f} s (--wait)")
         for number in count():
-            order = parse(Order, mail.get(f"order/{number}", plan.total_seconds), "node 0's order", error=NodeError)
+            order = parse(SurveyOrder, mail.get(f"order/{number}", plan.total_seconds), "node 0's order", error=NodeError)
             if order.task == "end":
                 return
             if rank in order.ranks:
                 if fault.value("silent", 0.0):
                     threading.Event().wait()
                 try:
-                    answer = Answer(_answer(order, number, store, rank, plan, fault))
+                    answer = SurveyAnswer(_answer(order, number, store, rank, plan, fault))
                 except Exception as error:  # of CUDA, say: node 0 shall know it at once
-                    answer = Answer(failed=f"{type(error).__name__}: {first_line(error)}")
+                    answer = SurveyAnswer(failed=f"{type(error).__name__}: {first_line(error)}")
                 mail.set(f"answer/{number}/{rank}", json.dumps(asdict(answer)))
 
 
-def _connect(topology: Topology, plan: Plan, token: Token) -> Exchange:
+def _connect(topology: Topology, plan: SurveyPlan, token: Token) -> Exchange:
     try:
         return reach(topology.address, topology.port, token, time.monotonic() + plan.wait)
     except MailLost as error:
@@ -148,7 +148,7 @@ def _while_node_0_is_there(topology: Topology) -> Iterator[None]:
         raise NodeError(f"node 0 at {where} has gone ({first_line(error)})") from None
 
 
-def _answer(order: Order, number: int, store: Store, rank: int, plan: Plan, fault: Fault) -> Any:
+def _answer(order: SurveyOrder, number: int, store: Store, rank: int, plan: SurveyPlan, fault: NodeFaultInjection) -> Any:
     if order.task == "clock":
         return fault.now()
     if order.task == "probe":

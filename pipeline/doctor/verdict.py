@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
-from pipeline.doctor.node import Device, Report
+from pipeline.doctor.node import NodeDevice, NodeReport
 from pipeline.errors import ConfigError, NodeError, StorageError
 
 # How many times slower than the median a node is bad.
@@ -50,7 +50,7 @@ class Gathered:
     """Why there is no report, or no end of it."""
     clocks: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Seconds ahead of node 0, and by how much that may be wrong."""
-    reports: dict[int, Report] = field(default_factory=dict)
+    reports: dict[int, NodeReport] = field(default_factory=dict)
     pairs: dict[tuple[int, int], float | str] = field(default_factory=dict)
     """Bytes per second of an all-reduce of two, or why there was none."""
     together: float | str | None = None
@@ -76,7 +76,7 @@ class Finding:
     """A rate, which another measurement may find good."""
 
 
-def judge(found: Gathered) -> list[Finding]:
+def judge_nodes(found: Gathered) -> list[Finding]:
     """Everything that is wrong, the gravest first."""
     findings = [Finding((rank,), why) for rank, why in sorted(found.absent.items())]
     for part in (_clocks, _software, _gpus, _matrix, _links, _stores, _disks, _mlflow):
@@ -132,7 +132,7 @@ def _gpus(found: Gathered) -> Iterable[Finding]:
                 yield Finding((rank,), f"GPU {index}: {1 - device.free:.0%} of its memory is taken by another program")
 
 
-def _differing(found: Gathered, what: str, value: Callable[[Report], str]) -> Iterable[Finding]:
+def _differing(found: Gathered, what: str, value: Callable[[NodeReport], str]) -> Iterable[Finding]:
     """Nodes that are not like most; where there is no majority, nobody knows who is right."""
     values = {rank: value(report) for rank, report in sorted(found.reports.items())}
     ranked = Counter(values.values()).most_common()
@@ -152,7 +152,7 @@ def _matrix(found: Gathered) -> Iterable[Finding]:
     everyone = [(rank, report, i, device) for rank, report in found.reports.items() for i, device in enumerate(report.devices)]
     for precision in ("bf16", "fp32"):
 
-        def rate(device: Device, precision: str = precision) -> float:
+        def rate(device: NodeDevice, precision: str = precision) -> float:
             return float(getattr(device, precision))
 
         for rank, report, index, device in everyone:
@@ -245,7 +245,7 @@ def _mlflow(found: Gathered) -> Iterable[Finding]:
 # The table.
 
 
-def table(found: Gathered, findings: list[Finding]) -> str:
+def verdict_table(found: Gathered, findings: list[Finding]) -> str:
     """A row for each node, then what is wrong."""
     heads = ("node", "host", "devices", "bf16 TF/s", "fp32 TF/s", "links MB/s", "stores MB/s w/r", "MLflow", "clock", "free GB")
     rows = [heads, *(_row(found, rank) for rank in range(found.nodes))]
@@ -304,7 +304,7 @@ def _times(median: float, rate: float) -> str:
     return f"{median / rate:.2g}x" if rate else "infinitely"
 
 
-def as_json(found: Gathered, findings: list[Finding]) -> dict[str, object]:
+def verdict_json(found: Gathered, findings: list[Finding]) -> dict[str, object]:
     """The whole of it, for programs."""
     return {
         "ok": not exit_code(findings),

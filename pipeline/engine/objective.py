@@ -1,7 +1,7 @@
 """What the networks learn from: the adversarial loss, and the penalties and augmentations that a configuration adds.
 
-`d_loss` and `g_loss` serve one micro-batch. What they remember over the run (LeCam's anchors, ADA's probability) is `State`:
-agreed by all ranks after every D step, and part of a checkpoint.
+`d_loss` and `g_loss` serve one micro-batch. What they remember over the run (LeCam's anchors, ADA's probability) is
+`ObjectiveState`: agreed by all ranks after every D step, and part of a checkpoint.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from model.augment import (
     next_p,
 )
 from model.ema import decay_per_step
-from model.latents import Stream, uniforms
+from model.latents import RandomStream, uniforms
 from model.losses import LOSSES
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.zero import Ranks
@@ -80,7 +80,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class State:
+class ObjectiveState:
     """What the objective remembers."""
 
     d_steps: int = 0
@@ -97,10 +97,10 @@ _UNIFORMS = 2 * _AUGMENT_UNIFORMS + 2 * CONSISTENCY_UNIFORMS
 class Objective:
     """The losses of one run. `position` is the sample number at which a step's global batch begins."""
 
-    def __init__(self, config: ObjectiveConfig, plan: BatchPlan, ranks: Ranks, seed: int, state: State | None = None):
+    def __init__(self, config: ObjectiveConfig, plan: BatchPlan, ranks: Ranks, seed: int, state: ObjectiveState | None = None):
         self.config, self.plan, self.ranks, self.seed = config, plan, ranks, seed
         self.loss = LOSSES[config.loss]
-        self.state = state or State()
+        self.state = state or ObjectiveState()
         self._seen: list[Tensor] = []
 
     def d_loss(
@@ -108,7 +108,7 @@ class Objective:
     ) -> tuple[Tensor, Values]:
         """The loss [] of D on a micro-batch of (x [m, C, r, r], y [m]) each, and what to report."""
         config = self.config
-        u = self._uniforms(Stream.AUGMENT_D, position, micro_step)
+        u = self._uniforms(RandomStream.AUGMENT_D, position, micro_step)
         (x, y), (x_fake, y_fake) = real, fake
         x = self._augment(x, u[0])
         x_fake = self._augment(x_fake, u[1])
@@ -151,7 +151,7 @@ class Objective:
         """The loss [] of G on a micro-batch of fakes (x [m, C, r, r], y [m]), through a frozen D."""
         x, y = fake
         if self.config.augment != "none":
-            x = self._augment(x, self._uniforms(Stream.AUGMENT_G, position, micro_step)[1])
+            x = self._augment(x, self._uniforms(RandomStream.AUGMENT_G, position, micro_step)[1])
         loss = self.loss.g(d(x, y))
         return loss, {"loss/g": loss}
 
@@ -189,7 +189,7 @@ class Objective:
         self.state = replace(self.state, ada_p=next_p(state.ada_p, sign, images, config.ada_target, config.ada_ramp))
         return {"ada/p": torch.tensor(self.state.ada_p), "ada/sign": torch.tensor(sign)}
 
-    def _uniforms(self, stream: Stream, position: int, micro_step: int) -> list[Tensor]:
+    def _uniforms(self, stream: RandomStream, position: int, micro_step: int) -> list[Tensor]:
         config = self.config
         if config.augment == "none" and not (config.cr or config.cr_fake):
             return [torch.empty(0)] * 4

@@ -67,7 +67,7 @@ def average(averages: Mapping[str, Tensor], engine: Engine, ranks: Ranks) -> lis
     return [Slice(s.name, s.shape, s.offset, averages[s.name][: len(s.data)]) for s in _pieces(engine, ranks, None)]
 
 
-def moments(engine: Engine, ranks: Ranks) -> list[Slice]:
+def slice_moments(engine: Engine, ranks: Ranks) -> list[Slice]:
     """What this rank writes of Adam's moments `exp_avg/NAME`, `exp_avg_sq/NAME` and of the count of steps, `step`.
 
     Empty for SGD and before the first step.

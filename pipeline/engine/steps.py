@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.latents import Stream, latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from model.spectral import power_iteration
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.objective import Objective, Pair
@@ -17,7 +17,7 @@ Fakes = Callable[[int], Pair]
 """Micro-step -> (z [m, latent_dim], y [m]) on the device."""
 
 
-def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream: Stream, position: int) -> Fakes:
+def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream: RandomStream, position: int) -> Fakes:
     """Latents and classes of this rank's part of the global batch that starts at sample `position` of `stream`."""
 
     def draw(micro_step: int) -> Pair:

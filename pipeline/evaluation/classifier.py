@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.checkpoint.saved_network import check_fit
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.untrusted import parse, parsing
@@ -188,7 +188,9 @@ def real_batches(
     Those before `start`, a multiple of `batch`, are left out. The first `manifest.samples` hold each image once.
     """
     config = dataclasses.replace(config, lanes=_LANES)
-    stream = Stream(config, manifest, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1, position=start)
+    stream = DataLoader(
+        config, manifest, seed=seed, global_batch=batch, micro_batch=batch, rank=0, world_size=1, position=start
+    )
     with stream:
         for _, read in zip(range(start, count, batch), stream, strict=False):
             # A batch is sorted by lane, not by position.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluation.extractors import Extractor
-from pipeline.evaluation.measure import Judged, Real, Samples, measure, too_few
+from pipeline.evaluation.measure import DrawnSamples, Judged, Real, measure, too_few
 from pipeline.generation import load
 from pipeline.generation.load import TrainedGenerator
 from pipeline.runs.run_folder import is_training
@@ -69,7 +69,7 @@ def figures(
 
 
 def recipe(
-    extractor: Extractor, reference: str, images: Real, samples: Samples, trained: TrainedGenerator, standing: int | None
+    extractor: Extractor, reference: str, images: Real, samples: DrawnSamples, trained: TrainedGenerator, standing: int | None
 ) -> Document:
     """`recipe`, all that decides what the figures mean, and `recipe_id`: those of equal ids may be compared, and no others."""
     recorded = "recorded" if trained.recorded is not None else load.STANDING_SAMPLES

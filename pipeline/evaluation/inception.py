@@ -13,7 +13,7 @@ from torch.nn import functional as F
 FEATURES, CLASSES = 2048, 1008
 
 
-class Step(NamedTuple):
+class BranchConv(NamedTuple):
     """A convolution of a branch."""
 
     name: str
@@ -22,40 +22,40 @@ class Step(NamedTuple):
     stride: int = 1
 
 
-Branch = tuple[Step | tuple[Step, Step], ...]
+Branch = tuple[BranchConv | tuple[BranchConv, BranchConv], ...]
 """Steps one after the other; a pair works on the same input and is concatenated."""
 
 
 def _chain(name: str, *steps: tuple[int, int, int], stride: int = 1) -> Branch:
     """`name`_1, `name`_2, ... of (outputs, height, width) of kernels; the last has the stride."""
     last = len(steps)
-    return tuple(Step(f"{name}_{i}", o, (h, w), stride if i == last else 1) for i, (o, h, w) in enumerate(steps, 1))
+    return tuple(BranchConv(f"{name}_{i}", o, (h, w), stride if i == last else 1) for i, (o, h, w) in enumerate(steps, 1))
 
 
-def _pair(name: str) -> tuple[Step, Step]:
-    return Step(f"{name}a", 384, (1, 3)), Step(f"{name}b", 384, (3, 1))
+def _pair(name: str) -> tuple[BranchConv, BranchConv]:
+    return BranchConv(f"{name}a", 384, (1, 3)), BranchConv(f"{name}b", 384, (3, 1))
 
 
 def _a(pool: int) -> tuple[Branch, ...]:
     return (
-        (Step("branch1x1", 64, (1, 1)),),
+        (BranchConv("branch1x1", 64, (1, 1)),),
         _chain("branch5x5", (48, 1, 1), (64, 5, 5)),
         _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
-        (Step("branch_pool", pool, (1, 1)),),
+        (BranchConv("branch_pool", pool, (1, 1)),),
     )
 
 
 def _c(width: int) -> tuple[Branch, ...]:
     return (
-        (Step("branch1x1", 192, (1, 1)),),
+        (BranchConv("branch1x1", 192, (1, 1)),),
         _chain("branch7x7", (width, 1, 1), (width, 1, 7), (192, 7, 1)),
         _chain("branch7x7dbl", (width, 1, 1), (width, 7, 1), (width, 1, 7), (width, 7, 1), (192, 1, 7)),
-        (Step("branch_pool", 192, (1, 1)),),
+        (BranchConv("branch_pool", 192, (1, 1)),),
     )
 
 
 _B: tuple[Branch, ...] = (
-    (Step("branch3x3", 384, (3, 3), 2),),
+    (BranchConv("branch3x3", 384, (3, 3), 2),),
     _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3), stride=2),
     (),
 )
@@ -65,10 +65,10 @@ _D: tuple[Branch, ...] = (
     (),
 )
 _E: tuple[Branch, ...] = (
-    (Step("branch1x1", 320, (1, 1)),),
-    (Step("branch3x3_1", 384, (1, 1)), _pair("branch3x3_2")),
+    (BranchConv("branch1x1", 320, (1, 1)),),
+    (BranchConv("branch3x3_1", 384, (1, 1)), _pair("branch3x3_2")),
     (*_chain("branch3x3dbl", (448, 1, 1), (384, 3, 3)), _pair("branch3x3dbl_3")),
-    (Step("branch_pool", 192, (1, 1)),),
+    (BranchConv("branch_pool", 192, (1, 1)),),
 )
 _MIXED: dict[str, tuple[int, str, tuple[Branch, ...]]] = {
     "Mixed_5b": (192, "average", _a(32)),
@@ -108,7 +108,7 @@ class Mixed(nn.Module):
         for branch in branches:
             width = inputs
             for step in branch:
-                parts = (step,) if isinstance(step, Step) else step
+                parts = (step,) if isinstance(step, BranchConv) else step
                 for part in parts:
                     self.add_module(part.name, Convolution(width, part.outputs, part.kernel, part.stride))
                 width = sum(part.outputs for part in parts)
@@ -119,7 +119,7 @@ class Mixed(nn.Module):
 
     def _run(self, branch: Branch, x: Tensor) -> Tensor:
         for step in branch:
-            parts = (step,) if isinstance(step, Step) else step
+            parts = (step,) if isinstance(step, BranchConv) else step
             x = torch.cat([self.get_submodule(part.name)(x) for part in parts], 1)
         return x
 

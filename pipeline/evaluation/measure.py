@@ -20,7 +20,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.evaluation import metrics
 from pipeline.evaluation.classifier import real_batches
 from pipeline.evaluation.extractors import Extractor
-from pipeline.evaluation.worker_pool import Peers
+from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.progress import progress
 from pipeline.wording import plural
 
@@ -83,7 +83,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Samples:
+class DrawnSamples:
     """`count` samples with the classes in turn, rounded to uint8."""
 
     generator: Generator
@@ -102,10 +102,10 @@ class Samples:
             yield generate(self.generator, labels, start=first, **options), labels
 
 
-def judge(peers: Peers, extractor: Extractor, images: Images, batch: int = BATCH) -> Judged:
+def extract(peers: WorkerPool, extractor: Extractor, images: Images, batch: int = BATCH) -> Judged:
     """Show `images` to `extractor`; each rank a stretch of them. For rank 0. Raises ValueError if there are none."""
     extractor.network.cpu()  # as it travels
-    if isinstance(images, Samples):
+    if isinstance(images, DrawnSamples):
         images.generator.cpu()
     parts = peers.all(_extract, extractor, images, batch)
     features, logits, labels = (torch.cat(part) for part in zip(*(part for part in parts if part), strict=True))
@@ -114,7 +114,7 @@ def judge(peers: Peers, extractor: Extractor, images: Images, batch: int = BATCH
 
 
 @torch.no_grad()
-def _extract(peers: Peers, extractor: Extractor, images: Images, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _extract(peers: WorkerPool, extractor: Extractor, images: Images, batch: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Features, logits and labels of this rank's share, None if it has none."""
     network, found = extractor.network.to(peers.device), []
     start, end = peers.share(images.count, batch)
@@ -130,9 +130,9 @@ def _extract(peers: Peers, extractor: Extractor, images: Images, batch: int) -> 
     return features, logits, labels
 
 
-def _doing(images: Images, peers: Peers) -> str:
+def _doing(images: Images, peers: WorkerPool) -> str:
     """Word the progress of rank 0, which is that of all: their shares are equal."""
-    what = "drawing samples" if isinstance(images, Samples) else "looking at real images"
+    what = "drawing samples" if isinstance(images, DrawnSamples) else "looking at real images"
     return what if peers.world_size == 1 else f"{what} (process 1 of {peers.world_size})"
 
 

@@ -31,7 +31,7 @@ _VERSION = 1
 Say = Callable[[str], None]
 
 
-def recipe(extractor: Extractor, images: Real) -> dict[str, Any]:
+def reference_recipe(extractor: Extractor, images: Real) -> dict[str, Any]:
     """All that decides the features of `images`."""
     side, _, channels = images.config.shape(images.manifest)
     return {
@@ -61,7 +61,7 @@ def obtain(extractor: Extractor, images: Real, cache: str, compute: Callable[[],
 
     It goes to `cache` where the shards' place may not be written. Raises DataError if what is kept is damaged.
     """
-    wanted = recipe(extractor, images)
+    wanted = reference_recipe(extractor, images)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     beside = storage.join(images.config.uri, FOLDER)
     for folder in (beside, cache):

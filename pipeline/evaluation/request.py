@@ -13,10 +13,10 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import document
 from pipeline.evaluation.classifier import obtain_judge
 from pipeline.evaluation.extractors import PRETRAINED, Extractor, from_judge, pretrained
-from pipeline.evaluation.measure import OPTIONAL, Judged, Real, Samples, judge, too_few
+from pipeline.evaluation.measure import OPTIONAL, DrawnSamples, Judged, Real, extract, too_few
 from pipeline.evaluation.reference_cache import obtain
 from pipeline.evaluation.splits import Split, read_alike
-from pipeline.evaluation.worker_pool import Peers
+from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.generation.load import TrainedGenerator
 from pipeline.runs.evaluations import Evaluation
 
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """The arguments of `biggan evaluate` that decide figures, apart from checkpoint and truncation."""
 
     model: str
@@ -78,7 +78,7 @@ class Request:
 
 
 def find_extractor(
-    request: Request, trained: TrainedGenerator, splits: Mapping[str, Split], say: Say
+    request: EvaluationRequest, trained: TrainedGenerator, splits: Mapping[str, Split], say: Say
 ) -> tuple[Extractor, dict[str, Any]]:
     """Return the network that looks, and what the document says of a judge, which is trained if need be."""
     name = request.extractor
@@ -92,28 +92,36 @@ def find_extractor(
 
 
 def look_at_real(
-    request: Request, extractor: Extractor, trained: TrainedGenerator, name: str, split: Split, peers: Peers, say: Say
+    request: EvaluationRequest,
+    extractor: Extractor,
+    trained: TrainedGenerator,
+    name: str,
+    split: Split,
+    peers: WorkerPool,
+    say: Say,
 ) -> tuple[Real, Judged]:
     """Return the images of the split `name`, and what `extractor` says of them."""
     data = read_alike(request.model, split.uri, request.crop, trained.config.resolution)
     images = Real(data, split.manifest, request.count(name, split))
-    return images, obtain(extractor, images, request.cache_folder, lambda: judge(peers, extractor, images, request.batch), say)
+    return images, obtain(
+        extractor, images, request.cache_folder, lambda: extract(peers, extractor, images, request.batch), say
+    )
 
 
 def make_document(
-    request: Request,
+    request: EvaluationRequest,
     truncation: float | None,
     trained: TrainedGenerator,
     extractor: Extractor,
     real: Mapping[str, tuple[Real, Judged]],
-    peers: Peers,
+    peers: WorkerPool,
 ) -> dict[str, Any]:
     """Draw the samples, look at them and compute all figures: the document, ready for JSON."""
     sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
     names, left_out = figures_to_compute(request, sets, trained.classes)
     method, classes = request.truncation_method, trained.classes
-    samples = Samples(trained.generator, len(classes), request.samples, request.seed, truncation, method)
-    drawn = judge(peers, extractor, samples, request.batch)
+    samples = DrawnSamples(trained.generator, len(classes), request.samples, request.seed, truncation, method)
+    drawn = extract(peers, extractor, samples, request.batch)
     for name, (images, _) in real.items():
         if name != request.reference and images.count < request.samples:
             left_out["floor"] = (
@@ -129,13 +137,13 @@ def make_document(
     return about | figures | {"left_out": left_out} | recipe
 
 
-def sampled(request: Request, trained: TrainedGenerator) -> dict[str, Tensor]:
+def sampled(request: EvaluationRequest, trained: TrainedGenerator) -> dict[str, Tensor]:
     """Return the labels of the samples."""
     return {"the samples": torch.arange(request.samples) % len(trained.classes)}
 
 
 def figures_to_compute(
-    request: Request, sets: Mapping[str, Tensor], classes: Sequence[str]
+    request: EvaluationRequest, sets: Mapping[str, Tensor], classes: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Return the figures to compute besides FID from `sets` of images with these labels, and why others are left out.
 

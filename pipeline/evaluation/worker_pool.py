@@ -34,7 +34,7 @@ _STORE_VARIABLE = "BIGGAN_PEERS"
 
 
 @dataclass(frozen=True)
-class Peers:
+class WorkerPool:
     """This process among them."""
 
     rank: int = 0
@@ -88,7 +88,7 @@ class Peers:
 
 
 @contextmanager
-def together(processes: int) -> Iterator[Peers]:
+def together(processes: int) -> Iterator[WorkerPool]:
     """The ranks that this process is one of: those of its launcher, or `processes` of which it starts all but the first."""
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         if torch.cuda.is_available():
@@ -96,15 +96,15 @@ def together(processes: int) -> Iterator[Peers]:
         rank, file = int(os.environ["RANK"]), os.environ.get(_STORE_VARIABLE)
         store = FileStore(file, world_size) if file else None
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
-        yield from _served(Peers(rank, world_size))
+        yield from _served(WorkerPool(rank, world_size))
     elif processes == 1:
-        yield Peers()
+        yield WorkerPool()
     else:
         with tempfile.TemporaryDirectory(prefix="biggan-peers-") as folder, loopback.only():
             yield from _with_others(processes, os.path.join(folder, "store"))
 
 
-def _with_others(processes: int, store: str) -> Iterator[Peers]:
+def _with_others(processes: int, store: str) -> Iterator[WorkerPool]:
     """Start the others, which meet this rank in the file `store`: only this user can write there."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     common = {"WORLD_SIZE": processes, _STORE_VARIABLE: store, "OMP_NUM_THREADS": torch.get_num_threads()}
@@ -120,7 +120,7 @@ def _with_others(processes: int, store: str) -> Iterator[Peers]:
     try:
         file = FileStore(store, processes)
         dist.init_process_group("gloo", store=file, rank=0, world_size=processes, timeout=_PATIENCE)
-        yield from _served(Peers(0, processes))
+        yield from _served(WorkerPool(0, processes))
         for other in others:
             other.wait()
     finally:
@@ -129,7 +129,7 @@ def _with_others(processes: int, store: str) -> Iterator[Peers]:
             other.wait()
 
 
-def _served(peers: Peers) -> Iterator[Peers]:
+def _served(peers: WorkerPool) -> Iterator[WorkerPool]:
     """Dismisses the others when rank 0 has come through; if it has not, they see its connection close."""
     try:
         yield peers

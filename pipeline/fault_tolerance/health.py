@@ -33,7 +33,7 @@ from tqdm import tqdm
 from model.ema import EMA
 from pipeline.checkpoint.format import Checkpoint, Progress
 from pipeline.engine import agreement
-from pipeline.engine.objective import ObjectiveConfig, State
+from pipeline.engine.objective import ObjectiveConfig, ObjectiveState
 from pipeline.engine.zero import Engine, Ranks
 from pipeline.errors import TrainingError
 from pipeline.fault_tolerance.collapse import Signs
@@ -63,7 +63,7 @@ class HealthConfig:
     rollback_lr: float = 1.0
     """Factor on both learning rates for each rollback."""
     on_collapse: Literal["warn", "stop"] = "warn"
-    """What an alarm of `pipeline.fault_tolerance.collapse` does: a line and an event, or also a last checkpoint and an end with code 79."""
+    """What an alarm of `fault_tolerance.collapse` does: a line and an event, or also a last checkpoint and exit code 79."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 0:
@@ -175,7 +175,7 @@ class Health:
         return values
 
     def failure(
-        self, before: Progress, now: Progress, look: bool, engines: Iterable[Engine], ema: EMA, objective: State
+        self, before: Progress, now: Progress, look: bool, engines: Iterable[Engine], ema: EMA, objective: ObjectiveState
     ) -> Failure | None:
         """Whether the update from `before` to `now` ends this attempt. `look`: also look at every number of the state."""
         seen, self._seen = self._seen, []
@@ -204,7 +204,7 @@ class Health:
         self._event("failure", now.images, f"{reason}: failure {times} of at most {self.config.max_failures} in a row")
         return failure
 
-    def _finite(self, engines: Iterable[Engine], ema: EMA, objective: State) -> bool:
+    def _finite(self, engines: Iterable[Engine], ema: EMA, objective: ObjectiveState) -> bool:
         tensors = [part for engine in engines for part in engine.parts().values()] + list(ema.averages.values())
         # A largest value is NaN where one is; it needs one, and ZeRO-3 may have given this rank none.
         sizes = torch.stack(torch._foreach_norm([t for t in tensors if t.numel()], ord=math.inf))
@@ -216,7 +216,7 @@ class Health:
         self._save_due |= due or bool(self._alarm)
         return self._save_due and (self._skips == 0 or end or bool(self._alarm))
 
-    def wants_last_save(self, now: Progress, engines: Iterable[Engine], ema: EMA, objective: State) -> bool:
+    def wants_last_save(self, now: Progress, engines: Iterable[Engine], ema: EMA, objective: ObjectiveState) -> bool:
         """Whether to save where a run is asked to stop: amid skipped updates too, but never what a resume could not use."""
         if fit := self._finite(engines, ema, objective):
             return fit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.latents import Stream, latents
+from model.latents import RandomStream, latents
 from model.networks import Generator
 from model.spectral import bake
 from pipeline.errors import ConfigError
@@ -79,7 +79,7 @@ def _checked(trained: TrainedGenerator, tell: Tell) -> bytes:
     import onnxruntime
 
     labels = golden_labels(trained)
-    z = latents(GOLDEN_SEED, Stream.SAMPLES, 0, len(labels), trained.config.latent_dim)
+    z = latents(GOLDEN_SEED, RandomStream.SAMPLES, 0, len(labels), trained.config.latent_dim)
     model = _graph(trained.generator, len(labels) + 1)  # not as many as golden samples: they prove that any number is fine
     tell(1)
     about = describe(trained) | _TEXTS | {"latent_dim": z.shape[1], "opset": OPSET}

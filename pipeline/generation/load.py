@@ -11,7 +11,7 @@ import torch
 
 from model.batchnorm import standing_statistics
 from model.config import ModelConfig
-from model.latents import Stream, Truncation, latents, random_labels
+from model.latents import RandomStream, Truncation, latents, random_labels
 from model.networks import Generator, build_generator
 from model.sampling import full_precision
 from model.spectral import power_iteration
@@ -111,8 +111,8 @@ def stand(
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, samples, _STANDING_BATCH):
             n = min(_STANDING_BATCH, samples - start)
-            z = latents(0, Stream.STANDING, start, n, config.latent_dim, truncation, method).to(device)
-            yield z, random_labels(0, Stream.STANDING, start, n, config.num_classes).to(device)
+            z = latents(0, RandomStream.STANDING, start, n, config.latent_dim, truncation, method).to(device)
+            yield z, random_labels(0, RandomStream.STANDING, start, n, config.num_classes).to(device)
             tell(n)  # the generator has taken the batch by now
 
     with full_precision(device):

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.images.pillow import ENCODERS, png
 from pipeline.packing import pack
-from pipeline.packing.pack import PackConfig, Sample
+from pipeline.packing.pack import EncodedSample, PackConfig
 from pipeline.storage.containment import below
 from pipeline.storage.temporary import replacing
 
@@ -90,12 +90,12 @@ def write_folder(uri: str, batches: Batches, classes: Sequence[str], form: str) 
             number += 1
 
 
-def write_shards(uri: str, batches: Batches, classes: Sequence[str]) -> None:
+def write_sample_shards(uri: str, batches: Batches, classes: Sequence[str]) -> None:
     """Write shards as `biggan shard` does, in the order of `batches`: labels there must be mixed already."""
     iterator = iter(batches)
     first = next(iterator)
     samples = (
-        Sample(label, png(image), "png", image.shape[2] == 1)
+        EncodedSample(label, png(image), "png", image.shape[2] == 1)
         for pixels, labels in itertools.chain([first], iterator)
         for image, label in zip(pixels, labels.tolist(), strict=True)
     )

@@ -69,7 +69,7 @@ def decode_jpeg(data: bytes, **scale: int) -> Jpeg:
         except UndecodableError:
             raise
         except Exception as error:  # KeyError, too, of a colour space that it does not know
-            reason = first_line(error)
+            reason = jpeg_fault(error)
             if not ended and _END not in data[data.rfind(_SCAN) :]:
                 data, ended = data + _END, True
                 continue
@@ -113,6 +113,6 @@ def check_size(width: int, height: int, pixel_bytes: int, stored: int) -> None:
         raise UndecodableError(f"{width} x {height} pixels would take {needed:,} bytes of memory, from a file of {stored:,}")
 
 
-def first_line(error: Exception) -> str:
+def jpeg_fault(error: Exception) -> str:
     """Return an error's first line, or its name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

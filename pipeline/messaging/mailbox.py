@@ -1,8 +1,8 @@
 """The mailbox of a job: the main process keeps letters (texts by key) for the others, who all show that they know its token.
 
-One port takes all: letters of the nodes and savers (`pipeline.messaging.mailbox_client`), and connections to the main node's process-group store,
-which listens on the loopback only (`pipeline.messaging.store_relay`). Who does not know the token gets nothing but a challenge: such
-connections are few at a time, and closed soon.
+One port takes all: letters of the nodes and savers (`pipeline.messaging.mailbox_client`), and connections to the main node's
+process-group store, which listens on the loopback only (`pipeline.messaging.store_relay`). Who does not know the token gets
+nothing but a challenge: such connections are few at a time, and closed soon.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _LETTERS, _BYTES = 100_000, 256 << 20
 
 
 @dataclass(frozen=True)
-class Request:
+class MailboxRequest:
     """What a process of the job asks for."""
 
     do: Literal["set", "get", "add", "delete", "relay"]
@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class MailboxAnswer:
     """Of `get` the value, or None if there was none in time; of `add` how often that key was added."""
 
     value: str | None = None
@@ -140,24 +140,24 @@ class Mailbox:
                 flush=True,
             )
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: MailboxRequest) -> MailboxAnswer:
         key = request.key
         if request.do == "get":
             if key not in self._letters and request.seconds:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._thread.changed(lambda: key in self._letters), request.seconds)
-            return Answer(self._letters.get(key))
+            return MailboxAnswer(self._letters.get(key))
         if request.do == "add":
             self._counts[key] = self._counts.get(key, 0) + 1
             self._make_sure(len(self._counts) <= _LETTERS)
-            return Answer(count=self._counts[key])
+            return MailboxAnswer(count=self._counts[key])
         self._bytes -= len(self._letters.pop(key, ""))
         if request.do == "set":
             self._letters[key] = request.value
             self._bytes += len(request.value)
             self._make_sure(len(self._letters) <= _LETTERS and self._bytes <= _BYTES)
             await self._thread.tell()
-        return Answer()
+        return MailboxAnswer()
 
     def _make_sure(self, fits: bool) -> None:
         if not fits:
@@ -218,9 +218,9 @@ class Thread:
             writer.close()
 
 
-def _request(data: bytes) -> Request:
+def _request(data: bytes) -> MailboxRequest:
     try:
-        return parse(Request, data, "a request")
+        return parse(MailboxRequest, data, "a request")
     except DataError as error:  # of one who knows the token: another version of this program
         raise Unsealed(str(error)) from None
 

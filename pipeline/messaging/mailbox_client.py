@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from pipeline.messaging import signing
-from pipeline.messaging.mailbox import WAIT, Answer, Request
+from pipeline.messaging.mailbox import WAIT, MailboxAnswer, MailboxRequest
 from pipeline.messaging.signing import HEADER, Seal, Unsealed
 from pipeline.untrusted import parse
 
@@ -43,14 +43,14 @@ class Mail:
 
     def set(self, key: str, value: str) -> None:
         """Leave a letter, in place of one that is there."""
-        self._ask(Request("set", key, value))
+        self._ask(MailboxRequest("set", key, value))
 
     def find(self, key: str, seconds: float = 0.0) -> str | None:
         """Return a letter, or None if there is none within `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
             left = max(0.0, deadline - time.monotonic())
-            value = self._ask(Request("get", key, seconds=min(WAIT, left))).value
+            value = self._ask(MailboxRequest("get", key, seconds=min(WAIT, left))).value
             if value is not None or not left:
                 return value
 
@@ -66,11 +66,11 @@ class Mail:
 
     def add(self, key: str) -> int:
         """Return how often this has been called for `key`, with this time."""
-        return self._ask(Request("add", key)).count
+        return self._ask(MailboxRequest("add", key)).count
 
     def delete(self, key: str) -> None:
         """Forget a letter."""
-        self._ask(Request("delete", key))
+        self._ask(MailboxRequest("delete", key))
 
     def _connect(self) -> None:
         self._socket = socket.create_connection(self._place, self._seconds)
@@ -86,7 +86,7 @@ class Mail:
         self._going, self._coming = (Seal(self._token, challenge, reply, way) for way in (b"to main", b"from main"))
         self._socket.settimeout(_SECONDS)
 
-    def _ask(self, request: Request) -> Answer:
+    def _ask(self, request: MailboxRequest) -> MailboxAnswer:
         with self._lock, _lost():
             if not self._socket:
                 self._connect()
@@ -98,7 +98,7 @@ class Mail:
             except BaseException:  # a signal, say: the answer would be taken for that of the next request
                 self.close()
                 raise
-        return parse(Answer, answer, "the mailbox")
+        return parse(MailboxAnswer, answer, "the mailbox")
 
     def _read(self, count: int) -> bytes:
         assert self._socket

@@ -16,7 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from pipeline.messaging import job_token, signing
 from pipeline.messaging.job_token import Token
 from pipeline.messaging.loopback import is_loopback
-from pipeline.messaging.mailbox import Channel, Mailbox, Request, Thread, keep_alive, pump
+from pipeline.messaging.mailbox import Channel, Mailbox, MailboxRequest, Thread, keep_alive, pump
 from pipeline.messaging.mailbox_client import Mail, MailLost, MailRefused
 from pipeline.messaging.signing import Seal, Unsealed
 
@@ -129,7 +129,7 @@ class Relay:
                 raise Unsealed("the mailbox has another token")
             going, coming = (Seal(self._token, challenge, reply, way) for way in (b"to main", b"from main"))
             channel = Channel(there, back, coming, going)
-            await channel.send(json.dumps(asdict(Request("relay"))).encode())
+            await channel.send(json.dumps(asdict(MailboxRequest("relay"))).encode())
             await pump(channel, reader, writer)
         finally:
             back.close()

@@ -57,7 +57,7 @@ class PackConfig:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncodedSample:
     """One image as it is stored."""
 
     label: int
@@ -71,7 +71,7 @@ class Sample:
     """Of the original file; of its pixels where it was not a file."""
 
 
-def encoded(source: Source, i: int, config: PackConfig) -> Sample:
+def encoded(source: Source, i: int, config: PackConfig) -> EncodedSample:
     """Image i of `source`. Raises DataError or ConfigError, naming it, if it cannot be packed."""
     name, label, item = source.names[i], int(source.labels[i]), source.read(i)
     if not isinstance(item, bytes):
@@ -80,7 +80,7 @@ def encoded(source: Source, i: int, config: PackConfig) -> Sample:
     image, extension = _opened(item, name, config)
     side = min(image.size)
     if extension:
-        return Sample(label, item, extension, image.mode == "L", side, len(item))
+        return EncodedSample(label, item, extension, image.mode == "L", side, len(item))
     return _saved(image, name, label, config, side, len(item))
 
 
@@ -97,7 +97,7 @@ def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, st
     return image, extension
 
 
-def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: int, size: int) -> Sample:
+def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: int, size: int) -> EncodedSample:
     if config.resolution is not None:
         image = _fitted(image, name, config.resolution, config)
     image.info = {}  # colour profile, comments: a sample is pixels
@@ -111,7 +111,7 @@ def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: 
             image.save(out, "WEBP", quality=config.quality)
     except (OSError, ValueError) as error:
         raise ImageError(name, f"{image.width} x {image.height} cannot be {config.form}: {error}") from None
-    return Sample(label, out.getvalue(), config.form, image.mode == "L", side, size)
+    return EncodedSample(label, out.getvalue(), config.form, image.mode == "L", side, size)
 
 
 def _fitted(image: Image.Image, name: str, size: int, config: PackConfig) -> Image.Image:

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.data.manifest import Manifest
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing.destination import REPORT, REPORT_FORMAT
-from pipeline.packing.sample_rules import Fault, is_image
+from pipeline.packing.sample_rules import SampleFault, is_image
 from pipeline.packing.tar_samples import Scan
 from pipeline.wording import plural
 
@@ -22,7 +22,7 @@ class Tars:
 
     folder: str
     names: tuple[str, ...]
-    absent: tuple[Fault, ...] = ()
+    absent: tuple[SampleFault, ...] = ()
     """Those that should be there, and are not or cannot be read."""
     beside: Mapping[str, int] = field(default_factory=dict)
     """What else is in the folder: how many files of each extension."""
@@ -30,7 +30,7 @@ class Tars:
     """Names that the numbers of the others leave out."""
 
 
-def refusal(tars: Tars, faults: list[Fault], images: int, samples: int) -> UserError:
+def refusal(tars: Tars, faults: list[SampleFault], images: int, samples: int) -> UserError:
     """Return the error for faults that stop a pass, with the first of each kind as notes.
 
     `images` is the number of samples without a fault, `samples` of those with one.
@@ -51,7 +51,7 @@ def refusal(tars: Tars, faults: list[Fault], images: int, samples: int) -> UserE
     return error
 
 
-def _or_skip(tars: Tars, faults: list[Fault], images: int, samples: int) -> str:
+def _or_skip(tars: Tars, faults: list[SampleFault], images: int, samples: int) -> str:
     """Return what `--on-error skip` would cost; nothing where it would leave nothing."""
     if not images:
         return ""
@@ -61,7 +61,7 @@ def _or_skip(tars: Tars, faults: list[Fault], images: int, samples: int) -> str:
     return f", or add --on-error skip to leave out {' and '.join(lost)}"
 
 
-def report(tars: Tars, manifest: Manifest, scans: list[Scan], faults: list[Fault]) -> dict[str, Any]:
+def report(tars: Tars, manifest: Manifest, scans: list[Scan], faults: list[SampleFault]) -> dict[str, Any]:
     """Return what `index-report.json` holds: every tar, member and file beside the tars is in one of its counts."""
     passed_over = sum((one.passed_over for one in scans), Counter[str]())
     extensions = Counter(extension for one in scans for sample in one.samples for extension in sample.extensions)
@@ -115,15 +115,15 @@ def summary(document: dict[str, Any], destination: str) -> list[str]:
     return lines
 
 
-def _by_kind(faults: Iterable[Fault]) -> list[list[Fault]]:
+def _by_kind(faults: Iterable[SampleFault]) -> list[list[SampleFault]]:
     """Return the faults of each kind, the most frequent kind first."""
-    kinds: dict[tuple[bool, str], list[Fault]] = defaultdict(list)
+    kinds: dict[tuple[bool, str], list[SampleFault]] = defaultdict(list)
     for fault in faults:
         kinds[bool(fault.key), fault.kind].append(fault)
     return sorted(kinds.values(), key=len, reverse=True)
 
 
-def _counted(faults: Iterable[Fault]) -> list[str]:
+def _counted(faults: Iterable[SampleFault]) -> list[str]:
     """Return "2 samples without label", "1 damaged shard", ..., the most frequent first."""
     return [
         f"{plural(len(alike), 'sample')} {alike[0].kind}" if alike[0].key else plural(len(alike), f"{alike[0].kind} shard")

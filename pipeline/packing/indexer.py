@@ -22,7 +22,7 @@ from pipeline.data.manifest import COMPRESSED, INDEXED, MANIFEST, ROW, Manifest,
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.destination import REPORT, address, check_destination
 from pipeline.packing.index_report import Tars, refusal, report
-from pipeline.packing.sample_rules import BAD_LABEL, Fault, Rules
+from pipeline.packing.sample_rules import BAD_LABEL, Rules, SampleFault
 from pipeline.packing.sources.layout import SPLITS, escaped, split_within
 from pipeline.packing.tar_samples import Progress, Scan, scan
 from pipeline.storage import trusted_stores
@@ -75,7 +75,7 @@ def _scan_all(tars: Tars, rules: Rules, threads: int, progress: Progress) -> lis
     """Read all tars. Raises ConfigError early where the rules fit none of the first samples: that is no fault of theirs."""
     some, stop = threading.Event(), threading.Event()
 
-    def misfit(fault: Fault) -> bool:
+    def misfit(fault: SampleFault) -> bool:
         return fault.error is ConfigError and not rules.skips(fault)
 
     def hopeless(found: Scan) -> bool:
@@ -102,13 +102,13 @@ def _scan_all(tars: Tars, rules: Rules, threads: int, progress: Progress) -> lis
     return scans
 
 
-def _wrong_labels(found: Scan, classes: Classes) -> list[Fault]:
+def _wrong_labels(found: Scan, classes: Classes) -> list[SampleFault]:
     faults = []
     for sample in found.samples:
         if wrong := classes.wrong.get(sample.label):
             reason = f"has the label {sample.label[:60]!r}, {wrong[0]}"
             members = len(sample.extensions)
-            faults.append(Fault(found.name, sample.key, BAD_LABEL, reason, wrong[1], ConfigError, members))
+            faults.append(SampleFault(found.name, sample.key, BAD_LABEL, reason, wrong[1], ConfigError, members))
     return faults
 
 
@@ -170,7 +170,7 @@ def find_shards(uri: str) -> Tars:
         beside["folders"] = len(folders)
     absent, gaps = _gaps(tars)
     faults = [_missing(name) for name in absent]
-    faults += [Fault(name, "", "compressed", "is compressed", "unpack it first (gunzip)", ConfigError) for name in packed]
+    faults += [SampleFault(name, "", "compressed", "is compressed", "unpack it first (gunzip)", ConfigError) for name in packed]
     return Tars(uri.rstrip("/") or "/", tuple(tars), tuple(faults), dict(sorted(beside.items())), tuple(gaps))
 
 
@@ -187,8 +187,8 @@ def _named(uri: str) -> Tars:
     return Tars(folder, tuple(name for name in names if there[name]), tuple(map(_missing, missing)))
 
 
-def _missing(name: str) -> Fault:
-    return Fault(name, "", "missing", "is not there", "restore it, or name only the tars that are there", ConfigError)
+def _missing(name: str) -> SampleFault:
+    return SampleFault(name, "", "missing", "is not there", "restore it, or name only the tars that are there", ConfigError)
 
 
 def _extension(name: str) -> str:

@@ -23,14 +23,14 @@ import numpy as np
 from pipeline import storage
 from pipeline.data.manifest import MANIFEST, ROW, Manifest, Shard, dump_index, dump_manifest, load_manifest
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.packing.encode import ImageError, PackConfig, Sample, as_json, encoded
+from pipeline.packing.encode import EncodedSample, ImageError, PackConfig, as_json, encoded
 from pipeline.packing.pack_files import files, inventory, remove, shard_files
-from pipeline.packing.progress import REPORT, STATE, Rejected, State, load_state, report
+from pipeline.packing.progress import REPORT, STATE, PackState, Rejected, load_state, report
 from pipeline.packing.sources.base import Ints, Source
 from pipeline.storage.ownership import refuse_foreign
 from pipeline.wording import plural
 
-__all__ = ["PackConfig", "Sample", "pack", "packed", "write_shards"]
+__all__ = ["EncodedSample", "PackConfig", "pack", "packed", "write_shards"]
 
 _CHUNK = 16  # images that a thread encodes at a time; two chunks per thread may wait for the shard
 
@@ -74,7 +74,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
 
     _check_labels(source)
     recipe = _recipe(source, config)
-    state = State(recipe, counts=[0] * len(source.classes))
+    state = PackState(recipe, counts=[0] * len(source.classes))
     ours, _ = inventory(uri)
     if resume and STATE in ours and MANIFEST not in ours:
         earlier = load_state(uri)
@@ -100,9 +100,9 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
         raise
 
 
-def write_shards(samples: Iterator[Sample], uri: str, classes: tuple[str, ...], config: PackConfig) -> Manifest:
+def write_shards(samples: Iterator[EncodedSample], uri: str, classes: tuple[str, ...], config: PackConfig) -> Manifest:
     """Write `samples` to `uri` in their order, in place of shards that are there; if it fails, what was written is removed."""
-    state = State("", counts=[0] * len(classes))
+    state = PackState("", counts=[0] * len(classes))
     remove(uri, inventory(uri)[0])
     try:
         _write(samples, uri, state, config.shard_bytes, lambda: None)
@@ -112,13 +112,15 @@ def write_shards(samples: Iterator[Sample], uri: str, classes: tuple[str, ...], 
         raise
 
 
-def _write(items: Iterable[Sample | Rejected], uri: str, state: State, shard_bytes: int, save: Callable[[], None]) -> None:
+def _write(
+    items: Iterable[EncodedSample | Rejected], uri: str, state: PackState, shard_bytes: int, save: Callable[[], None]
+) -> None:
     """Write `items` behind the shards of `state`. A shard is in memory until it is full; then `save` is told."""
     tar = _Tar(state.samples)
     try:
         for item in items:
             state.add(item)
-            if isinstance(item, Sample):
+            if isinstance(item, EncodedSample):
                 tar.add(item)
             if tar.bytes >= shard_bytes:
                 state.shards.append(tar.write(uri, len(state.shards)))
@@ -132,7 +134,7 @@ def _write(items: Iterable[Sample | Rejected], uri: str, state: State, shard_byt
 
 
 def _finish(
-    uri: str, state: State, classes: tuple[str, ...], config: PackConfig, recipe: str, source: Source | None = None
+    uri: str, state: PackState, classes: tuple[str, ...], config: PackConfig, recipe: str, source: Source | None = None
 ) -> Manifest:
     if not state.shards:
         why = "".join(f"; {bad.name}: {bad.reason}" for bad in state.rejected[:1])
@@ -168,7 +170,7 @@ class _Tar:
         """So far, without the end of the tar."""
         return int(self._tar.tarstream.offset)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: EncodedSample) -> None:
         # A tar member is a header block and its data. The writer sorts by extension: cls, jpg, png, webp.
         block = self.bytes // 512 + 3
         self.rows.append((block, len(sample.image), google_crc32c.value(sample.image), sample.label))
@@ -216,17 +218,19 @@ def _what_stays(uri: str, done: list[Shard]) -> str:
     return f"; {many} stay, and the same command continues after them"
 
 
-def _encoded(source: Source, config: PackConfig, start: int, progress: Callable[[int], None]) -> Iterator[Sample | Rejected]:
+def _encoded(
+    source: Source, config: PackConfig, start: int, progress: Callable[[int], None]
+) -> Iterator[EncodedSample | Rejected]:
     """The samples from place `start` of the shuffled order on, encoded by threads, a few at a time.
 
     Pillow releases the interpreter lock, so that processes would be no faster (and would need the source copied).
     """
     order = _order(source, config.seed)
     workers = config.workers or len(os.sched_getaffinity(0))
-    waiting: deque[Future[list[Sample | Rejected]]] = deque()
+    waiting: deque[Future[list[EncodedSample | Rejected]]] = deque()
     pool = ThreadPoolExecutor(workers, "encode")
 
-    def encode(chunk: Ints) -> list[Sample | Rejected]:
+    def encode(chunk: Ints) -> list[EncodedSample | Rejected]:
         return [_sample(source, i, config) for i in chunk.tolist()]
 
     try:
@@ -240,7 +244,7 @@ def _encoded(source: Source, config: PackConfig, start: int, progress: Callable[
         pool.shutdown(cancel_futures=True)
 
 
-def _sample(source: Source, i: int, config: PackConfig) -> Sample | Rejected:
+def _sample(source: Source, i: int, config: PackConfig) -> EncodedSample | Rejected:
     try:
         return encoded(source, i, config)
     except (DataError, ConfigError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.manifest import Manifest, Shard, load_index
 from pipeline.errors import DataError
-from pipeline.packing.encode import PackConfig, Sample, as_json
+from pipeline.packing.encode import EncodedSample, PackConfig, as_json
 from pipeline.packing.sources.base import Source
 from pipeline.storage.containment import below
 from pipeline.untrusted import parse
@@ -27,7 +27,7 @@ class Rejected:
 
 
 @dataclass
-class State:
+class PackState:
     """Everything up to the end of the last finished shard, so that a killed pack goes on behind it."""
 
     recipe: str
@@ -47,7 +47,7 @@ class State:
     leftovers: list[str] = field(default_factory=list)
     """Files of an earlier pack that have to be removed before this one begins."""
 
-    def add(self, item: Sample | Rejected) -> None:
+    def add(self, item: EncodedSample | Rejected) -> None:
         """Count one more image."""
         self.position += 1
         if isinstance(item, Rejected):
@@ -79,10 +79,10 @@ def is_report(document: bytes) -> bool:
     return document.startswith(b'{\n "images": ')
 
 
-def load_state(uri: str) -> State:
+def load_state(uri: str) -> PackState:
     """The state at `uri`, whose shards are whole. Raises DataError where one is not what the state says."""
     place = storage.join(uri, STATE)
-    state = parse(State, storage.read_bytes(place), f"{place} is damaged", "add --overwrite to pack anew")
+    state = parse(PackState, storage.read_bytes(place), f"{place} is damaged", "add --overwrite to pack anew")
     stored = sum(state.counts) if min(state.counts, default=0) >= 0 else -1
     if not state.position - len(state.rejected) == state.samples == stored:
         raise DataError(f"{place} is damaged: its counts contradict each other; add --overwrite to pack anew")
@@ -94,7 +94,7 @@ def load_state(uri: str) -> State:
     return state
 
 
-def report(state: State, manifest: Manifest, config: PackConfig, source: Source) -> dict[str, Any]:
+def report(state: PackState, manifest: Manifest, config: PackConfig, source: Source) -> dict[str, Any]:
     """`report.json`: what was packed, how, from what, and what was left out."""
     size = config.resolution or 0
     seconds = max(state.seconds, 1e-9)

@@ -37,7 +37,7 @@ class Unusable(Exception):
         self.kind, self.reason, self.advice, self.error = kind, reason, advice, error
 
 
-class Fault(NamedTuple):
+class SampleFault(NamedTuple):
     """A sample or a whole shard that cannot be used."""
 
     shard: str
@@ -90,12 +90,12 @@ class Rules:
         if self.image:
             object.__setattr__(self, "image", self.image.lstrip(".").lower())
 
-    def skips(self, fault: Fault) -> bool:
+    def skips(self, fault: SampleFault) -> bool:
         """Return whether what has this fault is left out, instead of stopping the pass."""
         return self.skip_faults or (self.skip_incomplete and fault.kind in (NO_IMAGE, NO_LABEL))
 
 
-class Sample(NamedTuple):
+class FoundSample(NamedTuple):
     """An image that can be used, with its label's text."""
 
     block: int
@@ -110,7 +110,7 @@ class Sample(NamedTuple):
     grey: bool
 
 
-def judged(key: str, sample: list[Member], rules: Rules) -> Sample:
+def judged(key: str, sample: list[Member], rules: Rules) -> FoundSample:
     """Return what is used of a sample whose members are named by their extensions. Raises Unusable."""
     parts = {member.name: member for member in sample}
     if len(parts) < len(sample):
@@ -138,7 +138,7 @@ def judged(key: str, sample: list[Member], rules: Rules) -> Sample:
     except UndecodableError as error:
         raise Unusable(BAD_IMAGE, f"has no image that can be decoded ({error})", "replace it") from None
     crc = google_crc32c.value(image.data)
-    return Sample(image.offset // BLOCK, image.size, crc, text, shown(key), tuple(parts), size, grey)
+    return FoundSample(image.offset // BLOCK, image.size, crc, text, shown(key), tuple(parts), size, grey)
 
 
 def is_image(extension: str) -> bool:

@@ -16,7 +16,18 @@ import google_crc32c
 from pipeline import storage
 from pipeline.data.tar import Member, TarError, members
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.packing.sample_rules import IMAGES, ONE_KEY, Fault, Rules, Sample, Unusable, is_image, judged, listed, shown
+from pipeline.packing.sample_rules import (
+    IMAGES,
+    ONE_KEY,
+    FoundSample,
+    Rules,
+    SampleFault,
+    Unusable,
+    is_image,
+    judged,
+    listed,
+    shown,
+)
 
 MAX_MEMBER = 256 << 20
 _PIECE = 8 << 20  # bytes of a request
@@ -37,8 +48,8 @@ class Scan:
     name: str
     bytes: int = 0
     crc32c: int = 0
-    samples: list[Sample] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    samples: list[FoundSample] = field(default_factory=list)
+    faults: list[SampleFault] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     """Members that belong to no sample, by kind."""
     total: int = 0
@@ -66,7 +77,7 @@ def scan(uri: str, name: str, rules: Rules, progress: Progress, hopeless: Callab
                     found.samples.append(one._replace(label=label, extensions=extensions, size=size))
             except Unusable as bad:
                 unusable.add(key)
-                found.faults.append(Fault(name, shown(key), bad.kind, bad.reason, bad.advice, bad.error, len(sample)))
+                found.faults.append(SampleFault(name, shown(key), bad.kind, bad.reason, bad.advice, bad.error, len(sample)))
             if hopeless(found):
                 return found
             seen[key] = seen.get(key, ()) + tuple(member.name for member in sample)
@@ -160,7 +171,7 @@ def _wanted(rules: Rules) -> Callable[[str, int], bool]:
 
 def _left_out(found: Scan, kind: str, reason: str, advice: str, error: type[UserError]) -> Scan:
     """Return the scan of a shard that cannot be used as a whole."""
-    return Scan(found.name, found.bytes, faults=[Fault(found.name, "", kind, reason, advice, error, found.total)])
+    return Scan(found.name, found.bytes, faults=[SampleFault(found.name, "", kind, reason, advice, error, found.total)])
 
 
 def _again(found: Scan, sample: list[Member], earlier: tuple[str, ...], unusable: bool) -> None:
@@ -174,7 +185,7 @@ def _again(found: Scan, sample: list[Member], earlier: tuple[str, ...], unusable
     found.passed_over["files apart from their sample"] += len(sample)
 
 
-def _merged(faults: list[Fault]) -> list[Fault]:
+def _merged(faults: list[SampleFault]) -> list[SampleFault]:
     """Return one fault for each sample that lies in several pieces: the pieces' own faults only follow from that."""
     apart = {fault.key: fault for fault in faults if fault.kind == _APART}
     members = Counter(dict.fromkeys(apart, 0))

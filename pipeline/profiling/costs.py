@@ -1,7 +1,8 @@
 """What a configuration will cost on machines that are described, not there: memory, FLOPs, messages, hours, money.
 
-Counted are parameters, FLOPs and live tensors (`model.describe`, `pipeline.profiling.step_memory`), computed are the rest. What nobody can
-count (the share of the peak that convolutions reach, the rates of network and store) is given, or a default that is named.
+Counted are parameters, FLOPs and live tensors (`model.describe`, `pipeline.profiling.step_memory`), computed are the rest.
+What nobody can count (the share of the peak that convolutions reach, the rates of network and store) is given, or a default
+that is named.
 """
 
 import math
@@ -24,7 +25,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceSpec:
     """A GPU as its maker describes it. Matrix rates are dense."""
 
     name: str
@@ -42,18 +43,20 @@ class Device:
 
 
 DEVICES = {
-    "b200": Device("B200", 180 * _GIB, 2250e12, 1100e12, 900e9, 50e9, "NVIDIA DGX B200 datasheet, half of its sparse rates"),
-    "h200": Device(
+    "b200": DeviceSpec(
+        "B200", 180 * _GIB, 2250e12, 1100e12, 900e9, 50e9, "NVIDIA DGX B200 datasheet, half of its sparse rates"
+    ),
+    "h200": DeviceSpec(
         "H200 SXM", 141 * _GIB, 989e12, 494e12, 450e9, 50e9, "NVIDIA H200 datasheet, half of its sparse rates; DGX H200"
     ),
-    "h100": Device(
+    "h100": DeviceSpec(
         "H100 SXM", 80 * _GIB, 989e12, 494e12, 450e9, 50e9, "NVIDIA H100 datasheet, half of its sparse rates; DGX H100"
     ),
-    "a100": Device("A100 SXM 80GB", 80 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
-    "a100-40": Device("A100 SXM 40GB", 40 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
-    "l40s": Device("L40S", 48 * _GIB, 362e12, 183e12, 32e9, 12.5e9, "NVIDIA L40S datasheet; PCIe 4 x16; 100 Gb/s assumed"),
-    "a10": Device("A10", 24 * _GIB, 125e12, 62.5e12, 32e9, 12.5e9, "NVIDIA A10 datasheet; PCIe 4 x16; 100 Gb/s assumed"),
-    "l4": Device(
+    "a100": DeviceSpec("A100 SXM 80GB", 80 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
+    "a100-40": DeviceSpec("A100 SXM 40GB", 40 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
+    "l40s": DeviceSpec("L40S", 48 * _GIB, 362e12, 183e12, 32e9, 12.5e9, "NVIDIA L40S datasheet; PCIe 4 x16; 100 Gb/s assumed"),
+    "a10": DeviceSpec("A10", 24 * _GIB, 125e12, 62.5e12, 32e9, 12.5e9, "NVIDIA A10 datasheet; PCIe 4 x16; 100 Gb/s assumed"),
+    "l4": DeviceSpec(
         "L4", 24 * _GIB, 121e12, 60e12, 32e9, 12.5e9, "NVIDIA L4 datasheet, half of its sparse rates; 100 Gb/s assumed"
     ),
 }

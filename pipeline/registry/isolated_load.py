@@ -1,7 +1,8 @@
 """`python -I loads_alone.py FOLDER SEED LABELS OUT`: load a registered model where our packages cannot be imported, and draw.
 
-The gate runs this file in a process of its own (`pipeline.registry.gate_proof`), so it imports nothing of ours. It writes what the model
-draws to the new file OUT, as bytes [n, H, W, C]. The gate compares them, and believes nothing else that this process says.
+The gate runs this file in a process of its own (`pipeline.registry.gate_proof`), so it imports nothing of ours. It writes what
+the model draws to the new file OUT, as bytes [n, H, W, C]. The gate compares them, and believes nothing else that this process
+says.
 """
 
 import base64

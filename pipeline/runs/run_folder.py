@@ -40,7 +40,7 @@ _FIXED = ("model.", "seed", "init", "optim.optimizer", "data.lanes")
 
 
 @dataclass(frozen=True)
-class Status:
+class RunState:
     """How a run stands. `state` is running, finished, stopped or failed; a crash leaves running."""
 
     state: str
@@ -288,19 +288,19 @@ def holder(file: IO[str]) -> dict[str, Any]:
         return {}
 
 
-def write_status(folder: Path, status: Status) -> bool:
+def write_status(folder: Path, status: RunState) -> bool:
     """Write RUN/status.json, and tell the launcher; return whether at least one of them has it."""
     told = tell_launcher(status)
     return _write_status(folder / "status.json", status) or told
 
 
-def tell_launcher(status: Status) -> bool:
+def tell_launcher(status: RunState) -> bool:
     """Leave `status` where the launcher, if there is one, reads it; return whether it is there."""
     second = os.environ.get(STATUS_VARIABLE)
     return second is not None and _write_status(Path(second), status)
 
 
-def _write_status(path: Path, status: Status) -> bool:
+def _write_status(path: Path, status: RunState) -> bool:
     written = False
     with best_effort(path):
         # Whole: of several ranks that fail, one may be killed while it writes.
@@ -309,6 +309,6 @@ def _write_status(path: Path, status: Status) -> bool:
     return written
 
 
-def read_status(path: Path) -> Status | None:
+def read_status(path: Path) -> RunState | None:
     """Return RUN/status.json; None if there is none, and, with a warning, if it is damaged."""
-    return small_files.optional(Status, path)
+    return small_files.optional(RunState, path)

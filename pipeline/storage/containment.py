@@ -1,8 +1,8 @@
 """Places that a file names: a name stays inside its folder and an address in its store, whoever wrote the file.
 
 What the user types is the user's word. What a manifest, journal, checkpoint or run folder says is not: it may come from
-somebody else. Whatever joins a name out of such a document to a folder does it here. `pipeline.storage.trusted_stores` knows which other
-stores the user has named.
+somebody else. Whatever joins a name out of such a document to a folder does it here. `pipeline.storage.trusted_stores` knows
+which other stores the user has named.
 """
 
 import re

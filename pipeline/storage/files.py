@@ -1,9 +1,9 @@
 """Bytes behind a URI: a plain path, `file://`, an object store, a web server (to read), or what else fsspec knows.
 
-Local files and `memory://` need nothing. s3://, gs:// and az:// go through `pipeline.storage.object_stores`, with the clouds' own
-variables and credentials; http:// and https:// through `pipeline.storage.http_files`. Other schemes need their fsspec driver.
-A write is whole or absent: nobody ever finds half of it under its name. Passing faults of a store are retried, and raise
-`StorageError` in the end. What will not pass is raised at once: `NotFoundError`, `RefusedError` or another `ConfigError`.
+Local files and `memory://` need nothing. s3://, gs:// and az:// go through `pipeline.storage.object_stores`, with the clouds'
+own variables and credentials; http:// and https:// through `pipeline.storage.http_files`. Other schemes need their fsspec
+driver. A write is whole or absent: nobody ever finds half of it under its name. Passing faults of a store are retried, and
+raise `StorageError` in the end. What will not pass is raised at once: `NotFoundError`, `RefusedError` or another `ConfigError`.
 """
 
 import contextlib

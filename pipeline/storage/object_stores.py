@@ -41,7 +41,8 @@ _VARIABLES = {
 def find(uri: str, *, patient: bool = False) -> tuple[Store, str] | None:
     """The store of a URI and the key in it; None for schemes that are read in other ways. Raises ConfigError.
 
-    The store retries a request for `RETRY_SECONDS` if it is to be `patient`, else twice: `pipeline.storage.retry` does the rest.
+    The store retries a request for `RETRY_SECONDS` if it is to be `patient`, else twice: `pipeline.storage.retry` does the
+    rest.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme not in SCHEMES:

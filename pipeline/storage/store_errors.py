@@ -1,6 +1,7 @@
 """Tell a store's no from its not now: the errors of `pipeline.storage`, and what each backend's failure means.
 
-`StorageError` is a passing fault: `pipeline.storage.retry` retries it. `RefusedError` and `NotFoundError` are final (`ConfigError`).
+`StorageError` is a passing fault: `pipeline.storage.retry` retries it. `RefusedError` and `NotFoundError` are final
+(`ConfigError`).
 """
 
 import errno

@@ -1,7 +1,8 @@
 """Delivery of a run's journal to MLflow: every row once, whatever goes away, dies or is repeated meanwhile.
 
 `Delivery` sends the journal with stored timestamps. A record that is delivered twice has the same bytes, and MLflow keeps
-one, so a crash at any moment costs nothing but repetition. `pipeline.tracking.tracker` calls it beside a training, `biggan sync` after.
+one, so a crash at any moment costs nothing but repetition. `pipeline.tracking.tracker` calls it beside a training, `biggan
+sync` after.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from pipeline.storage.removal import has, remove
 from pipeline.storage.temporary import replacing
 from pipeline.tracking import mlflow_records, moved_store
 from pipeline.tracking.journal import Record, figures_path, journal_path, read, read_file
-from pipeline.tracking.mlflow_errors import Refused, first_line, is_from_store, refusal
+from pipeline.tracking.mlflow_errors import Refused, first_line, is_from_store, mlflow_refusal
 from pipeline.tracking.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
 from pipeline.wording import hide_secrets, printable
 
@@ -88,7 +89,7 @@ class Delivery:
             with self._alone():
                 run_id = self._deliver()
         except Exception as error:
-            no = refusal(error, self.uri) if is_from_store(error) else None
+            no = mlflow_refusal(error, self.uri) if is_from_store(error) else None
             self._note(first_line(no or error))
             if no:
                 raise no from error

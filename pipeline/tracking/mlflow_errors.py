@@ -65,10 +65,10 @@ def is_from_store(error: Exception) -> bool:
 
 def as_line(error: Exception, uri: str) -> UserError:
     """Return `error`, from the MLflow at `uri`, as one line: Refused if trying again cannot help, else StorageError."""
-    return refusal(error, uri) or StorageError(f"MLflow at {hide_secrets(uri)}: {first_line(error)}")
+    return mlflow_refusal(error, uri) or StorageError(f"MLflow at {hide_secrets(uri)}: {first_line(error)}")
 
 
-def refusal(error: Exception, uri: str) -> Refused | None:
+def mlflow_refusal(error: Exception, uri: str) -> Refused | None:
     """Return what to do about an `error` that trying again cannot mend; None for a fault that may pass."""
     where, said, code = f"MLflow at {hide_secrets(uri)}", str(error), getattr(error, "error_code", None)
     host = urlsplit(uri).netloc.rpartition("@")[2]

@@ -71,7 +71,7 @@ class Escaping:
 
 
 @contextmanager
-def best_effort() -> Iterator[None]:
+def print_best_effort() -> Iterator[None]:
     """Inside, what is written to stdout and stderr is lost where they do not take it."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, BestEffort(stream)) for stream in before)

@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.latents import Stream as Numbers
-from pipeline.checkpoint.failpoints import Fault
+from model.latents import RandomStream
+from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.saver import Saver, take_fence
 from pipeline.config import RunConfig
 from pipeline.data.dataset import load_data
-from pipeline.data.loader import MicroBatch, Stream
+from pipeline.data.loader import DataLoader, MicroBatch
 from pipeline.data.manifest import Manifest
 from pipeline.engine.batch import BatchPlan
-from pipeline.engine.objective import Pair, State
+from pipeline.engine.objective import ObjectiveState, Pair
 from pipeline.engine.optim import ema_decay, lr_scale
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks
@@ -27,10 +27,10 @@ from pipeline.fault_tolerance.stop import EXIT_CODE, Signals, Stop
 from pipeline.fault_tolerance.watchdog import Watchdog
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.resume import agree_on_checkpoint, note_saved
-from pipeline.runs.run_folder import Status, check_model, checkpoint_uri, read_identity, write_status
+from pipeline.runs.run_folder import RunState, check_model, checkpoint_uri, read_identity, write_status
 from pipeline.training.micro_batch import plan_in_memory
 from pipeline.training.recorder import Recorder
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Job:
     plan: BatchPlan
     manifest: Manifest
     health: Health
-    fault: Fault
+    fault: NaNInjection
     stop: Stop
     uid: str
     """The run's own id, read once: its disk may go while it trains."""
@@ -61,7 +61,7 @@ def train(config: RunConfig, ranks: Ranks, signals: Signals, profile: int = 0) -
     plan = plan_in_memory(config, ranks)
     uid = read_identity(Path(config.run))["uid"]
     health = Health(config.health, Path(config.run), ranks, config.objective, config.checkpoint.uri)
-    job = _Job(config, ranks, plan, manifest, health, Fault(ranks.rank), stop, uid, profile)
+    job = _Job(config, ranks, plan, manifest, health, NaNInjection(ranks.rank), stop, uid, profile)
     while isinstance(ended := _attempt(job), Failure):
         health.heal(ended)
     return ended
@@ -72,12 +72,12 @@ def _attempt(job: _Job) -> Failure | str | None:
     config, ranks, plan, manifest, health = job.config, job.ranks, job.plan, job.manifest, job.health
     fence = take_fence(checkpoint_uri(config), ranks)
     saved = agree_on_checkpoint(config, ranks, health.history, job.uid)
-    state = saved.told("objective", State) if saved else State()
-    learner = Learner(config, plan, ranks, saved or initial_checkpoint(config), state)
+    state = saved.told("objective", ObjectiveState) if saved else ObjectiveState()
+    learner = TrainState(config, plan, ranks, saved or initial_checkpoint(config), state)
     g, d = learner.g, learner.d
     progress = health.begin(saved.progress() if saved else None)
     if ranks.main:
-        write_status(Path(config.run), Status("running", progress.images))
+        write_status(Path(config.run), RunState("running", progress.images))
         note_saved(Path(config.run), progress.images)
     stream = _open_stream(config, manifest, plan, ranks, progress)
     kept, reason, failure = progress, None, None
@@ -111,7 +111,7 @@ def _attempt(job: _Job) -> Failure | str | None:
                 health.saved(progress)
                 kept = progress
                 if ranks.main:
-                    write_status(Path(config.run), Status("running", progress.images))
+                    write_status(Path(config.run), RunState("running", progress.images))
             failure = health.collapsed(progress)
 
         health.tracker = None
@@ -124,27 +124,29 @@ def _attempt(job: _Job) -> Failure | str | None:
         g.close()
         d.close()
     elif ranks.main:
-        end = Status("stopped", progress.images, EXIT_CODE, reason) if reason else Status("finished", progress.images, 0)
+        end = RunState("stopped", progress.images, EXIT_CODE, reason) if reason else RunState("finished", progress.images, 0)
         write_status(Path(config.run), end)
     dist.barrier()
     return failure or reason
 
 
-def _update(learner: Learner, stream: Stream, recorder: Recorder, health: Health, progress: Progress, spoilt: bool) -> Progress:
+def _update(
+    learner: TrainState, stream: DataLoader, recorder: Recorder, health: Health, progress: Progress, spoilt: bool
+) -> Progress:
     """One round of `batch.d_steps` D steps, a G step and the average; returns how far the run is then."""
     config, plan, ranks = learner.config, learner.plan, learner.ranks
     g, d, objective = learner.g, learner.d, learner.objective
     began = progress.images
     for _ in range(config.batch.d_steps):
         with recorder.timed("d_step"):
-            draw = fakes(config.model, plan, ranks, config.seed, Numbers.D_STEP, progress.images)
+            draw = fakes(config.model, plan, ranks, config.seed, RandomStream.D_STEP, progress.images)
             reals = _reals(stream, ranks.device, recorder, spoilt)
             recorder.add(health.see(d_step(g, d, reals, draw, objective, progress.images)))
         progress = replace(progress, images=progress.images + plan.global_batch)
 
     with recorder.timed("g_step"):
         position = progress.g_steps * plan.global_batch
-        draw = fakes(config.model, plan, ranks, config.seed, Numbers.G_STEP, position)
+        draw = fakes(config.model, plan, ranks, config.seed, RandomStream.G_STEP, position)
         values = health.see(g_step(g, d, draw, objective, position))
         recorder.add(values)
     if not values["skipped/g"]:
@@ -158,8 +160,8 @@ def _due(every: int, before: Progress, now: Progress, config: RunConfig) -> bool
     return every > 0 and (now.images // every > before.images // every or now.images >= config.total_images)
 
 
-def _open_stream(config: RunConfig, manifest: Manifest, plan: BatchPlan, ranks: Ranks, progress: Progress) -> Stream:
-    return Stream(
+def _open_stream(config: RunConfig, manifest: Manifest, plan: BatchPlan, ranks: Ranks, progress: Progress) -> DataLoader:
+    return DataLoader(
         config.data,
         manifest,
         seed=config.seed,
@@ -174,7 +176,7 @@ def _open_stream(config: RunConfig, manifest: Manifest, plan: BatchPlan, ranks: 
     )
 
 
-def _reals(stream: Stream, device: torch.device, recorder: Recorder, spoilt: bool) -> Iterator[Pair]:
+def _reals(stream: DataLoader, device: torch.device, recorder: Recorder, spoilt: bool) -> Iterator[Pair]:
     while True:
         with recorder.timed("data"):
             batch = next(stream)

@@ -1,6 +1,7 @@
 """How much memory a training step takes: the real networks, engines and optimisers, on random images.
 
-As a program it is one worker of a trial of `pipeline.training.micro_batch`: it exits with `DOES_NOT_FIT` if there was not enough.
+As a program it is one worker of a trial of `pipeline.training.micro_batch`: it exits with `DOES_NOT_FIT` if there was not
+enough.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 import yaml
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from model.latents import Stream as Numbers
+from model.latents import RandomStream
 from pipeline.config import RunConfig, build
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.objective import Objective
@@ -23,13 +24,13 @@ from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks, start_workers
 from pipeline.redaction import guard
 from pipeline.training.micro_batch import DOES_NOT_FIT
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 _SHARE = 0.9
 """Of the free memory; the rest is for images that are read ahead, sample grids, and what other programs will want."""
 
 
-def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool = False) -> int:
+def step_peak(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool = False) -> int:
     """Bytes that building both engines and taking D and G steps in micro-batches of `micro_batch` adds at its peak. Collective.
 
     On a GPU they are those of torch's allocator; on a CPU those of the process, which should be a fresh one: what it once had
@@ -41,7 +42,7 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
     # From the second micro-step on, the gradients of those before are there too; more are no different.
     accumulation = min(2, plan.accumulation)
     plan = replace(plan, global_batch=accumulation * ranks.world_size * micro_batch, accumulation=accumulation)
-    learner = Learner(config, plan, ranks)
+    learner = TrainState(config, plan, ranks)
     g, d = learner.g, learner.d
     if limited:
         torch.distributed.barrier()
@@ -51,7 +52,7 @@ def peak_memory(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool
     y = torch.arange(micro_batch, device=ranks.device) % model.num_classes
     for position in (0, plan.global_batch):  # the optimisers' state is made in the first step
         objective = Objective(config.objective, plan, ranks, config.seed)  # a new one takes its lazy penalties each time
-        draw = fakes(model, plan, ranks, config.seed, Numbers.D_STEP, position)
+        draw = fakes(model, plan, ranks, config.seed, RandomStream.D_STEP, position)
         d_step(g, d, [(x, y)] * accumulation, draw, objective, position)
         g_step(g, d, draw, objective, position)
         learner.ema.update(g.parts(), 0.5)
@@ -132,7 +133,7 @@ def main() -> None:
     _meet(name)
     ranks = start_workers()
     try:
-        peak = peak_memory(build(yaml.safe_load(text)), micro_batch, ranks, limited=True)
+        peak = step_peak(build(yaml.safe_load(text)), micro_batch, ranks, limited=True)
     except Exception as error:
         if not out_of_memory(error):
             raise

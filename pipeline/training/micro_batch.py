@@ -1,7 +1,7 @@
 """`batch.micro_batch=auto`: the largest micro-batch that fits into every rank's memory, found by trying, once in a run.
 
-A trial runs on all ranks at once, each in a child process (`pipeline.training.memory_trial`) that is thrown away: one that ran out of memory
-cannot leave the others in a collective, and nothing of it is left in the processes that train.
+A trial runs on all ranks at once, each in a child process (`pipeline.training.memory_trial`) that is thrown away: one that ran
+out of memory cannot leave the others in a collective, and nothing of it is left in the processes that train.
 """
 
 import json

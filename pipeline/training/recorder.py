@@ -16,7 +16,7 @@ from model.ema import EMA
 from model.sampling import generate, grid
 from pipeline.checkpoint.format import Progress
 from pipeline.config import RunConfig, flatten, to_yaml
-from pipeline.data.loader import Stream
+from pipeline.data.loader import DataLoader
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import lanes_for
 from pipeline.engine.batch import BatchPlan
@@ -44,7 +44,7 @@ class Recorder:
         ranks: Ranks,
         plan: BatchPlan,
         manifest: Manifest,
-        stream: Stream,
+        stream: DataLoader,
         start: Progress,
         watchdog: Watchdog,
         uid: str,

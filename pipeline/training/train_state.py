@@ -15,21 +15,26 @@ from pipeline.config import RunConfig
 from pipeline.data.manifest import Manifest
 from pipeline.engine import slices
 from pipeline.engine.batch import BatchPlan
-from pipeline.engine.objective import Objective, State
+from pipeline.engine.objective import Objective, ObjectiveState
 from pipeline.engine.optim import make_optimizer
 from pipeline.engine.slices import Slice
 from pipeline.engine.zero import Engine, Ranks, share_batch_norm
 from pipeline.errors import DataError
 
 
-class Learner:
+class TrainState:
     """Engines and average, with random weights or those of a checkpoint; an imported one may lack D or the moments.
 
     Every rank makes one (collective).
     """
 
     def __init__(
-        self, config: RunConfig, plan: BatchPlan, ranks: Ranks, weights: Checkpoint | None = None, state: State | None = None
+        self,
+        config: RunConfig,
+        plan: BatchPlan,
+        ranks: Ranks,
+        weights: Checkpoint | None = None,
+        state: ObjectiveState | None = None,
     ):
         self.config, self.plan, self.ranks = config, plan, ranks
         torch.manual_seed(config.seed)
@@ -71,9 +76,9 @@ class Learner:
         """What this rank writes into a checkpoint."""
         return {
             "generator": slices.network(self.g, self.ranks),
-            "generator_optimizer": slices.moments(self.g, self.ranks),
+            "generator_optimizer": slices.slice_moments(self.g, self.ranks),
             "discriminator": slices.network(self.d, self.ranks),
-            "discriminator_optimizer": slices.moments(self.d, self.ranks),
+            "discriminator_optimizer": slices.slice_moments(self.d, self.ranks),
             "ema": slices.average(self.ema.averages, self.g, self.ranks),
         }
 

@@ -22,7 +22,7 @@ from pipeline.generation.load import parse_truncation
 from pipeline.images.pillow import png
 from pipeline.ui.explore_server import Guard, Hosts, Turns
 from pipeline.ui.neighbours import Neighbours
-from pipeline.ui.renderer import Painter, Point
+from pipeline.ui.renderer import Point, Renderer
 from pipeline.wording import printable
 
 Plan = Response | Callable[[], dict[str, Any]]
@@ -43,7 +43,7 @@ class Subject:
     """MODEL as it was typed."""
     flags: tuple[str, ...]
     """Those of `biggan sample` that name the same model."""
-    painter: Painter
+    painter: Renderer
     data: str
     """Where the training images are, or why there are none."""
     neighbours: Neighbours | None

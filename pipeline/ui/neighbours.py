@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import Manifest
 from pipeline.errors import ConfigError
 
@@ -88,7 +88,7 @@ class Neighbours:
         seen: set[int] = set()
         self.done = self.count = 0
         try:
-            with Stream(
+            with DataLoader(
                 self._data, self._manifest, seed=0, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
             ) as stream:
                 while self.done < self.total and not self._stop.is_set():

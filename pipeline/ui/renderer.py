@@ -11,7 +11,7 @@ from torch import Tensor
 
 import model.sampling
 from model.biggan import class_weights
-from model.latents import Stream, Truncation, interpolated, latents
+from model.latents import RandomStream, Truncation, interpolated, latents
 from pipeline.generation.load import TrainedGenerator
 
 BATCH = 64
@@ -29,7 +29,7 @@ class Point:
     index: int = 0
 
 
-class Painter:
+class Renderer:
     """Draws for several threads, one at a time.
 
     Args:
@@ -74,7 +74,7 @@ class Painter:
     def walk(self, start: Point, end: Point, steps: int, truncation: float | None) -> Tensor:
         """From one sample to another, both included: images uint8 [steps, C, r, r]. See `model.sampling.walks`."""
         dim, classes = self.config.latent_dim, self.config.num_classes
-        a, b = (latents(p.seed, Stream.SAMPLES, p.index, 1, dim, truncation, self._method) for p in (start, end))
+        a, b = (latents(p.seed, RandomStream.SAMPLES, p.index, 1, dim, truncation, self._method) for p in (start, end))
         from_weights, to_weights = class_weights(torch.tensor([start.label, end.label]), classes)
         t = torch.linspace(0, 1, steps)[:, None]
         with self._lock:
@@ -112,9 +112,9 @@ class Painter:
         return {name: buffer.clone() for name, buffer in self._generator.named_buffers()}
 
 
-def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Painter:
+def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Renderer:
     """Draws what `biggan sample` does with a run, a checkpoint or an exported model's folder."""
-    return Painter(
+    return Renderer(
         trained.generator,
         model.sampling,
         classes=trained.classes,
@@ -125,9 +125,9 @@ def painter_of(trained: TrainedGenerator, standing: int | None = None) -> Painte
     )
 
 
-def registered_painter(python_model: Any, images: int, weights_sha256: str) -> Painter:
+def registered_painter(python_model: Any, images: int, weights_sha256: str) -> Renderer:
     """Draws what `biggan sample` does with `models:/...`: by the model's own code, with statistics of no truncation."""
-    return Painter(
+    return Renderer(
         python_model.generator,
         python_model.sampling,
         classes=tuple(python_model.classes),

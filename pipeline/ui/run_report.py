@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.runs.run_folder import Status, read_status
+from pipeline.runs.run_folder import RunState, read_status
 from pipeline.storage import small_files
 from pipeline.storage.containment import inside
 from pipeline.tracking.delivery import NODE_JOURNALS, delivered
@@ -54,7 +54,7 @@ class _Run:
     """What a run's folder says."""
 
     folder: Path
-    status: Status | None
+    status: RunState | None
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     starts: list[Record] = field(default_factory=list)
     ends: dict[int, str] = field(default_factory=dict)
@@ -126,7 +126,7 @@ def _load(folder: Path) -> _Run:
 
 
 def _head(run: _Run) -> str:
-    status = run.status or Status("not started")
+    status = run.status or RunState("not started")
     bad = ' class="bad"' if status.state == "failed" else ""
     line = f"{status.images:,} images, <span{bad}>{html.escape(status.state)}</span>"
     line += f": {html.escape(status.message)}" if status.message else ""

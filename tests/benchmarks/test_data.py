@@ -19,7 +19,7 @@ from benchmarks.others import loaders
 from benchmarks.servers.latency import serve
 from benchmarks.support.photos import SIZE, image_files, jpeg, make_images
 from pipeline import storage
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 
 COUNT = 160
@@ -82,8 +82,10 @@ def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(folder: Path) ->
     uri = str(folder / "shards")
     config, manifest = DataConfig(uri, crop=loaders.CROP, flip=True), load_manifest(uri)
     with (
-        Stream(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
-        Stream(DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1) as plain,
+        DataLoader(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
+        DataLoader(
+            DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1
+        ) as plain,
     ):
         batch, whole = next(stream), next(plain)
     assert 0 < whole.flips.sum() < 32 and not batch.flips.any() and torch.equal(batch.samples, whole.samples)
@@ -140,7 +142,7 @@ def test_the_server_answers_late_with_the_bytes_that_were_asked_for(folder: Path
         assert storage.size(uri) == len(whole) and storage.read_bytes(uri) == whole
         with pytest.raises(storage.NotFoundError):
             storage.read_bytes(uri + "x")
-    with Stream(
+    with DataLoader(
         DataConfig(uri="s3://shards"),
         load_manifest("s3://shards"),
         seed=0,

@@ -14,7 +14,7 @@ from pipeline.evaluation import classifier
 from pipeline.evaluation.classifier import Recipe
 from pipeline.generation.load import load_generator
 from pipeline.registry import versions
-from pipeline.runs.run_folder import Status, read_identity, read_status
+from pipeline.runs.run_folder import RunState, read_identity, read_status
 from pipeline.storage import trusted_stores
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.mlflow_store import connect
@@ -108,7 +108,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     run = tmp_path_factory.mktemp("resumed") / "run"
     first = train(tiny, run, "total_images=128", **other_programs(run.parent))
     assert first.returncode == 0, first.stderr + log(run)
-    assert read_status(run / "status.json") == Status("finished", 128, 0)
+    assert read_status(run / "status.json") == RunState("finished", 128, 0)
     assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]
     uid, mlflow_id = read_identity(run)["uid"], mlflow_runs(run)[0].info.run_id
     damaged = run / "checkpoints" / "0000000128-0001" / "ema.rank00000.safetensors"

@@ -18,7 +18,7 @@ from model import resample
 from model.batchnorm import set_group
 from model.config import ModelConfig
 from model.describe import Layer, describe_network
-from model.latents import Stream as Numbers
+from model.latents import RandomStream
 from model.layers import SelfAttention
 from model.networks import build_discriminator, build_generator
 from pipeline.config import load_config
@@ -154,7 +154,7 @@ def step_flops(model: ModelConfig) -> list[float]:
                 layer.eval()  # products of all pairs, as the formula has them
     objective = Objective(ObjectiveConfig(), plan, ranks, 0)
     pair = (torch.zeros(2, model.channels, model.resolution, model.resolution), torch.zeros(2, dtype=torch.int64))
-    draw = fakes(model, plan, ranks, 0, Numbers.D_STEP, 0)
+    draw = fakes(model, plan, ranks, 0, RandomStream.D_STEP, 0)
     counts = []
     for step in (lambda: d_step(g, d, [pair] * 2, draw, objective, 0), lambda: g_step(g, d, draw, objective, 0)):  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as counter:

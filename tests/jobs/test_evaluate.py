@@ -146,14 +146,14 @@ def test_follow_evaluates_what_there_is_and_ends_with_the_run(
 ) -> None:
     """The third checkpoint comes while it waits for one; then the run has ended."""
     config = load_run_config(run_folder)
-    run_module.write_status(run_folder, run_module.Status("running", 8192))
+    run_module.write_status(run_folder, run_module.RunState("running", 8192))
     waits = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if seconds:
             save_checkpoint(config, 12288)  # keeps two: that at 4096 goes
-            run_module.write_status(run_folder, run_module.Status("finished", 12288, 0))
+            run_module.write_status(run_folder, run_module.RunState("finished", 12288, 0))
 
     monkeypatch.setattr(time, "sleep", wait)
     command = ["evaluate", str(run_folder), "--samples", "64", "--follow", "--metrics", "prdc"]

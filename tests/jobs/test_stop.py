@@ -12,7 +12,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.checkpoint import format
-from pipeline.runs.run_folder import Status, lock, read_status, write_status
+from pipeline.runs.run_folder import RunState, lock, read_status, write_status
 from tests.support.background import Started, biggan
 from tests.support.tiny_runs import mlflow_runs
 
@@ -46,7 +46,7 @@ def node(rank: int, port: int, config: str, run: Path) -> Started:
     return Started(command, run.parent, environment)
 
 
-def status_of(run: Path) -> Status:
+def status_of(run: Path) -> RunState:
     status = read_status(run / "status.json")
     assert status
     return status
@@ -80,7 +80,7 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
         assert (tmp_path / f"rank{rank}.code").read_text() == "75", said
         assert "pipeline/training/loop.py" not in said and "SIGKILL" not in said, said
     first = status_of(run)
-    assert first == Status("stopped", first.images, 75, "SIGTERM") and first.images > 0
+    assert first == RunState("stopped", first.images, 75, "SIGTERM") and first.images > 0
     assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     (found,) = mlflow_runs(run)
     assert found.info.status == "KILLED"
@@ -108,7 +108,7 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
     for number in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM):
         third.process.send_signal(number)
     assert third.end() == 75, third.err.read_text()
-    assert status_of(run) == Status("stopped", first.images, 75, "SIGUSR2")
+    assert status_of(run) == RunState("stopped", first.images, 75, "SIGUSR2")
     assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     assert f"at image {first.images:,} of 100,000,000: the same command goes on there" in third.out.read_text()
     assert third.err.read_text() == "" and not (run / "STOP").exists()
@@ -124,7 +124,7 @@ def test_biggan_stop_asks_a_training_and_waits(tmp_path: Path, capsys: pytest.Ca
     held = lock(tmp_path / "run")
     assert main(["stop", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "STOP").exists()
-    write_status(tmp_path / "run", Status("stopped", 64, 75, "RUN/STOP"))
+    write_status(tmp_path / "run", RunState("stopped", 64, 75, "RUN/STOP"))
     threading.Timer(0.2, held.close).start()
     assert main(["stop", str(tmp_path / "run"), "--wait"]) == 0
     assert "stopped, 64 images" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from pipeline.checkpoint import format
 from pipeline.config import load_config, to_yaml
 from pipeline.profiling.costs import checkpoint_bytes, network_sizes
 from pipeline.runs import run_folder as run_module
-from pipeline.runs.run_folder import Status, read_identity, read_status, write_status
+from pipeline.runs.run_folder import RunState, read_identity, read_status, write_status
 from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import S3Server
 from tests.support import background
@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed
 
 
 def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
-    assert read_status(resumed.run / "status.json") == Status("finished", 256, 0)
+    assert read_status(resumed.run / "status.json") == RunState("finished", 256, 0)
     kept = ["0000000128-0001", "0000000192-0002", "0000000256-0002", "fence-0000000002.json"]  # the first one is damaged
     assert sorted(os.listdir(resumed.run / "checkpoints")) == kept
     assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
@@ -184,11 +184,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole: Path, resumed
 def test_killed_after_its_last_checkpoint_a_run_still_ends(whole: Path, tiny: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    write_status(run, Status("running", 256))
+    write_status(run, RunState("running", 256))
     done = train(tiny, run, "tracking.mode=off")
     assert done.returncode == 0, done.stderr + log(run)
     assert "resuming at image 256 of 256" in done.stdout
-    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert read_status(run / "status.json") == RunState("finished", 256, 0)
     assert json.loads((run / "journal.jsonl").read_text().splitlines()[-1])["close"] == "FINISHED"
     assert tensors_of(run) == tensors_of(whole)
 
@@ -263,7 +263,7 @@ def test_a_run_without_a_terminal_under_nohup_with_variables_of_others(tiny: str
     process.send_signal(signal.SIGHUP)
     process.stdout.close()
     assert process.wait(timeout=250) == 0, log(run)
-    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert read_status(run / "status.json") == RunState("finished", 256, 0)
     assert main(["train", tiny, f"run={run}", "tracking.mode=off"]) == 0
 
 

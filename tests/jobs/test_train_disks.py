@@ -14,7 +14,7 @@ import pytest
 from benchmarks.support import workers
 from jobs import cli
 from pipeline.checkpoint import format
-from pipeline.checkpoint.failpoints import Fault
+from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.training import loop
 from tests.support.background import biggan
@@ -57,12 +57,12 @@ def _spoilt(config: str, overrides: list[str], run: Path) -> None:
             stage(run)
         return progress
 
-    def struck(self: Fault, step: int) -> bool:
+    def struck(self: NaNInjection, step: int) -> bool:
         hit = step in strikes
         strikes.discard(step)
         return hit
 
-    loop._update, Fault.strikes = spoiling, struck  # type: ignore[method-assign]
+    loop._update, NaNInjection.strikes = spoiling, struck  # type: ignore[method-assign]
     sys.exit(cli.main(["train", config, "--profile", "1", *overrides]))
 
 

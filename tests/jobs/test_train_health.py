@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.checkpoint import format
 from pipeline.fault_tolerance.health import History
-from pipeline.runs.run_folder import Status, read_status
+from pipeline.runs.run_folder import RunState, read_status
 from pipeline.tracking.journal import read
 from tests.support.tiny_runs import train_forked
 
@@ -91,7 +91,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Healed:
 
 @pytest.mark.slow
 def test_both_ranks_skip_and_go_back_together_and_the_run_finishes(healed: Healed) -> None:
-    assert read_status(healed.run / "status.json") == Status("finished", 320, 0)
+    assert read_status(healed.run / "status.json") == RunState("finished", 320, 0)
     assert events(healed.run) == [("skip", 192, 0), ("skip", 256, 0), ("failure", 256, 0), ("start", 128, 1), ("skip", 192, 1)]
     assert json.loads((healed.run / "health.json").read_text()) == asdict(History(1, 1, 256, 128))
     assert "failure: 2 updates in a row had NaN or infinite gradients: failure 1 of at most 3 in a row" in healed.said

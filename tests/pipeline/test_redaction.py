@@ -174,7 +174,7 @@ def test_a_journal_hides_all_but_the_server_that_sync_needs(tmp_path: Path) -> N
     assert mode(path) == 0o600 and path.read_text().count(SEED) == 1
     journal.append_line(tmp_path / "figures.jsonl", text=uri)
     assert SEED not in (tmp_path / "figures.jsonl").read_text()
-    run_folder.write_status(tmp_path, run_folder.Status("failed", message=uri))
+    run_folder.write_status(tmp_path, run_folder.RunState("failed", message=uri))
     assert SEED not in (tmp_path / "status.json").read_text()
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from model.latents import Stream
+from model.latents import RandomStream
 from pipeline.config import build
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.objective import Pair
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks, start_workers
-from pipeline.training.train_state import Learner
+from pipeline.training.train_state import TrainState
 
 ENVIRONMENT = {
     "RANK": "0",
@@ -47,11 +47,11 @@ def measured(tree: dict[str, Any], ranks: Ranks) -> dict[str, int]:
 
     def update() -> None:
         g, d, objective = learner.g, learner.d, learner.objective
-        d_step(g, d, reals(), fakes(model, plan, ranks, 0, Stream.D_STEP, 0), objective, 0)
-        g_step(g, d, fakes(model, plan, ranks, 0, Stream.G_STEP, 0), objective, 0)
+        d_step(g, d, reals(), fakes(model, plan, ranks, 0, RandomStream.D_STEP, 0), objective, 0)
+        g_step(g, d, fakes(model, plan, ranks, 0, RandomStream.G_STEP, 0), objective, 0)
 
     others = tensor_bytes()
-    learner = Learner(config, plan, ranks)
+    learner = TrainState(config, plan, ranks)
     update()
     persistent = tensor_bytes() - others
     before = resident("VmRSS")

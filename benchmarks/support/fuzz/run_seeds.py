@@ -25,7 +25,7 @@ from pipeline.generation.load import load_generator
 from pipeline.liveness import this_process
 from pipeline.profiling.mfu import Efficiency
 from pipeline.runs.resume import note_saved
-from pipeline.runs.run_folder import Status, checkpoint_uri, prepare, read_identity, write_status
+from pipeline.runs.run_folder import RunState, checkpoint_uri, prepare, read_identity, write_status
 from pipeline.tracking.journal import append_line
 from pipeline.tracking.tracker import Tracker
 
@@ -88,7 +88,7 @@ def _track(config: RunConfig) -> None:
 
 
 def _notes(run: Path, config: RunConfig) -> None:
-    write_status(run, Status("stopped", IMAGES, 75, "SIGTERM"))
+    write_status(run, RunState("stopped", IMAGES, 75, "SIGTERM"))
     note_saved(run, IMAGES)
     event = {"time": 1.7e9, "images": 2048, "rollbacks": 0, "kind": "skip", "text": "an update was skipped"}
     (run / "events.jsonl").write_text(json.dumps(event) + "\n")

@@ -22,7 +22,7 @@ from pipeline.packing.sources import parquet as source_parquet
 from pipeline.packing.sources import shards as source_shards
 from pipeline.packing.sources.base import Source
 from pipeline.packing.sources.files import Files, folder_files, zip_files
-from pipeline.packing.sources.layout import distinct, escaped, kind_of, printable, said, split_name
+from pipeline.packing.sources.layout import distinct, escaped, kind_of, printable_name, said, split_name
 from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
 
@@ -50,9 +50,9 @@ def open_source(
     for source in sources:
         where = f"{place}, {source.split}" if source.split else place
         if source.layout:
-            say(printable(f"{where}: {plural(len(source.labels), 'image')}: {source.layout}"))
+            say(printable_name(f"{where}: {plural(len(source.labels), 'image')}: {source.layout}"))
         if source.passed:
-            say(printable(f"{where}: passed over {said(source.passed)}"))
+            say(printable_name(f"{where}: passed over {said(source.passed)}"))
     if label == "none":
         return [replace(source, classes=source_folders.ALL, labels=np.zeros_like(source.labels)) for source in sources]
     _refuse_names(place, sources)
@@ -64,7 +64,7 @@ def _refuse_names(place: str, sources: list[Source]) -> None:
     for source in sources:
         if wrong := next((name for name in source.classes if escaped(name) != name), None):
             raise ConfigError(
-                f"SRC {printable(place)}: the name of the class {escaped(wrong)} is not UTF-8: rename it, "
+                f"SRC {printable_name(place)}: the name of the class {escaped(wrong)} is not UTF-8: rename it, "
                 "or add --label none for one class"
             )
 

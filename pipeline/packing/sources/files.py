@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.packing.sources.base import Ints, refuse_bomb, refuse_climbing
-from pipeline.packing.sources.layout import clutter, is_image, kind_of, split_name
+from pipeline.packing.sources.layout import clutter, has_image_name, kind_of, split_name
 from pipeline.untrusted import parsing
 
 LABELS = "dataset.json"
@@ -72,7 +72,7 @@ class _Found:
     def file(self, path: str, version: tuple[int, int], identity: tuple[int, int] = (0, 0), linked: bool = False) -> None:
         if kind := clutter(path.rpartition("/")[2], False):
             self.passed.append((path, kind))
-        elif is_image(path):
+        elif has_image_name(path):
             self.paths.append(path)
             self.numbers.extend((*version, *identity, linked))
         else:
@@ -213,8 +213,8 @@ def _unpacked(data: bytes, info: zipfile.ZipInfo) -> bytes:
 def _top(paths: list[str], folders: set[str]) -> str:
     """Return `x/` where `zip -r x.zip x` put the whole tree below one name, which is then no class; else nothing."""
     tops = {folder for folder in folders if "/" not in folder}
-    if len(tops) != 1 or any("/" not in path and (is_image(path) or path == LABELS) for path in paths):
+    if len(tops) != 1 or any("/" not in path and (has_image_name(path) or path == LABELS) for path in paths):
         return ""
     (top,) = tops
-    flat = any(path.count("/") == 1 and is_image(path) for path in paths)
+    flat = any(path.count("/") == 1 and has_image_name(path) for path in paths)
     return "" if split_name(top) or (flat and f"{top}/{LABELS}" not in paths) else f"{top}/"

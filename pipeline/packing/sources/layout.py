@@ -74,7 +74,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def printable(text: str) -> str:
+def printable_name(text: str) -> str:
     """Return `text` so that it can be written as UTF-8: names of files may hold any bytes."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
@@ -88,7 +88,7 @@ def escaped(text: str) -> str:
     return text
 
 
-def is_image(path: str) -> bool:
+def has_image_name(path: str) -> bool:
     """Tell whether the name is that of an image file that can be read here."""
     return path.lower().endswith(IMAGES)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.outcome import JOINED, RANKING, first_cause, outcome
-from pipeline.runs.run_folder import Status
+from pipeline.runs.run_folder import RunState
 
 LOG = Path("run/logs/stderr.log")
 
@@ -62,9 +62,9 @@ def test_the_line_names_the_cause_and_says_whether_to_try_again(error: str, agai
 
 
 def test_what_was_said_counts_only_where_there_is_no_status() -> None:
-    stopped, said = Status("stopped", 64, 75, "SIGTERM"), trace("ValueError: x")
+    stopped, said = RunState("stopped", 64, 75, "SIGTERM"), trace("ValueError: x")
     assert outcome(Path("run"), LOG, stopped, 1, said, []) == stopped
-    assert outcome(Path("run"), LOG, Status("running", 64), 1, said, []).images == 64
+    assert outcome(Path("run"), LOG, RunState("running", 64), 1, said, []).images == 64
     for end in (None, JOINED):
         assert outcome(Path("run"), LOG, end, -15, said, []).state == "interrupted"
     assert outcome(Path("run"), LOG, None, 3, "", []).message.startswith(

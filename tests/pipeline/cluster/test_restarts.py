@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.restarts import Crashes, Verdict, after, decide, main, stamp
-from pipeline.runs.run_folder import Status, write_status
+from pipeline.runs.run_folder import RunState, write_status
 from tests.conftest import S3Server
 from tests.support.saved_run import save_checkpoint, save_run
 
@@ -81,11 +81,11 @@ def test_checkpoints_may_be_in_a_bucket(shards_grey: Path, s3: S3Server, tmp_pat
 
 
 def test_the_status_of_this_start_has_the_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_status(tmp_path, Status("stopped", 64, 75, "SIGUSR1"))
+    write_status(tmp_path, RunState("stopped", 64, 75, "SIGUSR1"))
     before = stamp(tmp_path)
     assert after(tmp_path, 1, before, 0).code == 1  # of an earlier start
     assert after(tmp_path, 137, "", 0).code == 75
-    write_status(tmp_path, Status("failed", 64, 78, "no such data"))
+    write_status(tmp_path, RunState("failed", 64, 78, "no such data"))
     assert main([str(tmp_path), "137", "--before", before]) == 0
     assert capsys.readouterr().out == "end 78 exit code 78 is not mended by another start\n"
 

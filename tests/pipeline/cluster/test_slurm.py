@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.cluster.slurm import Job, _last_line, _minutes, outside, refuse_short
+from pipeline.cluster.slurm import SlurmJob, _last_line, _minutes, outside, refuse_short
 from pipeline.errors import ConfigError
 
 
@@ -69,6 +69,6 @@ def test_of_several_lines_the_last_says_what_is_wrong() -> None:
 
 
 def test_a_job_for_people() -> None:
-    assert str(Job("12", "RUNNING", "None", "n[1-2]", 1, "")) == "job 12, RUNNING on n[1-2], 1 restart"
-    assert str(Job("12", "PENDING", "Resources", "", 0, "")) == "job 12, PENDING (Resources)"
-    assert Job("12", "PENDING", "", "", 0, "").queued and not Job("12", "TIMEOUT", "", "", 0, "").queued
+    assert str(SlurmJob("12", "RUNNING", "None", "n[1-2]", 1, "")) == "job 12, RUNNING on n[1-2], 1 restart"
+    assert str(SlurmJob("12", "PENDING", "Resources", "", 0, "")) == "job 12, PENDING (Resources)"
+    assert SlurmJob("12", "PENDING", "", "", 0, "").queued and not SlurmJob("12", "TIMEOUT", "", "", 0, "").queued

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.collate import Assembler
+from pipeline.data.collate import Collator
 from pipeline.data.manifest import MANIFEST, index_name, load_manifest
 from pipeline.data.order import Order
 from pipeline.data.quarantine import Quarantine
@@ -53,7 +53,7 @@ def read(folder: Path) -> list[tuple[bytes, int, bool]]:
     """(pixels, label, whether it is the sample itself) of each sample, as training reads them."""
     manifest = load_manifest(str(folder))
     reader = Reader(str(folder), manifest, Order(manifest.shards, 0), capacity=4)
-    assembler = Assembler(reader, (SIDE, SIDE, manifest.channels), 1, Quarantine(SAMPLES))
+    assembler = Collator(reader, (SIDE, SIDE, manifest.channels), 1, Quarantine(SAMPLES))
     try:
         samples = np.arange(manifest.samples)
         batch = assembler.start(samples, np.zeros_like(samples))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.dataset import load_data
-from pipeline.data.loader import DataConfig, MicroBatch, PartConfig, Stream, load_all
+from pipeline.data.loader import DataConfig, DataLoader, MicroBatch, PartConfig, load_all
 from pipeline.data.manifest import dump_manifest, load_manifest
 from pipeline.errors import ConfigError
 from pipeline.packing.pack import PackConfig, pack
@@ -35,7 +35,7 @@ def mixed(shards: Path, colours: Path, weight: float = 1.0) -> DataConfig:
 
 def take(count: int, config: DataConfig, **options: Any) -> list[MicroBatch]:
     place = {"seed": 1, "global_batch": 64, "micro_batch": 64, "rank": 0, "world_size": 1} | options
-    with Stream(config, load_data(config), **place) as batches:
+    with DataLoader(config, load_data(config), **place) as batches:
         return list(islice(batches, count))
 
 

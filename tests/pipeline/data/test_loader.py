@@ -17,7 +17,7 @@ import webdataset
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data.loader import DataConfig, MicroBatch, Stream, load_all
+from pipeline.data.loader import DataConfig, DataLoader, MicroBatch, load_all
 from pipeline.data.manifest import load_index, load_manifest
 from pipeline.data.order import Order, flips
 from pipeline.data.quarantine import Quarantine
@@ -27,10 +27,10 @@ from pipeline.packing.sources.detect import open_source
 from tests.conftest import S3Server, write_tree
 
 
-def stream(uri: Path | str, **options: Any) -> Stream:
+def stream(uri: Path | str, **options: Any) -> DataLoader:
     data = {name: options.pop(name) for name in list(options) if name in DataConfig.__dataclass_fields__}
     place = {"seed": 1, "global_batch": 96, "micro_batch": 96, "rank": 0, "world_size": 1, "position": 0} | options
-    return Stream(DataConfig(str(uri), **data), load_manifest(str(uri)), **place)
+    return DataLoader(DataConfig(str(uri), **data), load_manifest(str(uri)), **place)
 
 
 def take(count: int, uri: Path | str, **options: Any) -> list[MicroBatch]:
@@ -263,7 +263,7 @@ def test_close_leaves_no_thread(shards: Path) -> None:
 def test_a_process_that_forgets_to_close_still_ends(shards: Path) -> None:
     code = (
         "import sys; from pipeline.data.loader import *; from pipeline.data.manifest import load_manifest; u = sys.argv[1];"
-        "s = Stream(DataConfig(u), load_manifest(u), seed=0, global_batch=8, micro_batch=8, rank=0, world_size=1);"
+        "s = DataLoader(DataConfig(u), load_manifest(u), seed=0, global_batch=8, micro_batch=8, rank=0, world_size=1);"
         "print(next(s).labels.shape)"
     )
     command = [sys.executable, "-c", code, str(shards)]

@@ -12,7 +12,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.quarantine import BadSampleError, Quarantine
 from pipeline.errors import DataError
 from pipeline.images.pillow import png
-from pipeline.packing.pack import PackConfig, Sample, write_shards
+from pipeline.packing.pack import EncodedSample, PackConfig, write_shards
 
 
 def bad(sample: int) -> BadSampleError:
@@ -74,7 +74,7 @@ def shards_with(folder: Path, bad: dict[int, bytes], damage: bool = False) -> st
     """40 good images but for those given; with `damage` their bytes are no longer those that were stored."""
     good = png(np.full((8, 8, 3), 99, np.uint8))
     images = [good if damage or i not in bad else bad[i] for i in range(40)]
-    samples = (Sample(0, image, "png", grey=False) for image in images)
+    samples = (EncodedSample(0, image, "png", grey=False) for image in images)
     write_shards(samples, str(folder), ("a",), PackConfig(8))
     tar = folder / "000000.tar"
     if damage:

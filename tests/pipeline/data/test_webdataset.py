@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from torch.utils.data import DataLoader
+from torch.utils import data as torch_data
 
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.data.webdataset import Samples
 
 
 def ours(uri: Path, count: int, **options: Any) -> list[tuple[Any, int]]:
-    with Stream(DataConfig(str(uri)), load_manifest(str(uri)), seed=3, **options) as stream:
+    with DataLoader(DataConfig(str(uri)), load_manifest(str(uri)), seed=3, **options) as stream:
         batches = list(islice(stream, count))
     return [(x.permute(1, 2, 0).numpy(), int(y)) for b in batches for x, y in zip(b.images, b.labels, strict=True)]
 
@@ -25,7 +25,7 @@ SHARE = {"global_batch": 64, "micro_batch": 16, "rank": 1, "world_size": 2, "pos
 def test_a_webdataset_pipeline_gives_the_streams_batches(shards: Path, workers: int) -> None:
     samples = Samples(str(shards), seed=3, **SHARE)
     data = webdataset.DataPipeline(samples, webdataset.decode("rgb8"), webdataset.to_tuple("png", "cls"))
-    loader = DataLoader(data, batch_size=16, num_workers=workers)
+    loader = torch_data.DataLoader(data, batch_size=16, num_workers=workers)
     theirs = [pair for images, labels in islice(loader, 7) for pair in zip(images.numpy(), labels.tolist(), strict=True)]
     for (image, label), (wanted, known) in zip(theirs, ours(shards, 7, **SHARE), strict=True):
         np.testing.assert_array_equal(image, wanted)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from jobs.doctor import _EPILOG
 from pipeline.doctor import verdict
 from pipeline.doctor.allreduce import tournament
-from pipeline.doctor.node import Device, Report, Store
-from pipeline.doctor.verdict import Finding, Gathered, bad_nodes, exit_code, judge, table
+from pipeline.doctor.node import NodeDevice, NodeReport, Store
+from pipeline.doctor.verdict import Finding, Gathered, bad_nodes, exit_code, judge_nodes, verdict_table
 
 SOFTWARE = {"python": "3.11.2", "torch": "2.13.0", "code": "0123456789ab", "driver": "570.1"}
-H100 = Device("NVIDIA H100", bf16=600e12, fp32=50e12, free=0.99, mhz=1980)
-GOOD = Report(
+H100 = NodeDevice("NVIDIA H100", bf16=600e12, fp32=50e12, free=0.99, mhz=1980)
+GOOD = NodeReport(
     gpus=8,
     devices=(H100,) * 8,
     software=SOFTWARE,
@@ -62,8 +62,8 @@ def noisy(draw: st.DrawFn, least: int) -> Gathered:
 
 @given(noisy(least=1))
 def test_equal_nodes_give_no_alarm(found: Gathered) -> None:
-    assert judge(found) == [] and exit_code([]) == 0
-    assert "well" in table(found, [])
+    assert judge_nodes(found) == [] and exit_code([]) == 0
+    assert "well" in verdict_table(found, [])
 
 
 @given(noisy(least=3), st.data())
@@ -95,10 +95,10 @@ def test_the_sick_node_is_named_and_no_other(found: Gathered, data: st.DataObjec
         del found.reports[sick], found.clocks[sick]
         found.pairs = {pair: rate for pair, rate in found.pairs.items() if sick not in pair}
         found.absent[sick] = "did not report within 60 s"
-    findings = judge(found)
+    findings = judge_nodes(found)
     assert {finding.nodes for finding in findings} == {(sick,)} and bad_nodes(findings) == [sick]
     assert exit_code(findings) == 69
-    assert f"leave out: node {sick} (n{sick})" in table(found, findings)
+    assert f"leave out: node {sick} (n{sick})" in verdict_table(found, findings)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_sick_node_is_named_and_no_other(found: Gathered, data: st.DataObjec
     ],
 )  # fmt: skip
 def test_what_is_said(found: Gathered, nodes: tuple[int, ...], text: str) -> None:
-    (finding,) = judge(found)
+    (finding,) = judge_nodes(found)
     assert finding.nodes == nodes and text in finding.text, finding
 
 
@@ -134,13 +134,13 @@ def test_what_is_said(found: Gathered, nodes: tuple[int, ...], text: str) -> Non
     ],
 )  # fmt: skip
 def test_what_is_wrong_everywhere_has_no_bad_node(found: Gathered, code: int, text: str) -> None:
-    (finding,) = judge(found)
+    (finding,) = judge_nodes(found)
     assert exit_code([finding]) == code and text in finding.text and bad_nodes([finding]) == []
 
 
 def test_of_two_nodes_the_slower_is_bad() -> None:
     slow = tuple(replace(device, bf16=200e12) for device in GOOD.devices)
-    assert bad_nodes(judge(cluster(2, reports={0: replace(GOOD, devices=slow)}))) == [0]
+    assert bad_nodes(judge_nodes(cluster(2, reports={0: replace(GOOD, devices=slow)}))) == [0]
 
 
 def test_a_bad_link_costs_one_of_its_ends() -> None:

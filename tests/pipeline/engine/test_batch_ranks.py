@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.latents import Stream
+from model.latents import RandomStream
 from model.networks import build_discriminator, build_generator
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
@@ -49,8 +49,8 @@ def train(ranks: Ranks, batch: BatchConfig) -> dict[str, Tensor]:
         starts = [plan.start(micro_step, ranks.rank) for micro_step in range(plan.accumulation)]
         mine = [(x[start : start + plan.micro_batch], y[start : start + plan.micro_batch]) for start in starts]
         position = step * TOTAL
-        d_step(g, d, mine, fakes(MODEL, plan, ranks, 0, Stream.D_STEP, position), objective, position)
-        g_step(g, d, fakes(MODEL, plan, ranks, 0, Stream.G_STEP, position), objective, position)
+        d_step(g, d, mine, fakes(MODEL, plan, ranks, 0, RandomStream.D_STEP, position), objective, position)
+        g_step(g, d, fakes(MODEL, plan, ranks, 0, RandomStream.G_STEP, position), objective, position)
     return {f"{n}.{key}": p.detach().clone() for n, e in (("G", g), ("D", d)) for key, p in e.module.named_parameters()}
 
 

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.losses import LOSSES
 from model.networks import build_discriminator, build_generator
 from pipeline.engine.batch import BatchConfig, BatchPlan, plan_batch
-from pipeline.engine.objective import Objective, ObjectiveConfig, State, ortho_weights
+from pipeline.engine.objective import Objective, ObjectiveConfig, ObjectiveState, ortho_weights
 from pipeline.engine.zero import Ranks
 
 MODEL = ModelConfig(32, 3, channels=3, ch=4, d_ch=8, shared_dim=4, z_dim=16, d_attention=(16,))
@@ -44,7 +44,7 @@ def pictures(seed: int, n: int = 4) -> Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def objective(micro_batch: int = 4, state: State | None = None, **settings: Any) -> Objective:
+def objective(micro_batch: int = 4, state: ObjectiveState | None = None, **settings: Any) -> Objective:
     plan = plan_batch(BatchConfig(4, 1, micro_batch), 1)
     return Objective(ObjectiveConfig(**settings), plan, Ranks(0, 1, torch.device("cpu")), seed=0, state=state)
 
@@ -74,7 +74,7 @@ def test_without_penalties_it_is_the_adversarial_loss(d: nn.Module, loss: str) -
 )
 def test_a_penalty_is_added_with_its_weight(d: nn.Module, settings: dict[str, float], name: str, weight: float) -> None:
     plain, _ = d_loss(d, objective())
-    found, values = d_loss(d, objective(state=State(ema_real=0.5, ema_fake=-0.25), **settings))
+    found, values = d_loss(d, objective(state=ObjectiveState(ema_real=0.5, ema_fake=-0.25), **settings))
     assert values[f"penalty/{name}"] > 0
     torch.testing.assert_close(found - plain, weight * values[f"penalty/{name}"], rtol=1e-3, atol=1e-4)
 
@@ -127,7 +127,7 @@ def test_orthogonal_regularisation_is_a_gradient_of_its_own() -> None:
 @pytest.mark.parametrize("settings", [{"augment": "diffaugment"}, {"augment": "ada"}, {"cr": 1.0, "cr_fake": 1.0}])
 def test_what_d_sees_depends_on_the_place_and_not_on_micro_batches(settings: dict[str, Any]) -> None:
     def seen(micro_batch: int, position: int = 40) -> list[Tensor]:
-        made, parts = objective(micro_batch, State(ada_p=0.9), **settings), []
+        made, parts = objective(micro_batch, ObjectiveState(ada_p=0.9), **settings), []
 
         def record(x: Tensor, y: Tensor) -> Tensor:
             parts.append(torch.stack(x.split(micro_batch)))
@@ -159,7 +159,7 @@ def test_the_state_follows_what_d_said(d: nn.Module) -> None:
     _, second = d_loss(d, made, 4)
     made.after_d_step(skipped=False)
     assert made.state.ema_fake == pytest.approx((before.ema_fake + second["d/fake"].item()) / 2, rel=1e-5)
-    assert State(**json.loads(json.dumps(asdict(made.state)))) == made.state  # exact, so a resume is
+    assert ObjectiveState(**json.loads(json.dumps(asdict(made.state)))) == made.state  # exact, so a resume is
     before = made.state
     made.d_loss(lambda x, y: x.mean((1, 2, 3)) * float("nan"), (pictures(1), LABELS), (pictures(2), LABELS), 8, 0)
     assert made.after_d_step(skipped=True) == {} and made.state == before
@@ -183,7 +183,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 def test_ranks_agree_on_the_state(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), 2)
-    found = [State(**json.loads((tmp_path / str(rank)).read_text())) for rank in range(2)]
+    found = [ObjectiveState(**json.loads((tmp_path / str(rank)).read_text())) for rank in range(2)]
     assert found[0] == found[1]
     made = objective(lecam=0.1, augment="ada")
     d_loss(lambda x, y: x.mean((1, 2, 3)) + 0.1, made)  # type: ignore[arg-type]

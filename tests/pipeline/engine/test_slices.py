@@ -55,7 +55,7 @@ def train(engine: Engine, steps: range) -> None:
 def parts(engine: Engine, ranks: Ranks) -> dict[str, list[slices.Slice]]:
     return {
         "generator": slices.network(engine, ranks),
-        "generator_optimizer": slices.moments(engine, ranks),
+        "generator_optimizer": slices.slice_moments(engine, ranks),
         "ema": slices.average(engine.parts(), engine, ranks),
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.batchnorm import set_group
 from model.config import ModelConfig
-from model.latents import Stream
+from model.latents import RandomStream
 from model.networks import build_discriminator, build_generator
 from model.spectral import power_iteration
 from pipeline.engine.batch import BatchConfig, plan_batch
@@ -39,7 +39,7 @@ def test_when_the_vectors_move(when: Any, learning: int, other: int) -> None:
     plan, ranks = plan_batch(BatchConfig(4, 2, 2), 1), Ranks(0, 1, torch.device("cpu"))
     objective = Objective(ObjectiveConfig(power_iteration=when), plan, ranks, 0)
     real = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
-    draw = fakes(MODEL, plan, ranks, 0, Stream.D_STEP, 0)
+    draw = fakes(MODEL, plan, ranks, 0, RandomStream.D_STEP, 0)
     wanted = copy.deepcopy((g.module, d.module))
     for step, rounds in (("d", (other, learning)), ("g", (learning, other))):
         if step == "d":

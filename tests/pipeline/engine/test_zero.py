@@ -18,7 +18,7 @@ from model.batchnorm import BatchNorm, set_group
 from model.biggan import Generator
 from model.config import ModelConfig
 from model.ema import EMA
-from model.latents import Stream, latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from pipeline.engine import zero
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm
@@ -39,7 +39,7 @@ def generator() -> tuple[Generator, Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
     network = Generator(MODEL)
     n = RANKS * MICRO
-    z, y = latents(0, Stream.G_STEP, 0, n, MODEL.latent_dim), random_labels(0, Stream.G_STEP, 0, n, 4)
+    z, y = latents(0, RandomStream.G_STEP, 0, n, MODEL.latent_dim), random_labels(0, RandomStream.G_STEP, 0, n, 4)
     return network, z, y, torch.randn(n, 1, 32, 32)
 
 

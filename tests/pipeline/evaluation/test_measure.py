@@ -22,8 +22,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import reference_cache
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.extractors import Extractor, from_judge
-from pipeline.evaluation.measure import Judged, Real, Samples, judge, measure, too_few
-from pipeline.evaluation.worker_pool import Peers, together
+from pipeline.evaluation.measure import DrawnSamples, Judged, Real, extract, measure, too_few
+from pipeline.evaluation.worker_pool import WorkerPool, together
 from pipeline.generation.load import ema_generator
 
 CLASSES = "abcd"
@@ -78,7 +78,7 @@ def test_judge_keeps_order_and_agrees_with_the_classifier() -> None:
     torch.manual_seed(0)
     classifier = Classifier(16, 1, 3).eval()
     given = Given(torch.randint(0, 256, (10, 1, 16, 16), dtype=torch.uint8), torch.arange(10) % 3)
-    found = judge(Peers(), from_judge("clf", "00", classifier), given, 4)
+    found = extract(WorkerPool(), from_judge("clf", "00", classifier), given, 4)
     with torch.no_grad():
         assert torch.allclose(found.features, classifier.features(given.images), atol=1e-6)
         assert found.predictions.tolist() == classifier(given.images).argmax(1).tolist()
@@ -88,7 +88,7 @@ def test_judge_keeps_order_and_agrees_with_the_classifier() -> None:
 
 def test_samples_are_those_of_the_seed_with_classes_in_turn() -> None:
     network, device = generator(), torch.device("cpu")
-    samples = Samples(network, 4, 53, seed=1)
+    samples = DrawnSamples(network, 4, 53, seed=1)
     images, labels = (torch.cat(parts) for parts in zip(*samples.batches(0, 53, 16, device), strict=True))
     assert labels.tolist() == [i % 4 for i in range(53)] and images.dtype == torch.uint8
     assert torch.equal(images, generate(network, labels, seed=1, batch=16))
@@ -109,7 +109,7 @@ def test_real_images_from_a_position_on(shards: Path) -> None:
 
 @pytest.mark.parametrize(("count", "batch", "ranks"), [(10, 3, 2), (10, 3, 7), (1000, 64, 3), (5, 64, 2)])
 def test_ranks_share_whole_batches(count: int, batch: int, ranks: int) -> None:
-    shares = [Peers(rank, ranks).share(count, batch) for rank in range(ranks)]
+    shares = [WorkerPool(rank, ranks).share(count, batch) for rank in range(ranks)]
     assert [start for start, _ in shares] == [0, *(end for _, end in shares[:-1])] and shares[-1][1] == count
     assert all(start % batch == 0 or start == count for start, _ in shares)
 
@@ -119,13 +119,13 @@ def test_several_processes_see_what_one_sees(shards: Path, tmp_path: Path) -> No
     cut = shutil.copytree(shards, tmp_path / "cut")
     for tar in cut.glob("*.tar"):
         tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    network, sets = extractor(), [real(shards, 250), Samples(generator(), 4, 300, seed=0)]
-    alone = [judge(Peers(), network, images, 64) for images in sets]
+    network, sets = extractor(), [real(shards, 250), DrawnSamples(generator(), 4, 300, seed=0)]
+    alone = [extract(WorkerPool(), network, images, 64) for images in sets]
     with together(3) as peers:
-        shared = [judge(peers, network, images, 64) for images in sets]
+        shared = [extract(peers, network, images, 64) for images in sets]
         with pytest.raises(DataError):
-            judge(peers, network, real(cut, 250), 64)
-        again = judge(peers, network, sets[0], 64)  # a failure that was told leaves them together
+            extract(peers, network, real(cut, 250), 64)
+        again = extract(peers, network, sets[0], 64)  # a failure that was told leaves them together
     assert torch.equal(again.features, shared[0].features)
     for one, many in zip(alone, shared, strict=True):
         assert torch.equal(one.labels, many.labels) and torch.equal(one.features, many.features)

@@ -17,11 +17,11 @@ from model.config import ModelConfig
 from model.ema import EMA
 from model.networks import build_generator
 from pipeline.checkpoint import pruning
-from pipeline.checkpoint.failpoints import Fault
+from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.config import build
 from pipeline.data.manifest import load_manifest
-from pipeline.engine.objective import ObjectiveConfig, State
+from pipeline.engine.objective import ObjectiveConfig, ObjectiveState
 from pipeline.engine.optim import OptimConfig, make_optimizer
 from pipeline.engine.zero import Engine, Ranks, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
@@ -85,10 +85,10 @@ def stand_at_a_stop(ranks: Ranks, run: str) -> None:
     engine = Engine(network, make_optimizer(OptimConfig(), network, 1e-3), ZeroConfig(), 8, bf16=False)
     ema, health = EMA(engine.parts()), Health(HealthConfig(), Path(run), ranks, ObjectiveConfig())
     health.begin(None)
-    assert health.wants_last_save(Progress(64), [engine], ema, State())
+    assert health.wants_last_save(Progress(64), [engine], ema, ObjectiveState())
     if ranks.rank == 1:
         next(iter(ema.averages.values())).view(-1)[0] = torch.nan
-    assert not health.wants_last_save(Progress(128), [engine], ema, State())
+    assert not health.wants_last_save(Progress(128), [engine], ema, ObjectiveState())
 
 
 def test_a_stop_saves_nothing_that_is_not_finite(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_norms_that_belong_to_training_are_no_spike() -> None:
 
 
 def test_a_fault_strikes_one_rank_from_its_step_on_and_so_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(Fault(0).strikes(step) for step in range(4))
+    assert not any(NaNInjection(0).strikes(step) for step in range(4))
     monkeypatch.setenv("BIGGAN_INJECT_NAN", "2:1:3")
     steps = [0, 1, 2, 3, 1, 2, 3]  # as after going back
-    assert [Fault(0).strikes(step) for step in steps] == [False] * 7
-    fault = Fault(1)
+    assert [NaNInjection(0).strikes(step) for step in steps] == [False] * 7
+    fault = NaNInjection(1)
     assert [fault.strikes(step) for step in steps] == [False, False, True, True, False, True, False]
     monkeypatch.setenv("BIGGAN_INJECT_NAN", "0:0")
-    fault = Fault(0)
+    fault = NaNInjection(0)
     assert [fault.strikes(step) for step in (0, 1)] == [True, False]
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.engine.zero import Ranks
 from pipeline.fault_tolerance import stop
@@ -86,7 +86,7 @@ def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
 def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
     config = DataConfig(str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
     place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
-    with Stream(config, load_manifest(str(shards)), **place) as batches:
+    with DataLoader(config, load_manifest(str(shards)), **place) as batches:
         next(batches)
         children = multiprocessing.active_children()
         assert children

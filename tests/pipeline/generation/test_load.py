@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.batchnorm import batch_norms, standing_statistics
 from model.config import ModelConfig
-from model.latents import Stream, Truncation, latents, random_labels
+from model.latents import RandomStream, Truncation, latents, random_labels
 from model.networks import build_generator
 from model.spectral import power_iteration
 from pipeline import storage
@@ -105,8 +105,8 @@ def test_standing_statistics_are_those_of_the_latents(
     sizes = [(0, 128), (128, 72)] if standing else [(0, 32)]
     batches = [
         (
-            latents(0, Stream.STANDING, start, n, trained.config.latent_dim, truncation, method),
-            random_labels(0, Stream.STANDING, start, n, 4),
+            latents(0, RandomStream.STANDING, start, n, trained.config.latent_dim, truncation, method),
+            random_labels(0, RandomStream.STANDING, start, n, 4),
         )
         for start, n in sizes
     ]

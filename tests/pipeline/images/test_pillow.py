@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jobs.cli import main
 from pipeline.data.decode import UndecodableError, decode_into, looked_at, opened
-from pipeline.data.loader import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError
 from pipeline.images.pillow import DRAWN, SHARDS, SOURCES, open_image
@@ -68,7 +68,7 @@ def test_postscript_called_jpg_starts_no_program(
     capsys.readouterr()
     config = DataConfig(folder, decode_threads=1)
     shape = {"global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
-    with Stream(config, load_manifest(folder), seed=0, **shape) as stream, pytest.raises(DataError, match="in no format"):
+    with DataLoader(config, load_manifest(folder), seed=0, **shape) as stream, pytest.raises(DataError, match="in no format"):
         next(stream)
     for formats in (SHARDS, SOURCES, DRAWN):
         with pytest.raises(UnidentifiedImageError):

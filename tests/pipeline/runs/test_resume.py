@@ -23,7 +23,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.tracking.journal import Journal, read
 from pipeline.runs.resume import begin_anew, check_resumable, find_checkpoint, note_saved, saved_images
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.runs.run_folder import Status, checkpoint_uri, load_run_config, prepare, read_identity, write_status
+from pipeline.runs.run_folder import RunState, checkpoint_uri, load_run_config, prepare, read_identity, write_status
 from pipeline.data.loader import DataConfig
 
 EMA = "ema.rank00000.safetensors"
@@ -35,7 +35,7 @@ def saved_run(run: Path, shards: Path, uri: str | None = None) -> RunConfig:
     config = replace(config, checkpoint=CheckpointConfig(every=50, uri=uri))
     prepare(config, load_manifest(str(shards)))
     save(config, 100, 200)
-    write_status(run, Status("running", 200))
+    write_status(run, RunState("running", 200))
     note_saved(run, 200)
     return config
 
@@ -91,7 +91,7 @@ def test_nothing_usable_is_refused_named_and_kept(
     assert "beginning anew" in line
     prepare(config, load_manifest(str(shards)))
     assert find_checkpoint(config) is None and check_resumable(config) is None
-    write_status(tmp_path / "run", Status("running", 0))
+    write_status(tmp_path / "run", RunState("running", 0))
     # What there was stays to the last byte, however far the run gets.
     save(config, *(n for n in range(50, 500, 50) if n not in (100, 200)))
     assert [c.images for c in committed(checkpoint_uri(config))] == [450, 400]

@@ -20,7 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.liveness import machine, started
-from pipeline.runs.run_folder import STATUS_VARIABLE, Status, as_begun, check_model, checkpoint_uri, is_training, load_run_config, locate, lock, prepare, read_identity, read_status, write_status
+from pipeline.runs.run_folder import STATUS_VARIABLE, RunState, as_begun, check_model, checkpoint_uri, is_training, load_run_config, locate, lock, prepare, read_identity, read_status, write_status
 from pipeline.data.loader import DataConfig
 
 
@@ -235,7 +235,7 @@ def test_an_earlier_start_of_the_same_slurm_job_lets_go_at_once(tmp_path: Path, 
 def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = tmp_path / "second"
     monkeypatch.setenv(STATUS_VARIABLE, str(second))
-    status = Status("failed", 64, 74, "the disk is full")
+    status = RunState("failed", 64, 74, "the disk is full")
     write_status(tmp_path, status)
     assert read_status(tmp_path / "status.json") == read_status(second) == status
     assert json.loads(second.read_text())["exit_code"] == 74
@@ -245,8 +245,8 @@ def test_a_status_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pyte
     """Several ranks write it when they fail, and the first that has ended gets the others killed."""
     second = tmp_path / "second"
     monkeypatch.setenv(STATUS_VARIABLE, str(second))
-    write_status(tmp_path, Status("training", 0))
-    writer = threading.Thread(target=lambda: [write_status(tmp_path, Status("failed", i, 65, "why")) for i in range(50)])
+    write_status(tmp_path, RunState("training", 0))
+    writer = threading.Thread(target=lambda: [write_status(tmp_path, RunState("failed", i, 65, "why")) for i in range(50)])
     writer.start()
     while writer.is_alive():
         assert read_status(second) and read_status(tmp_path / "status.json")

@@ -14,7 +14,7 @@ from pipeline.data.quarantine import BadSampleError, Quarantine
 from pipeline.errors import DataError
 from pipeline.fault_tolerance import run_mirror
 from pipeline.runs import resume
-from pipeline.runs.run_folder import STATUS_VARIABLE, Status, read_status, write_status
+from pipeline.runs.run_folder import STATUS_VARIABLE, RunState, read_status, write_status
 from pipeline.storage import best_effort
 from pipeline.storage.best_effort import tell
 from pipeline.tracking.tracker import Tracker, TrackingConfig
@@ -38,7 +38,7 @@ def test_every_way_a_disk_fails_is_said_once(
     monkeypatch.setattr(os, "open", fails)
     quarantine = Quarantine(1, tmp_path / "quarantine.jsonl", samples=8)
     for sample in (1, 1):
-        assert not write_status(tmp_path, Status("running"))
+        assert not write_status(tmp_path, RunState("running"))
         resume.note_saved(tmp_path, 64)
         run_mirror.keep(tmp_path, "health.json", b"{}")
         quarantine.add(BadSampleError("shard", sample, "key", "reason"))
@@ -55,10 +55,10 @@ def test_the_launcher_hears_of_an_end_that_the_runs_disk_does_not_take(tmp_path:
     (tmp_path / "run").touch()
     with launch_folder() as place:
         monkeypatch.setenv(STATUS_VARIABLE, str(place / "status.json"))
-        assert write_status(tmp_path / "run", Status("finished", 64, 0))
-        assert read_status(place / "status.json") == Status("finished", 64, 0)
+        assert write_status(tmp_path / "run", RunState("finished", 64, 0))
+        assert read_status(place / "status.json") == RunState("finished", 64, 0)
     monkeypatch.setenv(STATUS_VARIABLE, str(tmp_path / "run" / "none"))
-    assert not write_status(tmp_path / "run", Status("finished", 64, 0))
+    assert not write_status(tmp_path / "run", RunState("finished", 64, 0))
 
 
 @pytest.mark.parametrize("place", [lambda path: path.touch(), lambda path: None])

@@ -9,7 +9,7 @@ import torch
 from model.sampling import draw, generate, walks
 from pipeline.generation.load import load_generator
 from pipeline.ui import renderer
-from pipeline.ui.renderer import Painter, Point, painter_of
+from pipeline.ui.renderer import Point, Renderer, painter_of
 from tests.support.saved_run import save_run, short_standing_statistics
 
 
@@ -21,12 +21,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 
 @pytest.fixture
-def ours(run: Path, monkeypatch: pytest.MonkeyPatch) -> Painter:
+def ours(run: Path, monkeypatch: pytest.MonkeyPatch) -> Renderer:
     short_standing_statistics(monkeypatch)
     return painter_of(load_generator(run))
 
 
-def test_samples_are_those_of_a_generator_that_never_drew_others(ours: Painter, run: Path) -> None:
+def test_samples_are_those_of_a_generator_that_never_drew_others(ours: Renderer, run: Path) -> None:
     labels = [0, 3, 3, 1]
     wanted = {
         truncation: generate(
@@ -41,19 +41,19 @@ def test_samples_are_those_of_a_generator_that_never_drew_others(ours: Painter, 
     assert ours.weights_sha256 == load_generator(run).weights_sha256
 
 
-def test_one_sample_is_the_same_alone(ours: Painter) -> None:
+def test_one_sample_is_the_same_alone(ours: Renderer) -> None:
     many = ours.samples([0, 1, 2, 3], 7, 0.7).int()
     for i in range(4):
         assert (ours.sample(Point(i, 7, i), 0.7).int() - many[i]).abs().max() <= 1  # sums of another batch
 
 
-def test_a_walk_between_samples_of_one_seed_is_that_of_the_command(ours: Painter, run: Path) -> None:
+def test_a_walk_between_samples_of_one_seed_is_that_of_the_command(ours: Renderer, run: Path) -> None:
     generator = load_generator(run, truncation=0.9).generator
     z, weights = walks(generator, torch.tensor([2, 0]), 5, seed=4, truncation=0.9)
     assert torch.equal(ours.walk(Point(2, 4, 0), Point(0, 4, 1), 5, 0.9), draw(generator, z, weights))
 
 
-def test_a_walk_begins_and_ends_at_samples_of_any_seeds(ours: Painter) -> None:
+def test_a_walk_begins_and_ends_at_samples_of_any_seeds(ours: Renderer) -> None:
     a, b = Point(1, 11, 3), Point(2, 12, 40)
     images = ours.walk(a, b, 6, None).int()
     assert images.shape == (6, 3, 32, 32)
@@ -62,14 +62,14 @@ def test_a_walk_begins_and_ends_at_samples_of_any_seeds(ours: Painter) -> None:
     assert all((images[2] - end).abs().max() > 3 for end in ends)
 
 
-def test_few_truncations_stay_in_memory_and_all_are_right(ours: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_truncations_stay_in_memory_and_all_are_right(ours: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "_KEPT", 3)
     before = {t: ours.samples([0, 1], 0, t) for t in (None, 0.3, 0.6, 0.9)}
     assert all(torch.equal(ours.samples([0, 1], 0, t), images) for t, images in before.items())
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_an_import_is_truncated_as_the_sample_command_does_it(ours: Painter, run: Path, rows: int) -> None:
+def test_an_import_is_truncated_as_the_sample_command_does_it(ours: Renderer, run: Path, rows: int) -> None:
     trained = load_generator(run)
     state = trained.generator.state_dict()
     recorded = {name: torch.stack([tensor] * rows) for name, tensor in state.items() if name.endswith((".mean", ".var"))}
