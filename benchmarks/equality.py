@@ -34,8 +34,7 @@ from model.batchnorm import set_group
 from model.biggan import Discriminator, Generator
 from model.config import ModelConfig
 from model.ema import EMA
-from model.latents import RandomStream
-from model.latents import latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from model.losses import hinge_d, hinge_g
 from model.spectral import power_iteration
 from pipeline.data.loader import DataConfig, DataLoader, MicroBatch
@@ -133,7 +132,7 @@ def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
     set_group(g, GROUP)
     reals = stream(uri, BATCH, 0, 1)
 
-    def draw(numbers: Numbers, start: int) -> Pair:
+    def draw(numbers: RandomStream, start: int) -> Pair:
         return latents(SEED, numbers, start, BATCH, MODEL.latent_dim), random_labels(SEED, numbers, start, BATCH, 4)
 
     def update(network: Generator | Discriminator, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -181,7 +180,7 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
             seen.update(fingerprint(batch))
             yield on_device(batch, ranks.device)
 
-    def draw(numbers: Numbers, position: int):  # type: ignore[no-untyped-def]
+    def draw(numbers: RandomStream, position: int):  # type: ignore[no-untyped-def]
         drawn = fakes(MODEL, plan, ranks, SEED, numbers, position)
 
         def recorded(micro_step: int) -> Pair:

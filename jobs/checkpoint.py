@@ -69,7 +69,7 @@ def _folders(source: str) -> list[str]:
     from pipeline import storage
     from pipeline.checkpoint import format
     from pipeline.runs.run_folder import load_run_config
-    from pipeline.storage.trusted_stores import kept_checkpoints
+    from pipeline.runs.trusted_places import kept_checkpoints
 
     if format.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]):
         return [source.rstrip("/")]

@@ -126,7 +126,7 @@ def _places(args: argparse.Namespace) -> "Places":
     if args.config is None:
         return Places(written=(args.storage,) if args.storage else ())
     from pipeline.config import load_config
-    from pipeline.runs.run_folder import checkpoint_uri
+    from pipeline.runs.trusted_places import checkpoint_uri
 
     config = load_config(args.config, args.overrides)
     tracking = config.tracking

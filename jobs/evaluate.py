@@ -236,7 +236,7 @@ def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
     from pipeline.checkpoint.format import EVALUATION, committed
     from pipeline.runs import evaluations
     from pipeline.runs.run_folder import load_run_config
-    from pipeline.storage.trusted_stores import kept_checkpoints
+    from pipeline.runs.trusted_places import kept_checkpoints
 
     images, truncation = document["images"], document["truncation"]
     _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")

@@ -153,7 +153,7 @@ def _data(args: argparse.Namespace, painter: "Renderer") -> tuple[str, "Neighbou
     from pipeline.data.dataset import load_data
     from pipeline.data.loader import DataConfig
     from pipeline.runs.run_folder import load_run_config
-    from pipeline.storage.trusted_stores import kept_data
+    from pipeline.runs.trusted_places import kept_data
     from pipeline.ui.neighbours import Neighbours
 
     if args.data:

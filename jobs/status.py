@@ -37,12 +37,13 @@ def run(args: argparse.Namespace) -> None:
 def _state(folder: Path) -> str:
     from pipeline.fault_tolerance import stop
     from pipeline.runs import run_folder
+    from pipeline.storage import run_lock
 
     status = run_folder.read_status(folder / "status.json")
     if status is None:
         return "has not begun"
     state = status.state
-    if state == "running" and not run_folder.is_training(folder):
+    if state == "running" and not run_lock.is_training(folder):
         state = "ended without a word (killed, or its node lost)"
     if stop.requested(folder):
         state += ", asked to stop"
@@ -92,7 +93,7 @@ def _progress(folder: Path, config: "RunConfig") -> str:
 
 def _checkpoint(config: "RunConfig") -> str:
     from pipeline.checkpoint import format
-    from pipeline.storage.trusted_stores import kept_checkpoints
+    from pipeline.runs.trusted_places import kept_checkpoints
 
     try:
         newest = next(format.committed(kept_checkpoints(config)), None)
@@ -103,7 +104,7 @@ def _checkpoint(config: "RunConfig") -> str:
 
 def _none(config: "RunConfig") -> str:
     from pipeline.runs.resume import saved_images
-    from pipeline.runs.run_folder import checkpoint_uri
+    from pipeline.runs.trusted_places import checkpoint_uri
 
     try:
         saved = saved_images(Path(config.run))

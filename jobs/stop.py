@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.cluster import slurm
     from pipeline.fault_tolerance import stop
     from pipeline.runs import run_folder
+    from pipeline.storage import run_lock
 
     job = _job(args.folder)
     if job and job.state != "RUNNING":
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         # Its script writes the file: again and again, in case that the workers are still starting, and after their end it
         # knows that a person has asked.
         slurm.tell(job.id, "USR2")
-    elif run_folder.is_training(args.folder):
+    elif run_lock.is_training(args.folder):
         stop.request(args.folder)
     else:
         raise ConfigError(f"{args.folder} is not being trained: there is nothing to stop")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         if not job or job.state == "RUNNING":
             print(f"{args.folder} saves and stops after its current update")
         return
-    while run_folder.is_training(args.folder) or _job(args.folder):
+    while run_lock.is_training(args.folder) or _job(args.folder):
         time.sleep(0.5)
     status = run_folder.read_status(args.folder / "status.json")
     print(f"{args.folder}: {printable(status.state) if status else 'no status'}, {status.images if status else 0:,} images")

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
     from pipeline.runs.reaper import reap
-    from pipeline.runs.run_folder import is_training
     from pipeline.storage import trusted_stores
+    from pipeline.storage.run_lock import is_training
     from pipeline.tracking.delivery import Delivery
     from pipeline.tracking.moved_store import settle
     from pipeline.wording import hide_secrets

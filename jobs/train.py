@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.fault_tolerance import stop
 from pipeline.messaging import job_token
 from pipeline.messaging.job_token import Token
-from pipeline.storage import trusted_stores
+from pipeline.runs import trusted_places
 from pipeline.tracking import terminal
 from pipeline.wording import printable
 
@@ -78,7 +78,7 @@ def launch_here(
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    trusted_stores.note_run(config)
+    trusted_places.note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
     return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
@@ -139,7 +139,9 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     from pipeline.data.dataset import load_data
     from pipeline.engine.zero import start_workers
     from pipeline.fault_tolerance.watchdog import record_collectives
+    from pipeline.liveness import ignore_signals
     from pipeline.runs import run_folder
+    from pipeline.storage import run_lock
     from pipeline.training.loop import train
     from pipeline.training.precision import settle
 
@@ -154,12 +156,12 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     if ranks.main:
         manifest = load_data(config.data)
         run_folder.check(config, manifest)
-        held = run_folder.lock(folder)  # before anything is written: another training's files are not touched
+        held = run_lock.lock(folder)  # before anything is written: another training's files are not touched
         run_folder.prepare(config, manifest)
     dist.barrier()
     reason = train(config, ranks, signals, profile)
     # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.
-    stop.ignore_signals()
+    ignore_signals()
     dist.destroy_process_group()
     if reason and os.environ["LOCAL_RANK"] == "0":
         try:

@@ -24,6 +24,7 @@ from pipeline.cluster.topology import PATIENCE, Topology
 from pipeline.fault_tolerance import run_mirror, stop
 from pipeline.liveness import PARENT_VARIABLE, die_with_parent
 from pipeline.messaging.job_token import Token
+from pipeline.storage import run_lock
 from pipeline.storage.best_effort import best_effort
 from pipeline.tracking import terminal
 from pipeline.tracking.journal import journal_path
@@ -137,7 +138,7 @@ def _prepare(config: "RunConfig", manifest: "Manifest", from_scratch: bool) -> b
     from pipeline.runs import initial_weights, resume, run_folder
 
     run_folder.check(config, manifest)
-    run_folder.check_free(Path(config.run))
+    run_lock.check_free(Path(config.run))
     stop.refuse_lasting(Path(config.run))
     for line in resume.begin_anew(config) if from_scratch else []:
         print(line, flush=True)
@@ -276,11 +277,10 @@ def forget_stop(folder: Path) -> None:
 
     Raises ConfigError if it is no plain file, which stays, too.
     """
-    from pipeline.runs import run_folder
     from pipeline.storage import removal
 
     if not (folder / "run.json").exists():  # no run's folder yet: there even STOP may be a user's own file
         removal.remove(str(folder / "STOP"), stop.is_request)
-    elif not run_folder.is_training(folder):
+    elif not run_lock.is_training(folder):
         stop.refuse_lasting(folder)
         stop.forget(folder)

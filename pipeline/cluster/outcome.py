@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.fault_tolerance import stop, watchdog
+from pipeline.liveness import SIGNALS
 from pipeline.runs import run_folder
 from pipeline.runs.run_folder import RunState
 
@@ -57,7 +58,7 @@ def outcome(
     if deserted:
         return RunState("torn", images, 1, "the workers of another node have ended: see the log there")
     # The launcher died of a signal, or had to pass it on to workers that were not ready to note it.
-    if end in (None, JOINED) and (-code in stop.SIGNALS or "death signal" in said):
+    if end in (None, JOINED) and (-code in SIGNALS or "death signal" in said):
         return RunState("interrupted", images, stop.EXIT_CODE)
     if dumps:
         message = f"{watchdog.explain(dumps)}; the stacks are in {folder}/logs/hang-rank*; the same command resumes"

@@ -104,12 +104,12 @@ def stamp(folder: Path) -> str:
 def _newest(folder: Path, known: int) -> int:
     """Images of the newest checkpoint, wherever the run keeps them; 0 without one, `known` if their store is away."""
     from pipeline.checkpoint import format
-    from pipeline.runs import run_folder
+    from pipeline.runs import run_folder, trusted_places
 
     if not (folder / "config.yaml").exists():
         return 0
     try:
-        newest = next(format.committed(run_folder.checkpoint_uri(run_folder.load_run_config(folder))), None)
+        newest = next(format.committed(trusted_places.checkpoint_uri(run_folder.load_run_config(folder))), None)
     except UserError as error:
         print(f"biggan: warning: {error}", file=sys.stderr)
         return known

@@ -23,7 +23,8 @@ from pipeline.cluster import slurm
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.redaction import hide_secrets, holds_value
-from pipeline.storage import logins, small_files
+from pipeline.runs import trusted_places
+from pipeline.storage import logins, run_lock, small_files
 from pipeline.storage.addresses import is_web
 from pipeline.storage.containment import same_store, store_key
 from pipeline.storage.file_locks import lock_file
@@ -71,7 +72,7 @@ def check(config: RunConfig, nodes: int, processes: int) -> None:
 
     plan_batch(config.batch, nodes * processes)
     run_folder.check_model(config, load_data(config.data))
-    if next(format.committed(run_folder.checkpoint_uri(config)), None) is None:
+    if next(format.committed(trusted_places.checkpoint_uri(config)), None) is None:
         initial_checkpoint(config)
 
 
@@ -95,9 +96,9 @@ def carry(config: RunConfig) -> RunConfig:
     `data.allow` gets the stores where the manifests say that their tars are. Raises as `load_data`.
     """
     from pipeline.data.dataset import load_data
-    from pipeline.storage import trusted_stores
+    from pipeline.runs import trusted_places
 
-    trusted_stores.note_run(config)
+    trusted_places.note_run(config)
     manifest, data = load_data(config.data), config.data
     places = [(part.uri, part.tars) for part in manifest.parts] or [(data.uri, manifest.tars or data.uri)]
     stores = sorted({store_key(tars) for uri, tars in places if not same_store(uri, tars)} - set(data.allow))
@@ -114,7 +115,7 @@ def submitted_alone(config: RunConfig) -> Iterator[Path]:
     from pipeline.runs import run_folder
 
     place = folder(Path(config.run))
-    if run_folder.is_training(place.parent):
+    if run_lock.is_training(place.parent):
         raise ConfigError(f"run={config.run} is being trained: `biggan stop {config.run}` first, or name another run")
     run_folder.prepare(config, load_data(config.data))
     place.mkdir(exist_ok=True)

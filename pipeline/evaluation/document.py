@@ -14,7 +14,7 @@ from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.measure import DrawnSamples, Judged, Real, measure, too_few
 from pipeline.generation import load
 from pipeline.generation.load import TrainedGenerator
-from pipeline.runs.run_folder import is_training
+from pipeline.storage.run_lock import is_training
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import append_line, figures_path, journal_path, read_file
 from pipeline.tracking.mlflow_errors import first_line

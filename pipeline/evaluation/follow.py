@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.checkpoint.format import committed
 from pipeline.errors import UserError
 from pipeline.runs.run_folder import load_run_config, read_status
-from pipeline.storage.trusted_stores import kept_checkpoints
+from pipeline.runs.trusted_places import kept_checkpoints
 
 _FOLLOW_SECONDS = 10.0
 """Between two looks for a new checkpoint."""

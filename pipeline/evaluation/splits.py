@@ -10,7 +10,7 @@ from pipeline.data.manifest import MANIFEST, Manifest
 from pipeline.errors import ConfigError
 from pipeline.generation.load import TrainedGenerator
 from pipeline.runs.run_folder import load_run_config
-from pipeline.storage.trusted_stores import kept_data
+from pipeline.runs.trusted_places import kept_data
 
 
 class Split(NamedTuple):

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, UserError
 from pipeline.fault_tolerance import stop
 from pipeline.redaction import hidden
-from pipeline.storage import small_files
+from pipeline.storage import run_lock, small_files
 from pipeline.storage.best_effort import best_effort
 from pipeline.storage.ownership import refuse_foreign
 from pipeline.storage.removal import has, remove_files
@@ -71,16 +71,11 @@ def refuse_foreign_run(run: str) -> None:
     """
 
     def is_ours(names: list[str]) -> bool:
-        known = {"lock": is_lock, "STOP": stop.is_request}
+        known = {"lock": run_lock.is_lock, "STOP": stop.is_request}
         paths = [(Path(run, name), known.get(name)) for name in names]
         return all(proof and path.is_file() and proof(path.read_bytes()) for path, proof in paths)
 
     refuse_foreign(f"run={run}", run, "set run=NEW_RUN", "the folder of a run", is_ours)
-
-
-def is_lock(data: bytes) -> bool:
-    """Return whether RUN/lock is ours, by its content."""
-    return not data or has("pid")(data)
 
 
 def begin(run: str, uri: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
+from pipeline.liveness import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.engine.zero import Ranks
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 EXIT_CODE = 75
 """Stopped and saved, the same command goes on (`EX_TEMPFAIL`)."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """What a scheduler sends, and a terminal that closes. Ctrl-C is not among them: it ends a run at once, without saving."""
 
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
@@ -95,12 +95,6 @@ class Signals:
 def _heeded() -> list[signal.Signals]:
     """`SIGNALS`, but a SIGHUP that `nohup` has had ignored stays ignored."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-
-
-def ignore_signals() -> None:
-    """For a worker that is done, and for its children: the launcher signals whole process groups, and a save needs those."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def at_once() -> AbstractContextManager[None]:

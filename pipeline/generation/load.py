@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.generation.exported_model import EXPORTED, find_exported, read_exported
 from pipeline.progress import Tell, progress, silent
 from pipeline.runs.run_folder import load_run_config, locate
-from pipeline.storage.trusted_stores import kept_data
+from pipeline.runs.trusted_places import kept_data
 from pipeline.wording import command
 
 STANDING_SAMPLES, _STANDING_BATCH = 2048, 128

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.tracking.journal import Journal, read
 from pipeline.tracking.mlflow_store import absolute
 from pipeline.liveness import machine, verdict
-from pipeline.runs.run_folder import lock
+from pipeline.storage.run_lock import lock
 from pipeline.tracking.tracker import CLOSE_SECONDS, TrackingConfig
 from pipeline.tracking.delivery import Delivery
 

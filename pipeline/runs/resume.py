@@ -28,7 +28,8 @@ from pipeline.engine.zero import Ranks
 from pipeline.errors import ConfigError, DataError, StorageError, TrainingError
 from pipeline.fault_tolerance.health import History
 from pipeline.runs.initial_weights import check_networks
-from pipeline.runs.run_folder import checkpoint_uri, load_run_config, read_identity, read_status
+from pipeline.runs.run_folder import load_run_config, read_identity, read_status
+from pipeline.runs.trusted_places import checkpoint_uri
 
 _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "restarts.json", "journal.jsonl", "journal.offset")
 """What of a run's folder another training there would continue."""

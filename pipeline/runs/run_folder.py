@@ -18,6 +18,7 @@ from model.config import from_saved
 from pipeline.checkpoint import format as checkpoints
 from pipeline.tracking import journal
 from pipeline.fault_tolerance import run_mirror
+from pipeline.runs.trusted_places import kept_checkpoints
 from pipeline.storage import trusted_stores, small_files, removal
 from pipeline import storage
 from pipeline.storage.best_effort import best_effort
@@ -193,11 +194,6 @@ def refuse_other_classes(init: str, theirs: int, classes: int, where: str) -> No
     )
 
 
-def checkpoint_uri(config: RunConfig) -> str:
-    """Return where a run that the user trains keeps its checkpoints."""
-    return config.checkpoint.uri or storage.join(config.run, "checkpoints")
-
-
 def locate(source: str, images: int | None = None) -> Checkpoint:
     """The newest intact checkpoint of `source`, or that at `images`: a run's folder, a folder of checkpoints, or a checkpoint.
 
@@ -208,7 +204,7 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
         storage.join(source, checkpoints.COMMIT)
     ):
         return checkpoints.load(source.rstrip("/")).verify()
-    uri = trusted_stores.kept_checkpoints(config) if config else source
+    uri = kept_checkpoints(config) if config else source
     if images is None:
         found = checkpoints.newest(uri)
     elif found := next((c for c in checkpoints.committed(uri) if c.images == images), None):
@@ -220,72 +216,6 @@ def locate(source: str, images: int | None = None) -> Checkpoint:
             raise ConfigError(f"{source} has no checkpoint{at}; it has: {have}")
         raise ConfigError(f"no model {source}: name a run's folder, or a folder or URI of checkpoints")
     return found
-
-
-def lock(folder: Path, patience: float = 20.0) -> IO[str]:
-    """Hold the run for this process's life. Raises ConfigError if another training keeps it for `patience` seconds.
-
-    Says so where the file system knows no locks: then only the fence beside the checkpoints keeps two hosts apart.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file, locked = _acquire(Path(folder, "lock"), patience)
-    if not locked:
-        print(f"{folder} is on a file system without locks: do not train this run twice at a time", flush=True)
-    file.truncate(0)
-    file.write(json.dumps(this_process() | {"pid": os.getpid()}))
-    file.flush()
-    return file
-
-
-def check_free(folder: Path, patience: float = 20.0) -> None:
-    """Raise ConfigError if a training keeps the run for `patience` seconds. Writes nothing."""
-    if Path(folder, "lock").exists():
-        _acquire(Path(folder, "lock"), patience)[0].close()
-
-
-def _acquire(path: Path, patience: float) -> tuple[IO[str], bool]:
-    """The open file of a lock, and whether it is locked: some file systems cannot."""
-    deadline = time.monotonic() + patience  # a training that was just killed takes a moment to go
-    while True:
-        file = open(path, "a+")  # noqa: SIM115 - it is held for the process's life
-        state = _try_lock(file)
-        if state != "held":
-            return file, state == "locked"
-        held_by = holder(file)
-        file.close()
-        if superseded(held_by):
-            removal.remove(str(path), run_mirror.is_lock)  # it keeps a lock that nobody looks at any more
-        elif time.monotonic() > deadline:
-            raise ConfigError(f"run={path.parent} is being trained by process {held_by.get('pid')}: stop that first") from None
-        else:
-            time.sleep(0.1)
-
-
-def _try_lock(file: IO[str]) -> Literal["locked", "held", "unknown"]:
-    """Lock a file. Where the file system has no locks, what its holder has written there tells whether it lives here."""
-    if (state := lock_file(file)) != "unknown":
-        return state
-    held_by = holder(file)
-    alive = "machine" in held_by and held_by.get("pid") != os.getpid() and verdict(held_by) == "alive"
-    return "held" if alive else "unknown"
-
-
-def is_training(folder: Path) -> bool:
-    """Whether some training holds the run."""
-    try:
-        with open(folder / "lock", "r+") as file:
-            return _try_lock(file) == "held" and not superseded(holder(file))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def holder(file: IO[str]) -> dict[str, Any]:
-    """Return what the holder of a lock says of itself; nothing in the moment in which it writes that."""
-    file.seek(0)
-    try:
-        return dict(parse(Process, file.buffer.read(), file.name))  # type: ignore[attr-defined]
-    except DataError:
-        return {}
 
 
 def write_status(folder: Path, status: RunState) -> bool:

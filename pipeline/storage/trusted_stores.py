@@ -9,18 +9,13 @@ import contextlib
 import os
 import shlex
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.addresses import local_path
 from pipeline.storage.containment import same_store, store_key
 from pipeline.wording import hide_secrets, printable
-
-if TYPE_CHECKING:
-    from pipeline.config import RunConfig
-    from pipeline.data.loader import DataConfig
 
 Use = Literal["read", "send"]
 
@@ -51,14 +46,6 @@ def note(use: Use, uris: Iterable[str | None]) -> None:
                 file.write("".join(f"{line}\n" for line in new).encode(errors="surrogateescape"))
 
 
-def note_run(config: "RunConfig") -> None:
-    """Remember every store in a configuration that the user trains."""
-    data = config.data
-    places = [data.uri, *(part.uri for part in data.mix.values()), config.checkpoint.uri, config.init, *data.allow]
-    note("read", places)
-    note("send", [config.tracking.uri])
-
-
 def is_named(use: Use, uri: str) -> bool:
     """Whether the user has named the store of `uri`; a local place counts below a folder that was named, too."""
     try:
@@ -84,21 +71,6 @@ def check_read(own: str, other: str, said_in: object, allowed: Collection[str] |
         f"{said_in} names {printable(hide_secrets(other))[:200]}, which is in another store than its own: if you trust it, "
         f"add --allow {shlex.quote(store)}{key}"
     )
-
-
-def kept_checkpoints(config: "RunConfig") -> str:
-    """Return where the checkpoints of a run's folder are, which somebody may have sent. Raises ConfigError as `check_read`."""
-    from pipeline.runs.run_folder import checkpoint_uri
-
-    check_read(config.run, uri := checkpoint_uri(config), f"checkpoint.uri in {config.run}/config.yaml")
-    return uri
-
-
-def kept_data(config: "RunConfig") -> "DataConfig":
-    """Return the data that a run's folder names, to be read without a cache. Raises ConfigError as `check_read`."""
-    for uri in filter(None, [config.data.uri, *(part.uri for part in config.data.mix.values())]):
-        check_read(config.run, uri, f"data in {config.run}/config.yaml")
-    return replace(config.data, cache=None, allow=[])
 
 
 def check_send(folder: Path, uri: str) -> None:

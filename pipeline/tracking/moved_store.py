@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
+from pipeline.storage.run_lock import holder, is_training
 from pipeline.storage.temporary import until_exit
 from pipeline.tracking.journal import journal_path
 from pipeline.tracking.mlflow_store import calm_mlflow, sqlite_file, sqlite_uri
@@ -139,8 +140,6 @@ def _point_to(store: sqlite3.Connection, found: _Moved) -> int:
 
 def _is_trained_elsewhere(folder: Path) -> bool:
     """Whether another process trains the run in `folder`: it has looked up where its artifacts go."""
-    from pipeline.runs.run_folder import holder, is_training
-
     if not is_training(folder):
         return False
     with contextlib.suppress(OSError), open(folder / "lock") as file:

@@ -27,7 +27,8 @@ from pipeline.fault_tolerance.stop import EXIT_CODE, Signals, Stop
 from pipeline.fault_tolerance.watchdog import Watchdog
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.resume import agree_on_checkpoint, note_saved
-from pipeline.runs.run_folder import RunState, check_model, checkpoint_uri, read_identity, write_status
+from pipeline.runs.run_folder import RunState, check_model, read_identity, write_status
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.training.micro_batch import plan_in_memory
 from pipeline.training.recorder import Recorder
 from pipeline.training.train_state import TrainState

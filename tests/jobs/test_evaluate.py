@@ -19,6 +19,7 @@ from pipeline.checkpoint import format
 from pipeline.evaluation.splits import held_out
 from pipeline.runs import run_folder as run_module
 from pipeline.runs.run_folder import load_run_config
+from pipeline.storage import run_lock
 from pipeline.tracking import journal, mlflow_store
 from tests.support.saved_run import save_checkpoint, save_run
 
@@ -118,7 +119,7 @@ def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits
         assert found.info.status == "FINISHED"
         return [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "eval/FID/patterns/samples-64")]
 
-    before, held = (folder / "journal.jsonl").read_bytes(), run_module.lock(folder)
+    before, held = (folder / "journal.jsonl").read_bytes(), run_lock.lock(folder)
     command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     assert main(command) == 0
     assert delivered() == [] and (folder / "journal.jsonl").read_bytes() == before

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.registry import versions
-from pipeline.runs.run_folder import lock
+from pipeline.storage.run_lock import lock
 from pipeline.tracking.mlflow_store import store_uri
 from tests.support.registered_models import FID, evaluation
 from tests.support.tiny_runs import assert_one_line

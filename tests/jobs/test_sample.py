@@ -12,8 +12,7 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.sample import choose
-from model.latents import RandomStream
-from model.latents import random_labels
+from model.latents import RandomStream, random_labels
 from model.sampling import generate, grid
 from pipeline.data.loader import DataConfig, load_all
 from pipeline.data.manifest import load_manifest

@@ -10,7 +10,8 @@ import pytest
 from jobs.cli import main
 from pipeline.cluster import submission
 from pipeline.runs.resume import note_saved
-from pipeline.runs.run_folder import RunState, lock, write_status
+from pipeline.runs.run_folder import RunState, write_status
+from pipeline.storage.run_lock import lock
 from pipeline.tracking.journal import append_line, journal_path
 from tests.support.saved_run import save_run
 

@@ -12,7 +12,8 @@ import pytest
 
 from jobs.cli import main
 from pipeline.checkpoint import format
-from pipeline.runs.run_folder import RunState, lock, read_status, write_status
+from pipeline.runs.run_folder import RunState, read_status, write_status
+from pipeline.storage.run_lock import lock
 from tests.support.background import Started, biggan
 from tests.support.tiny_runs import mlflow_runs
 

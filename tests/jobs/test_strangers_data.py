@@ -12,6 +12,7 @@ from pipeline.cluster import submission
 from pipeline.data.dataset import load_data
 from pipeline.data.manifest import MANIFEST, load_manifest
 from pipeline.errors import ConfigError
+from pipeline.runs import trusted_places
 from pipeline.runs.run_folder import load_run_config
 from pipeline.storage import http_files, trusted_stores
 from pipeline.tracking.tracker import TrackingConfig
@@ -159,7 +160,7 @@ def test_a_job_takes_the_users_word_to_the_machines_that_train(
     monkeypatch.setattr(trusted_stores, "_here", set())
     assert load_data(carried.data).tars == f"{stranger.uri}/tars"
     with pytest.raises(ConfigError):
-        load_data(trusted_stores.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
+        load_data(trusted_places.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
 
 
 def test_a_commit_names_no_file_outside_of_its_checkpoint(place: Path, stranger: Stranger) -> None:

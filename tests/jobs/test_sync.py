@@ -16,7 +16,7 @@ import pytest
 from benchmarks.servers.mlflow_proxy import Proxy
 from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline.runs.run_folder import lock
+from pipeline.storage.run_lock import lock
 from pipeline.tracking.journal import Journal, journal_path, read
 from pipeline.tracking.mlflow_store import connect
 from pipeline.tracking.tracker import Tracker, TrackingConfig

@@ -21,8 +21,8 @@ from pipeline import storage
 from pipeline.checkpoint import format
 from pipeline.config import load_config, to_yaml
 from pipeline.profiling.costs import checkpoint_bytes, network_sizes
-from pipeline.runs import run_folder as run_module
 from pipeline.runs.run_folder import RunState, read_identity, read_status, write_status
+from pipeline.storage import run_lock
 from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import S3Server
 from tests.support import background
@@ -167,7 +167,7 @@ def test_a_finished_or_locked_run_says_so_and_no_file_changes(
     assert main(["train", tiny, f"run={resumed.run}", "data.flip=false"]) == 0
     assert "has finished: 256 images" in capsys.readouterr().out
     assert files(resumed.run) == before
-    monkeypatch.setattr(run_module, "check_free", partial(run_module.check_free, patience=0))
+    monkeypatch.setattr(run_lock, "check_free", partial(run_lock.check_free, patience=0))
     with open(resumed.run / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert main(["train", tiny, f"run={resumed.run}", "total_images=512", "data.flip=false"]) == 78

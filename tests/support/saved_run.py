@@ -15,7 +15,8 @@ from pipeline.checkpoint.format import Progress, network_tensors
 from pipeline.config import RunConfig, build, flatten
 from pipeline.data.manifest import load_manifest
 from pipeline.generation import load
-from pipeline.runs.run_folder import checkpoint_uri, prepare, read_identity
+from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.tracking.tracker import Tracker
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -25,7 +25,8 @@ def _prepare(folder: Path) -> None:
     from pipeline.data.manifest import load_manifest
     from pipeline.fault_tolerance import run_mirror
     from pipeline.runs.resume import check_resumable, saved_images
-    from pipeline.runs.run_folder import check_free, is_training, prepare
+    from pipeline.runs.run_folder import prepare
+    from pipeline.storage.run_lock import check_free, is_training
 
     config = load_config(str(folder / "as_begun.yaml"))
     run_mirror.recover(config.run, config.checkpoint.uri or "")

@@ -25,7 +25,8 @@ from pipeline.generation.load import load_generator
 from pipeline.liveness import this_process
 from pipeline.profiling.mfu import Efficiency
 from pipeline.runs.resume import note_saved
-from pipeline.runs.run_folder import RunState, checkpoint_uri, prepare, read_identity, write_status
+from pipeline.runs.run_folder import RunState, prepare, read_identity, write_status
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.tracking.journal import append_line
 from pipeline.tracking.tracker import Tracker
 

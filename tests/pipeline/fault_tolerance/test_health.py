@@ -27,7 +27,8 @@ from pipeline.engine.zero import Engine, Ranks, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.fault_tolerance.health import _LASTING, _NORMS, Failure, Health, HealthConfig, History, Norms
 from pipeline.runs.resume import find_checkpoint
-from pipeline.runs.run_folder import checkpoint_uri, prepare, read_identity
+from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from tests.pipeline.training.test_loop import config_of
 from tests.support.ranks import on_ranks
 

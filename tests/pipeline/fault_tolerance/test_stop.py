@@ -21,8 +21,9 @@ from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.engine.zero import Ranks
 from pipeline.fault_tolerance import stop
-from pipeline.fault_tolerance.stop import REASONS, SIGNALS, Signals, Stop, StopConfig, duration
-from pipeline.runs.run_folder import is_training, lock
+from pipeline.fault_tolerance.stop import REASONS, Signals, Stop, StopConfig, duration
+from pipeline.liveness import SIGNALS
+from pipeline.storage.run_lock import is_training, lock
 
 
 @pytest.fixture(autouse=True)

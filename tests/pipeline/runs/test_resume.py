@@ -23,7 +23,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.tracking.journal import Journal, read
 from pipeline.runs.resume import begin_anew, check_resumable, find_checkpoint, note_saved, saved_images
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.runs.run_folder import RunState, checkpoint_uri, load_run_config, prepare, read_identity, write_status
+from pipeline.runs.run_folder import RunState, load_run_config, prepare, read_identity, write_status
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.data.loader import DataConfig
 
 EMA = "ema.rank00000.safetensors"

@@ -18,7 +18,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.engine.batch import BatchConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
-from pipeline.runs.run_folder import checkpoint_uri, prepare, read_identity
+from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.training.loop import _due, on_device
 
 
