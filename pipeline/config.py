@@ -26,7 +26,7 @@ from pipeline.engine.objective import ObjectiveConfig
 from pipeline.engine.optim import OptimConfig
 from pipeline.engine.zero import ZeroConfig
 from pipeline.errors import ConfigError
-from pipeline.fault_tolerance.health import HealthConfig
+from pipeline.fault_tolerance.recovery import HealthConfig
 from pipeline.fault_tolerance.stop import StopConfig
 from pipeline.fault_tolerance.watchdog import HangConfig
 from pipeline.tracking.tracker import TrackingConfig

@@ -7,7 +7,6 @@ They talk by letters in the job's mailbox: the process group belongs to the main
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,8 +27,8 @@ from pipeline.checkpoint.format import Progress, Shapes
 from pipeline.checkpoint.rank_files import Files
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.engine import agreement
+from pipeline.engine.ranks import Ranks, meeting_place
 from pipeline.engine.slices import Slice
-from pipeline.engine.zero import Ranks
 from pipeline.errors import NodeError, StorageError, UserError
 from pipeline.messaging import job_token
 from pipeline.messaging.mailbox import Mailbox
@@ -297,7 +296,7 @@ def _connect(ranks: Ranks) -> Mail:
     if mail := mail_of_environment():
         return mail
     token = agreement.from_main(str, job_token.new() if ranks.main else None, ranks)
-    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
-    address = "127.0.0.1" if alone else os.environ["MASTER_ADDR"]
+    alone = ranks.nodes == 1
+    address = "127.0.0.1" if alone else meeting_place()[0]
     port = agreement.from_main(int, Mailbox("127.0.0.1" if alone else "", 0, token).port if ranks.main else None, ranks)
     return Mail(address, port, token)

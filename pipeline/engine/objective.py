@@ -28,7 +28,7 @@ from model.ema import decay_per_step
 from model.latents import RandomStream, uniforms
 from model.losses import LOSSES
 from pipeline.engine.batch import BatchPlan
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 
 Pair = tuple[Tensor, Tensor]
 Values = dict[str, Tensor]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.tracking.journal import Event, read_file
 
 if TYPE_CHECKING:
-    from pipeline.fault_tolerance.health import Failure
+    from pipeline.fault_tolerance.recovery import Failure
 
 
 def message(run: Path, failure: "Failure", failures: int, furthest: int) -> str:

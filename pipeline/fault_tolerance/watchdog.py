@@ -28,7 +28,7 @@ import torch.distributed as dist
 from pydantic import Field
 
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import DataError
 from pipeline.storage.small_files import BIG
 from pipeline.storage.temporary import replacing

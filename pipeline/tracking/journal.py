@@ -73,7 +73,7 @@ _TOGETHER = {"metrics": {"step"}, "image": {"step", "file"}, "text": {"path"}}
 
 
 class Event(TypedDict):
-    """A line of RUN/events.jsonl (`pipeline.fault_tolerance.health`)."""
+    """A line of RUN/events.jsonl (`pipeline.fault_tolerance.events`)."""
 
     time: Annotated[float, Field(ge=0, lt=253_402_300_800)]
     """Seconds since 1970."""

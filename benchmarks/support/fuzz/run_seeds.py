@@ -17,7 +17,7 @@ from pipeline.cluster import restarts, submission
 from pipeline.cluster.submission import Submission
 from pipeline.config import RunConfig, build, flatten
 from pipeline.data.manifest import load_manifest
-from pipeline.fault_tolerance.health import History
+from pipeline.fault_tolerance.recovery import History
 from pipeline.fault_tolerance.watchdog import Hang
 from pipeline.generation import load
 from pipeline.generation.export import save_files

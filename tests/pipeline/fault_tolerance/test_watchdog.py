@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.fault_tolerance import watchdog
 from pipeline.fault_tolerance.watchdog import (
     EXIT_CODE,
@@ -37,7 +37,7 @@ def one_of_two(rank: int, folder: str) -> None:
     record_collectives(Path(folder))
     watchdog._LEAST_LOOKS = 20
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    with Watchdog(HangConfig(timeout=3), Path(folder), Ranks(rank, 2, torch.device("cpu"))) as dog:
+    with Watchdog(HangConfig(timeout=3), Path(folder), Ranks(rank=rank, world_size=2, device=torch.device("cpu"))) as dog:
         for update in range(60):
             dog.enter("D steps", update)
             time.sleep(0.06 * rank)

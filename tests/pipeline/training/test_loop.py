@@ -20,7 +20,8 @@ from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
-from pipeline.training.loop import _due, on_device
+from pipeline.training.loop import _due
+from pipeline.training.reals import on_device
 
 
 def config_of(run: Path, shards: Path, images: int = 1000) -> RunConfig:

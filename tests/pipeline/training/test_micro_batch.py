@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.data.loader import DataConfig
 from pipeline.engine.batch import BatchConfig
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.training.memory_trial import free_memory
 from pipeline.training.micro_batch import FILE, plan_in_memory

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.engine.batch import BatchConfig
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.runs.run_folder import prepare
 from pipeline.training.precision import MARGIN, settle
 from tests.support.ranks import on_ranks
