@@ -139,8 +139,8 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     from pipeline.data.dataset import load_data
     from pipeline.engine.zero import start_workers
     from pipeline.fault_tolerance.watchdog import record_collectives
-    from pipeline.liveness import ignore_signals
     from pipeline.runs import run_folder
+    from pipeline.signals import ignore_signals
     from pipeline.storage import run_lock
     from pipeline.training.loop import train
     from pipeline.training.precision import settle
