@@ -18,8 +18,8 @@ from pipeline.runs.run_folder import RunState, read_identity, read_status
 from pipeline.storage import trusted_stores
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.mlflow_store import connect
-from tests.conftest import write_tree
 from tests.support import background
+from tests.support.patterns import write_tree
 from tests.support.saved_run import save_checkpoint, save_run, short_standing_statistics
 from tests.support.strangers import CANARY, Stranger
 from tests.support.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
