@@ -81,6 +81,16 @@ def shards_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
+    from pipeline.tracking.mlflow_store import connect
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server process (moto), on a free port."""
     log = tmp_path_factory.mktemp("s3") / "log"

@@ -13,8 +13,6 @@ VERTEX = {
     "environment": "cloud",
     "task": {"type": "workerpool1", "index": 1, "trial": ""},
 }
-
-
 IPS = "10.0.0.4\n10.0.0.5\n10.0.0.6"
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from tests.support.tiny_runs import log
 
 IMAGES = 2048
-
-
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Else a process alone on its node has more threads than two of one machine, and sums in another order."""
 

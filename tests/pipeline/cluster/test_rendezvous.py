@@ -27,8 +27,6 @@ from pipeline.messaging.job_token import Token
 from tests.support.servers import free_port
 
 CARD = Card("n0", 2, "config", "code", time.time())
-
-
 TOKEN = Token("0123456789abcdef" * 2)
 
 

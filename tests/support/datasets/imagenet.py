@@ -10,14 +10,8 @@ from PIL import Image
 from pipeline.packing.sources.imagenet import DEVKIT, TRAIN, VAL
 
 IDS = ("n02119789", "n01440764", "n02100735", "n01443537")  # in the order of ILSVRC2012_ID, which is not the sorted one
-
-
 WORDS = ("kit fox, Vulpes macrotis", "tench, Tinca tinca", "English setter", "goldfish, Carassius auratus")
-
-
 TRUTH = (3, 1, 4, 2, 1, 1)
-
-
 NAMES = ("n01440764 tench", "n01443537 goldfish", "n02100735 English setter", "n02119789 kit fox")
 
 
