@@ -17,9 +17,8 @@ from pipeline.registry import versions
 from pipeline.runs.run_folder import RunState, read_identity, read_status
 from pipeline.storage import trusted_stores
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.mlflow_store import connect
-from tests.conftest import write_tree
 from tests.support import background
+from tests.support.patterns import write_tree
 from tests.support.saved_run import save_checkpoint, save_run, short_standing_statistics
 from tests.support.strangers import CANARY, Stranger
 from tests.support.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
@@ -35,14 +34,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from tests.conftest import address
+from tests.support.servers import address
 from tests.support.tiny_runs import Resumed, mlflow_runs
 
 pytestmark = pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from jobs.cli import main
 from pipeline.runs.run_folder import load_run_config
 from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.mistakes import refusal
 from tests.support.registered_models import FID, RECIPE, evaluation, write_evaluation
 from tests.support.saved_run import COMMIT, save_checkpoint, save_run
 
@@ -23,13 +24,6 @@ def run_dir(registered_run: Path) -> Path:
 def versions(run_dir: Path, name: str) -> list[Any]:
     found = connect(store_uri(run_dir, None)).search_model_versions(f"name = '{name}'")
     return sorted(found, key=lambda version: int(version.version))
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    """Exit code and the only line on stderr of a command that must fail."""
-    code = main(argv)
-    (line,) = capsys.readouterr().err.splitlines()
-    return code, line
 
 
 def test_register_makes_one_version_per_weights(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,34 +16,15 @@ from pipeline import storage
 from pipeline.data import reader
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import index_name, load_index, load_manifest
-from pipeline.data.order import Order
 from pipeline.data.quarantine import BadSampleError
-from pipeline.data.reader import Reader
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import object_stores
+from tests.support.loading import images, open_reader
 
 
 @pytest.fixture
 def copy(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "shards"))
-
-
-def open_reader(uri: Path | str, **options: Any) -> Reader:
-    manifest = load_manifest(str(uri))
-    return Reader(str(uri), manifest, Order(manifest.shards, 0), **{"capacity": 50} | options)
-
-
-def images(uri: Path | str, **options: Any) -> list[bytes]:
-    """All of them, in a random order, back in theirs."""
-    found = open_reader(uri, **options)
-    try:
-        order = np.random.default_rng(0).permutation(found.manifest.samples)
-        found.expect(order)
-        read = {int(i): found.image(int(i)) for i in order}
-        assert all(one.sample == i for i, one in read.items())
-        return [read[i].data for i in range(len(read))]
-    finally:
-        found.close()
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 1000])

@@ -16,7 +16,7 @@ from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks
-from tests.jobs.test_describe import Plain
+from tests.support.plain_engine import Plain
 
 MODEL = ModelConfig(32, 3, channels=3, ch=4, shared_dim=4, z_dim=16)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
-from tests.conftest import S3Server
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3", "gs", "az"])

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import object_stores
-from tests.pipeline.data.test_reader import images, open_reader
+from tests.support.loading import images, open_reader
 from tests.support.tiny_runs import TINY, assert_one_line
 from tests.support.web_store import SIGNATURE, serve
 
