@@ -10,7 +10,6 @@ from jobs.cli import main
 from pipeline.tracking import mlflow_store
 from tests.support.tracked_run import only_run, track
 
-
 NAMES = ["lr=1e-3?", "a%20b", "100%", "c#d", "?mode=ro", "a b", "e%3Ff", "g;h@i:j", "café", "'quoted'"]
 
 
