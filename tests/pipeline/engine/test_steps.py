@@ -1,4 +1,4 @@
-"""When spectral norm's vectors move in a step; what the steps compute is compared with autograd in test_engines.py."""
+"""When spectral norm's vectors move in a step; what the steps compute is compared with autograd in test_zero.py."""
 
 import copy
 from typing import Any
