@@ -15,8 +15,9 @@ import tarfile
 import time
 from collections import Counter
 
+from benchmarks.support.fuzz.mutations import damage_tar
 from benchmarks.support.report import report
-from pipeline.data.tar import BLOCK, TarError, members
+from pipeline.data.tar import TarError, members
 
 _FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
@@ -30,32 +31,6 @@ def _tar(rng: random.Random) -> bytearray:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return bytearray(out.getvalue())
-
-
-def damage(data: bytearray, rng: random.Random) -> str:
-    """Change a tar in place; returns how."""
-    kind = rng.choice(["nothing", "cut", "bytes", "remove", "repeat", "exchange", "zero", "digits"])
-    blocks = len(data) // BLOCK
-    a, b = (BLOCK * rng.randrange(blocks) for _ in range(2))
-    if kind == "cut":
-        del data[rng.randrange(len(data)) :]
-    elif kind == "bytes":
-        for _ in range(rng.randint(1, 5)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-    elif kind == "remove":
-        del data[a : a + BLOCK]
-    elif kind == "repeat":
-        data[a:a] = data[b : b + BLOCK]
-    elif kind == "exchange":
-        data[a : a + BLOCK], data[b : b + BLOCK] = data[b : b + BLOCK], data[a : a + BLOCK]
-    elif kind == "zero":
-        data[a : a + BLOCK] = bytes(BLOCK)
-    elif kind == "digits":  # a header that says something else, with a checksum that is right
-        place = a + rng.choice([rng.randrange(0, 100), rng.randrange(124, 136), 156, rng.randrange(257, 500)])
-        data[place] = rng.choice(b"0123456789\0 xgLKS\x80\xff")
-        header = data[a : a + 148] + b" " * 8 + data[a + 156 : a + BLOCK]
-        data[a + 148 : a + 156] = b"%06o\0 " % sum(header)
-    return kind
 
 
 def _ours(data: bytes, step: int) -> list[tuple[str, bytes]] | None:
@@ -90,7 +65,7 @@ def main() -> None:
     names: Counter[str] = Counter()
     while time.monotonic() - began < args.seconds:
         data = _tar(rng)
-        kind = damage(data, rng)
+        kind = damage_tar(data, rng)
         start = time.monotonic()
         found = _ours(bytes(data), rng.choice([1 << 16, 700, 37]))
         slowest = max(slowest, time.monotonic() - start)

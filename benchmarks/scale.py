@@ -41,9 +41,9 @@ import safetensors.torch
 import torch
 
 from benchmarks.arms.scale import rank
-from benchmarks.equality import distance
 from benchmarks.step import PRESET, SMALL
 from benchmarks.support import workers
+from benchmarks.support.distance import distance
 from benchmarks.support.limited import FailedError, last_line
 from benchmarks.support.report import report, table
 from jobs import cli
