@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pipeline.packing.tar import BLOCK
+
+from pipeline.data.tar import BLOCK
 
 NUMBERS = (
     0,
