@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from benchmarks.import_equivalence import imported_outputs, some
+from benchmarks.support.imported import imported_outputs, some
 from model.config import ModelConfig
 from pipeline.checkpoint.importers import detect
 from pipeline.checkpoint.importers.convert import Imported, Options, is_parameter
