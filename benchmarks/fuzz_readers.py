@@ -2,8 +2,8 @@
 
     python -m benchmarks.fuzz_readers --seconds 600 [--reader NAME] [--seed N]
 
-Real files, made here by the product itself, are damaged by chance and by rules of their formats (`fuzz_mutations`), and given
-to what reads them (`fuzz_table`). `--reader NAME --seed N --tries 1` does the try again that a failure names.
+Real files, made here by the product itself, are damaged by chance and by rules of their formats (`support/fuzz/mutations`), and
+given to what reads them (`support/fuzz/readers`). `--reader NAME --seed N --tries 1` does the try again that a failure names.
 """
 
 import argparse

@@ -41,11 +41,11 @@ import safetensors.torch
 import torch
 
 from benchmarks.arms.scale import rank
-from benchmarks.step import PRESET, SMALL
 from benchmarks.support import workers
 from benchmarks.support.distance import distance
 from benchmarks.support.limited import FailedError, last_line
 from benchmarks.support.report import report, table
+from benchmarks.support.step_rows import PRESET, SMALL
 from jobs import cli
 from pipeline.cluster.worker_command import ON_A_CPU
 from pipeline.config import RunConfig, load_config
