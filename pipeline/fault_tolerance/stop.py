@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
-from pipeline.liveness import SIGNALS
+from pipeline.signals import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.engine.zero import Ranks

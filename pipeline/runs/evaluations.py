@@ -16,9 +16,9 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from pipeline.storage import removal
 from pipeline import storage, untrusted
 from pipeline.errors import ConfigError
+from pipeline.storage import removal
 from pipeline.wording import plural
 
 TAG = "evaluation"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runs import evaluations
 from pipeline.errors import ConfigError
+from pipeline.runs import evaluations
 from pipeline.runs.evaluations import Evaluation, keep, new_tags, of_run, of_tags, of_weights, offer
 
 
