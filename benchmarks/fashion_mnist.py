@@ -21,7 +21,9 @@ IMAGES = {"fashion-mnist": 256_000, "fashion-mnist-transposed": 320_000}
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fashion_mnist", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="folder for shards and runs")
     parser.add_argument("--share", type=float, default=1.0, help="of the images, for a quick look")

@@ -63,7 +63,9 @@ def rows(outcomes: dict[str, Outcome]) -> list[dict[str, object]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz_readers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600, help="for all readers together (default 600)")
     parser.add_argument("--reader", action="append", choices=[reader.name for reader in ALL], help="only this one, or these")
     parser.add_argument("--seed", type=int, default=0, help="of the first try of each reader; the next one has the next")

@@ -37,7 +37,9 @@ def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.large_batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--updates", type=int, nargs="+", default=[250, 500])
     parser.add_argument("--images", type=int, help="of a run at most, in place of --updates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

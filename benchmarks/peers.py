@@ -35,9 +35,21 @@ from benchmarks.support.workers import one_rank
 from jobs import cli
 
 SETTINGS = {
-    32: Setting(32, 64, 32, 10, 80, 128, (), ()),
-    128: Setting(128, 96, 4, 1000, 120, 128, (64,), (64,)),
-    256: Setting(256, 96, 2, 1000, 140, 128, (128,), (64,)),
+    side: Setting(
+        resolution=side,
+        ch=ch,
+        micro_batch=micro_batch,
+        classes=classes,
+        z_dim=z_dim,
+        shared_dim=128,
+        g_attention=g_attention,
+        d_attention=d_attention,
+    )
+    for side, ch, micro_batch, classes, z_dim, g_attention, d_attention in (
+        (32, 64, 32, 10, 80, (), ()),
+        (128, 96, 4, 1000, 120, (64,), (64,)),
+        (256, 96, 2, 1000, 140, (128,), (64,)),
+    )
 }
 """By resolution, with micro-batches that a CPU can take."""
 CIFAR = {"z_dim": 128, "shared_dim": 0}
@@ -143,7 +155,7 @@ def race(arms: list[Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def measure(
-    project: str, checkout: Path, setting: Setting, modes: list[str], rounds: int, threads: int, half: bool
+    project: str, checkout: Path, setting: Setting, *, modes: list[str], rounds: int, threads: int, half: bool
 ) -> dict[str, Any]:
     """Beside one original: the losses, whether they agree, and the rows of the table."""
     common = {"setting": asdict(setting), "checkout": str(checkout.resolve()), "save": None}
@@ -211,7 +223,8 @@ def main() -> int:
     setting, found = replace(SETTINGS[args.resolution], **given), {}
     for project, checkout in checkouts.items():
         own = replace(setting, **CIFAR) if (project, args.resolution) == ("biggan-pytorch", 32) else setting
-        found[project] = measure(project, checkout, own, args.modes, args.rounds, args.threads, args.half)
+        asked = {"modes": args.modes, "rounds": args.rounds, "threads": args.threads, "half": args.half}
+        found[project] = measure(project, checkout, own, **asked)
         if found[project]["losses"]:
             print("\n".join(table(found[project]["losses"])), end="\n\n")
     rows = [row for figures in found.values() for row in figures["rows"]]

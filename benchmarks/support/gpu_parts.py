@@ -31,7 +31,7 @@ training does neither, so they are nothing for bars."""
 DOES_NOT_FIT = "does not fit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What is measured on a kind of machine."""
 

@@ -51,7 +51,7 @@ class Reader:
     """Makes sums over the damaged files right again, as somebody with bad intentions does: in most tries."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What became of the tries of one reader."""
 
