@@ -1,13 +1,13 @@
-"""`python -m benchmarks.equality --stages 0,1,2,3`: the two ZeRO engines against plain autograd, however the work is shared.
+"""`python -m benchmarks.equality --stages 0,1,2,3`: compare the two ZeRO engines with plain autograd.
 
-A tiny BigGAN trains some rounds (two D steps and a G step each): by plain autograd over whole global batches in one process,
-and through engines for each stage, precision, accumulation and number of ranks. Spectral norm, batch norm over groups that are
-parts of a micro-batch or span ranks, attention, orthogonal regularisation, EMA and the data stream take part. Compared are
-parameters, averages and the vectors of spectral norm (norm of the difference over norm), and which samples, labels, flips and
-latents each global batch held.
+A tiny BigGAN trains for some rounds of two D steps and a G step. Plain autograd trains it on whole global batches in one
+process. The engines train it at each stage, precision, accumulation and number of ranks. Spectral norm, attention, orthogonal
+regularisation, EMA and the data loader take part. So does batch norm over groups inside a micro-batch and across ranks.
 
-fp32 has to be within 1e-5 of autograd in fp32; bf16 no farther from that than 1.5 times autograd in bf16 is. With Adam the
-distances are only reported: it amplifies rounding where gradients are near 0.
+The table has the norm of the difference over the norm, for parameters, averages and spectral norm's vectors. The samples,
+labels, flips and latents of each global batch must be the same. fp32 must be within 1e-5 of autograd in fp32. bf16 may be 1.5
+times as far from that as autograd in bf16 is. Adam's distances have no limit: Adam amplifies rounding where gradients are near
+0.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def compare(case: Case, found: dict[str, Tensor], references: dict[Case, dict[st
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.equality", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.equality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stages", default="0,1,2,3", help="ZeRO stages to compare with plain autograd")
     parser.add_argument("--optimizers", default="sgd,adam", help="with which (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of two D steps and a G step (default: %(default)s)")

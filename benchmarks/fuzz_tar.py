@@ -1,10 +1,11 @@
-"""Damaged tars, without end, for the scanner: each must be refused, or be read as Python's tarfile reads it. No crash, no hang.
+"""Give damaged tars to the tar scanner: it must refuse each, or read it as Python's `tarfile` does.
 
     python -m benchmarks.fuzz_tar --seconds 600 --seed 0
 
-Tars of random small files in every format are cut, and have bytes changed, blocks removed, repeated, exchanged or zeroed.
-What is read must begin with tarfile's members (which stops at damage without a word), byte for byte. A long name has no
-checksum in a tar: where one was damaged, each reads something, and the table counts it.
+The tars hold random small files in every format. They are cut, bytes are changed, and blocks are removed, repeated, exchanged
+or zeroed. What the scanner reads must begin with the members that `tarfile` finds, byte for byte: `tarfile` stops at damage
+without an error. Long names have no checksum in a tar. After damage to one, the two may read different names, and the table
+counts that.
 """
 
 import argparse
@@ -57,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_tar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=600, help="time to try (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: 0)")
     args = parser.parse_args()
     rng, began, slowest = random.Random(args.seed), time.monotonic(), 0.0
     refused: Counter[str] = Counter()

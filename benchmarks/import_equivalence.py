@@ -190,7 +190,11 @@ def keep(folder: Path, kept: dict[str, tuple[Original, Outputs]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.import_equivalence", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.import_equivalence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for project in ("biggan-pytorch", "studiogan", "huggingface"):
         parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")
     parser.add_argument("--only", default="", help="cases whose name contains this")

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.kill_command --kills N --seed S`: a training that is killed N times against one that nobody touched.
+"""`python -m benchmarks.kill_command --kills N --seed S`: kill a training command N times, and compare.
 
-A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). The same command is typed again after each kill -9: of a worker, of
-the launcher, or of everything; while it starts, trains or writes a checkpoint, at moments that the seed decides. In the end
-all tensors (G, D, EMA, Adam's moments) must be the same, bit for bit, and MLflow must hold one run with one row per metric
-and step.
+A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). SIGKILL hits a worker, the launcher or everything, at a moment that
+the seed decides: during the start, a step or a save. The same command then runs again.
+
+In the end all tensors (G, D, EMA, Adam's moments) must be those of a run without kills, bit for bit. MLflow must hold one run,
+with one row per metric and step.
 """
 
 import argparse
@@ -186,7 +187,9 @@ def killed(command: list[str], planned: list[Kill], rng: random.Random, log: Pat
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_command", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kill_command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=6, help="kills of one training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides what is killed, and when (default: %(default)s)")
     args = parser.parse_args()

@@ -1,15 +1,15 @@
-"""`python -m benchmarks.peers --biggan-pytorch DIR --studiogan DIR --resolution R`: our training step beside the originals'.
+"""`python -m benchmarks.peers --biggan-pytorch DIR --studiogan DIR --resolution R`: our training step beside theirs.
 
-DIR is a checkout of an original, of which nothing is changed; either may be left out. All sides have the same network, real
-images, batch, threads and machine. Each is a process of its own, started as its users start it, and they take turns: an update
-of each, again and again. An update is one D step, one G step and the average. The figures are medians over the rounds:
-images/s, real images that D has seen, and the ratio to the original's update in the same round.
+DIR is a checkout of an original, which stays unchanged; either may be left out. All sides have the same network, real images,
+batch, threads and machine. Each side has its own process, started as its users start it. They take turns: one update each,
+again and again. An update is one D step, one G step and the average. The figures are medians over the rounds: images/s (real
+images that D sees), and the ratio to the original's update in the same round.
 
-Beside BigGAN-PyTorch both have the same weights (they go through `biggan import`), latents and labels, too, and first, three
-updates in fp32 show that both train the same thing: their losses of D and G agree. For that, ours moves spectral norm's vectors
-before every forward, as theirs does (`objective.power_iteration=forward`), in the mode `fp32`; in `fp32, once a step` it does
-not, and there the losses must not agree. StudioGAN's D sees real and fake images in two forwards, between which its vectors
-move, so its losses are others.
+With BigGAN-PyTorch both sides also share weights (through `biggan import`), latents and labels. First, three updates in fp32
+check that both train the same thing: their losses of D and G must agree. In the mode `fp32` ours therefore moves spectral
+norm's vectors before every forward, as theirs does (`objective.power_iteration=forward`). In `fp32, once a step` it does not,
+and the losses must differ. StudioGAN's D sees real and fake images in two forwards, and its vectors move between them, so its
+losses are not compared.
 """
 
 import argparse
@@ -198,7 +198,9 @@ def ratios(said: dict[str, list[dict[str, Any]]], images: int) -> list[dict[str,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for project in KNOWN:
         parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")
     parser.add_argument("--resolution", type=int, choices=SETTINGS, default=32, help="pixels (default: 32)")

@@ -1,12 +1,12 @@
-"""`python -m benchmarks.step [CONFIG key=value ...] --micro-batch 4 8 16`: our training step alone.
+"""`python -m benchmarks.step [CONFIG key=value ...] --micro-batch 4 8 16`: measure our training step alone.
 
-An update is `batch.d_steps` D steps, a G step and the average, by the engines and steps that train, on images that are on the
-device already; each micro-batch has a process of its own, so that the peak of memory is its own. images/s are real images that
-D sees. Unless `key=value` says otherwise a global batch is one micro-batch, and nothing is shared (`zero.stage=0`).
+An update is `batch.d_steps` D steps, a G step and the average, with the engines and steps that train. The images are on the
+device already. Each micro-batch has its own process, and so its own peak of memory. images/s counts the real images that D
+sees. Unless `key=value` says otherwise, a global batch is one micro-batch and nothing is sharded (`zero.stage=0`).
 
-MFU is counted FLOP/s over the measured rate of a matrix product in the same precision. It counts the plain network: where
-resizing and 3x3 convolution are one (`model/resample.py`), or `activation_checkpointing` computes blocks again, fewer or more
-are computed. On a GPU, fp32 has its convolutions in TF32, as torch has by default, while the product is in fp32.
+MFU is the counted FLOP/s over the measured rate of a matrix product in the same precision. It counts the plain network. Fewer
+FLOPs are computed where resizing and 3x3 convolution are one (`model/resample.py`), more with `activation_checkpointing`. On a
+GPU, convolutions in fp32 use TF32, which is torch's default, and the matrix product does not.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def good(rows: list[dict[str, Any]]) -> bool:
 
 def main() -> int:
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = PRESET if gpu else f"{PRESET} with {' '.join(SMALL)}"
     parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"preset or file (default: {default})")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as precision=fp32")
