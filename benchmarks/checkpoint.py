@@ -18,18 +18,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks import workers
-from benchmarks.report import report
-from model.latents import Stream
-from pipeline import checkpoint, checkpoint_files, storage
-from pipeline.batch import plan_batch
-from pipeline.checkpoint import Progress
+from benchmarks.support import workers
+from benchmarks.support.report import report
+from model.latents import RandomStream
+from pipeline import storage
+from pipeline.checkpoint import format, rank_files
+from pipeline.checkpoint.format import Progress
+from pipeline.checkpoint.retention import CheckpointConfig
+from pipeline.checkpoint.saver import Saver, take_fence
 from pipeline.config import load_config
-from pipeline.engines import Ranks, start_workers
-from pipeline.learner import Learner
-from pipeline.retention import CheckpointConfig
-from pipeline.saver import Saver, take_fence
-from pipeline.steps import d_step, fakes, g_step
+from pipeline.engine.batch import plan_batch
+from pipeline.engine.steps import d_step, fakes, g_step
+from pipeline.engine.zero import Ranks, start_workers
+from pipeline.training.train_state import TrainState
 
 RANKS, SLOW = 2, 100e6
 OPTIONS = [f"batch.{option}" for option in ("global_batch=2", "micro_batch=1", "norm_group=2", "d_steps=1")]
@@ -41,13 +42,13 @@ def measure(folder: Path) -> None:
     ranks = start_workers()
     config = load_config("biggan-128", OPTIONS)
     plan = plan_batch(config.batch, ranks.world_size)
-    learner = Learner(config, plan, ranks)
+    learner = TrainState(config, plan, ranks)
     g, d, objective = learner.g, learner.d, learner.objective
 
     def train() -> None:
         real = torch.randn(1, 3, 128, 128), torch.zeros(1, dtype=torch.long)
-        d_step(g, d, iter([real]), fakes(config.model, plan, ranks, 0, Stream.D_STEP, 0), objective, 0)
-        g_step(g, d, fakes(config.model, plan, ranks, 0, Stream.G_STEP, 0), objective, 0)
+        d_step(g, d, iter([real]), fakes(config.model, plan, ranks, 0, RandomStream.D_STEP, 0), objective, 0)
+        g_step(g, d, fakes(config.model, plan, ranks, 0, RandomStream.G_STEP, 0), objective, 0)
         learner.ema.update(g.parts(), 0.999)
 
     def save(saver: Saver, images: int) -> None:
@@ -62,13 +63,13 @@ def measure(folder: Path) -> None:
         figures["stored"] = figures["stall"] + _slowest(ranks, saver.check)
         save(saver, 3)
         figures["step while storing"] = _slowest(ranks, train)
-    found = checkpoint.newest(str(folder / "ours"))
+    found = format.newest(str(folder / "ours"))
     assert found
     figures["bytes"] = sum(row["bytes"] for row in found.files.values())
     own = [row["bytes"] for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
     figures["plain files"] = _slowest(ranks, lambda: _plain(folder / "plain" / str(ranks.rank), own))
     if ranks.main:
-        checkpoint_files.remove(found.uri, found.files)
+        rank_files.remove(found.uri, found.files)
     with Saver(CheckpointConfig(every=1, max_loss=10), take_fence(str(folder / "slow"), ranks), ranks, 0) as saver:
         _slow_down()
         figures["stall, slow store"] = _slowest(ranks, lambda: save(saver, 1))

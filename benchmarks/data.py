@@ -12,7 +12,7 @@ resume   1,280,000 samples in 1,280 shards, which are one file under many names:
          batch, at a place deep in an epoch, in a fresh process whose imports are reported apart.
 
 CPU time is user + system of the process and all its descendants, over exactly one epoch after another that warms up
-(`benchmarks.data_arms` says how read-ahead is kept out of it). Each arm is a fresh process; a round runs all of them, and
+(`benchmarks.arms.data` says how read-ahead is kept out of it). Each arm is a fresh process; a round runs all of them, and
 the bars compare the medians of the ratios within the rounds. "samples/s per core" is 1 / CPU time: what a core gives
 that does nothing else. The wall rates depend on what else the machine does, and a loader that is bounded by latency
 shows there only.
@@ -38,13 +38,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.data_images import SIZE, make_images
-from benchmarks.data_peers import BATCH, PACKAGES, PACKERS, SHARD_MB, package_version, torchvision_is_missing
-from benchmarks.latency_server import serve
-from benchmarks.report import report, table
+from benchmarks.others.loaders import BATCH, PACKAGES, PACKERS, SHARD_MB, package_version, torchvision_is_missing
+from benchmarks.servers.latency import serve
+from benchmarks.support.photos import SIZE, make_images
+from benchmarks.support.report import report, table
 from jobs import cli
 from pipeline import storage
-from pipeline.index import MANIFEST, dump_manifest, index_name, load_manifest
+from pipeline.data.manifest import MANIFEST, dump_manifest, index_name, load_manifest
 
 LOCAL = ("ours", "webdataset", "mds", "litdata", "folder")
 ARMS = (
@@ -122,7 +122,7 @@ def _shards(images: Path, shards: Path, megabytes: int) -> None:
 
 def run_arm(arm: str, where: str, environment: Mapping[str, str]) -> dict[str, float]:
     """What one arm measured in a process of its own. Raises RuntimeError with its last words if it failed."""
-    command = [sys.executable, "-m", "benchmarks.data_arms", arm, where]
+    command = [sys.executable, "-m", "benchmarks.arms.data", arm, where]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1800, check=False)
     lines = done.stdout.splitlines()
     if done.returncode or not lines:

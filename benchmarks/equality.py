@@ -27,26 +27,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmarks.patterns import pack_patterns
-from benchmarks.report import report
+from benchmarks.support.patterns import pack_patterns
+from benchmarks.support.report import report
 from model import regularizers
 from model.batchnorm import set_group
 from model.biggan import Discriminator, Generator
 from model.config import ModelConfig
 from model.ema import EMA
-from model.latents import Stream as Numbers
-from model.latents import latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from model.losses import hinge_d, hinge_g
 from model.spectral import power_iteration
-from pipeline import engines
-from pipeline.batch import BatchConfig, plan_batch
-from pipeline.engines import Engine, Ranks, ZeroConfig, share_batch_norm, start_workers
-from pipeline.index import load_manifest
-from pipeline.loop import on_device
-from pipeline.objective import Objective, ObjectiveConfig, Pair, ortho_weights
-from pipeline.schedule import OptimConfig, make_optimizer
-from pipeline.steps import d_step, fakes, g_step
-from pipeline.stream import DataConfig, MicroBatch, Stream
+from pipeline.data.loader import DataConfig, DataLoader, MicroBatch
+from pipeline.data.manifest import load_manifest
+from pipeline.engine import zero as engines
+from pipeline.engine.batch import BatchConfig, plan_batch
+from pipeline.engine.objective import Objective, ObjectiveConfig, Pair, ortho_weights
+from pipeline.engine.optim import OptimConfig, make_optimizer
+from pipeline.engine.steps import d_step, fakes, g_step
+from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm, start_workers
+from pipeline.training.loop import on_device
 
 D_STEPS, BATCH, GROUP, SEED = 2, 16, 4, 3
 ORTHO, DECAY = 1.0, 0.5
@@ -119,9 +118,9 @@ def collect(g: Generator, d: Discriminator, averages: dict[str, Tensor]) -> dict
     return {key: tensor.detach().clone() for key, tensor in found.items()}
 
 
-def stream(uri: str, micro_batch: int, rank: int, world_size: int) -> Stream:
+def stream(uri: str, micro_batch: int, rank: int, world_size: int) -> DataLoader:
     data, shape = DataConfig(uri, flip=True), {"global_batch": BATCH, "micro_batch": micro_batch}
-    return Stream(data, load_manifest(uri), seed=SEED, rank=rank, world_size=world_size, **shape)
+    return DataLoader(data, load_manifest(uri), seed=SEED, rank=rank, world_size=world_size, **shape)
 
 
 def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
@@ -133,7 +132,7 @@ def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
     set_group(g, GROUP)
     reals = stream(uri, BATCH, 0, 1)
 
-    def draw(numbers: Numbers, start: int) -> Pair:
+    def draw(numbers: RandomStream, start: int) -> Pair:
         return latents(SEED, numbers, start, BATCH, MODEL.latent_dim), random_labels(SEED, numbers, start, BATCH, 4)
 
     def update(network: Generator | Discriminator, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -144,13 +143,13 @@ def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
         optimizer.step()
 
     for step in range(rounds * D_STEPS):
-        (x, y), (z, y_fake) = on_device(next(reals), torch.device("cpu")), draw(Numbers.D_STEP, step * BATCH)
+        (x, y), (z, y_fake) = on_device(next(reals), torch.device("cpu")), draw(RandomStream.D_STEP, step * BATCH)
         power_iteration(d)
         with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
             logits = d(x, y), d(g(z, y_fake).detach(), y_fake)
         update(d, opt_d, hinge_d(*logits))
         if step % D_STEPS == D_STEPS - 1:
-            z, y = draw(Numbers.G_STEP, step // D_STEPS * BATCH)
+            z, y = draw(RandomStream.G_STEP, step // D_STEPS * BATCH)
             power_iteration(g)
             with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
                 on_fake = d(g(z, y), y)
@@ -181,7 +180,7 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
             seen.update(fingerprint(batch))
             yield on_device(batch, ranks.device)
 
-    def draw(numbers: Numbers, position: int):  # type: ignore[no-untyped-def]
+    def draw(numbers: RandomStream, position: int):  # type: ignore[no-untyped-def]
         drawn = fakes(MODEL, plan, ranks, SEED, numbers, position)
 
         def recorded(micro_step: int) -> Pair:
@@ -197,8 +196,8 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
     for i in range(rounds):
         for step in range(D_STEPS):
             position = (i * D_STEPS + step) * BATCH
-            d_step(g, d, real_batches(), draw(Numbers.D_STEP, position), objective, position)
-        g_step(g, d, draw(Numbers.G_STEP, i * BATCH), objective, i * BATCH)
+            d_step(g, d, real_batches(), draw(RandomStream.D_STEP, position), objective, position)
+        g_step(g, d, draw(RandomStream.G_STEP, i * BATCH), objective, i * BATCH)
         ema.update(g.parts(), DECAY)
     reals.close()
     averages = g.whole(ema.averages)

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import biggan, judged, train
-from benchmarks.report import report
+from benchmarks.support.commands import biggan, judged, train
+from benchmarks.support.report import report
 
 IMAGES = {"fashion-mnist": 256_000, "fashion-mnist-transposed": 320_000}
 

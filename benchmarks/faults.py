@@ -14,12 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_server import FAULTS, Plan, serve_with_faults
-from benchmarks.patterns import pack_patterns
-from benchmarks.report import report
-from pipeline import object_stores, reader
-from pipeline.index import load_manifest
-from pipeline.stream import DataConfig, Stream
+from benchmarks.servers.faults import FAULTS, Plan, serve_with_faults
+from benchmarks.support.patterns import pack_patterns
+from benchmarks.support.report import report
+from pipeline.data import reader
+from pipeline.data.loader import DataConfig, DataLoader
+from pipeline.data.manifest import load_manifest
+from pipeline.storage import object_stores
 
 _BATCH = 64
 
@@ -27,7 +28,7 @@ _BATCH = 64
 def digest(uri: str, batches: int) -> tuple[str, int]:
     """(hash of everything that a stream gives, how many images stand in for damaged ones)."""
     found, bad = hashlib.sha256(), 0
-    with Stream(
+    with DataLoader(
         DataConfig(uri), load_manifest(uri), seed=1, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
     ) as stream:
         for batch in islice(stream, batches):

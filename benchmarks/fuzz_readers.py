@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.fuzz_seeds import SEEDS
-from benchmarks.fuzz_table import READERS
-from benchmarks.fuzz_table_run import RUN_READERS
-from benchmarks.fuzz_tries import Outcome, Reader, fuzz
-from benchmarks.report import report
+from benchmarks.support.fuzz.readers import READERS
+from benchmarks.support.fuzz.run_readers import RUN_READERS
+from benchmarks.support.fuzz.seeds import SEEDS
+from benchmarks.support.fuzz.tries import Outcome, Reader, fuzz
+from benchmarks.support.report import report
 
 ALL = (*READERS, *RUN_READERS)
 

@@ -15,8 +15,8 @@ import tarfile
 import time
 from collections import Counter
 
-from benchmarks.report import report
-from pipeline.tar import BLOCK, TarError, members
+from benchmarks.support.report import report
+from pipeline.data.tar import BLOCK, TarError, members
 
 _FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 

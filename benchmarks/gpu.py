@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_parts import GPU, TINY, Bench, Row, attempt, bars, beside, one_step, rates, trained
 from benchmarks.peers import KNOWN
-from benchmarks.report import report, surroundings, table
+from benchmarks.support.gpu_parts import GPU, TINY, Bench, Row, attempt, bars, beside, one_step, rates, trained
+from benchmarks.support.report import report, surroundings, table
 
 LEAST = {True: 30.0, False: 12.0}
 """Seconds in which no part can be done, by whether there is a GPU."""

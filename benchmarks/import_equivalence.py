@@ -1,10 +1,10 @@
 """`python -m benchmarks.import_equivalence --biggan-pytorch DIR --studiogan DIR --huggingface DIR`: originals against imports.
 
 DIR are checkouts of the originals; each may be left out with its cases. Their networks get weights by formula, in float64, and
-save them in their own formats; `pipeline.foreign` reads those, and both sides see the same latents, labels and images. The
-table has the largest difference of G's images (-1..1) and of D's logits (over the largest logit): in training mode, in eval
-mode, and after the project's own standing statistics; and of the parameters after one step of the project's Adam, continued
-from imported moments. `--write tests/fixtures/foreign` keeps keys, shapes and some outputs for the tests.
+save them in their own formats; `pipeline.checkpoint.importers.detect` reads those, and both sides see the same latents, labels
+and images. The table has the largest difference of G's images (-1..1) and of D's logits (over the largest logit): in training
+mode, in eval mode, and after the project's own standing statistics; and of the parameters after one step of the project's
+Adam, continued from imported moments. `--write tests/fixtures/foreign` keeps keys, shapes and some outputs for the tests.
 """
 
 import argparse
@@ -20,13 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from benchmarks import foreign_checkpoints, originals
-from benchmarks.originals import Original
-from benchmarks.report import report
+from benchmarks.others import originals
+from benchmarks.others.originals import Original
+from benchmarks.support import foreign_checkpoints
+from benchmarks.support.report import report
 from model.networks import build_discriminator, build_generator
 from model.spectral import power_iteration
-from pipeline import foreign, foreign_studiogan
-from pipeline.foreign_weights import Imported, Options
+from pipeline.checkpoint.importers import detect, studiogan
+from pipeline.checkpoint.importers.convert import Imported, Options
 
 LIMIT = 1e-5
 _COLUMNS = ("case", "G train", "G eval", "standing", "G Adam", "D train", "D eval", "D Adam", "ok")
@@ -73,7 +74,7 @@ CASES = {
     "huggingface-256": _huggingface(256),
     "huggingface-512": _huggingface(512),
 }
-"""Name -> function of benchmarks.originals and its options: small widths, and attention in other places than the defaults."""
+"""Name -> function of benchmarks.others.originals and its options: small widths, attention not where the defaults have it."""
 
 Outputs = dict[str, Tensor]
 
@@ -105,7 +106,7 @@ def inputs(name: str, z_dim: int, classes: int, resolution: int) -> dict[str, tu
 def through_files(original: Original, states: dict[str, dict[str, Any]], folder: Path) -> Imported:
     """Save `states` in the original's own format, and import them."""
     saved = foreign_checkpoints.save(folder, original.form, states, original.settings)
-    return foreign.read(str(saved), Options(), lambda line: None)
+    return detect.read(str(saved), Options(), lambda line: None)
 
 
 def original_outputs(name: str, original: Original) -> Outputs:
@@ -140,7 +141,7 @@ def imported_networks(imported: Imported) -> dict[str, nn.Module]:
 
 
 def forward(name: str, imported: Imported, which: str, network: nn.Module) -> Tensor:
-    if network.training and imported.source["format"] == foreign_studiogan.NAME:
+    if network.training and imported.source["format"] == studiogan.NAME:
         power_iteration(network)  # torch's spectral norm makes one before each forward in training mode
     config = imported.config
     return network(*inputs(name, config.z_dim, config.num_classes, config.resolution)[which])

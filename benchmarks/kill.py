@@ -1,10 +1,10 @@
 """`python -m benchmarks.kill --kills N --seed S`: ranks killed N times while they save at every update, against none killed.
 
 A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). Half of the kills (SIGKILL, of one rank or of all) come at a named
-place inside a save (`pipeline.failpoints`), half at a moment that the seed decides. Every restart must find an intact
-checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the run
-goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
-The ranks are forks (`benchmarks.workers`); `benchmarks.kill_command` kills the whole command, its launcher included.
+place inside a save (`pipeline.checkpoint.failpoints`), half at a moment that the seed decides. Every restart must find an
+intact checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the
+run goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
+The ranks are forks (`benchmarks.support.workers`); `benchmarks.kill_command` kills the whole command, its launcher included.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from typing import Any
 
 import yaml
 
-from benchmarks import workers
-from benchmarks.patterns import pack_patterns
-from benchmarks.report import report
-from pipeline import checkpoint, failpoints, journal
+from benchmarks.support import workers
+from benchmarks.support.patterns import pack_patterns
+from benchmarks.support.report import report
+from pipeline.checkpoint import failpoints, format
+from pipeline.tracking import journal
 
 BATCH, STEPS = 16, 5
 HANGS = 300.0
@@ -80,17 +81,17 @@ def plan(kills: int, rng: random.Random, seconds: float) -> list[Kill]:
 def work(config: str, overrides: list[str], samples: str | None) -> None:
     """A rank. With `samples`, it writes which image it took at which position there."""
     if samples:
-        from pipeline.stream import MicroBatch, Stream
+        from pipeline.data.loader import DataLoader, MicroBatch
 
-        take = Stream.__next__
+        take = DataLoader.__next__
 
-        def recorded(stream: Stream) -> MicroBatch:
+        def recorded(stream: DataLoader) -> MicroBatch:
             batch = take(stream)
             with open(samples, "a") as file:  # appended in one write: lines of several ranks do not mix
                 file.write("".join(f"{p} {s}\n" for p, s in zip(batch.positions, batch.samples, strict=True)))
             return batch
 
-        Stream.__next__ = recorded  # type: ignore[method-assign]
+        DataLoader.__next__ = recorded  # type: ignore[method-assign]
     from jobs import cli
 
     sys.exit(cli.main(["train", config, *overrides]))
@@ -173,7 +174,7 @@ def kill_once(folder: Path, total: int, kill: Kill, rng: random.Random) -> tuple
 
 def hashes(run: Path, images: int) -> dict[str, str]:
     """sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
-    last = checkpoint.newest(str(run / "checkpoints"))
+    last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != images:
         raise SystemExit(f"benchmarks.kill: {run} did not reach {images} images")
     return {name: row["sha256"] for name, row in last.files.items() if name.endswith(".safetensors")}
@@ -221,13 +222,13 @@ def main() -> int:
         rows: list[dict[str, Any]] = []
         hits, intact, going_on = Counter[str](), True, True
         for kill in plan(args.kills, rng, seconds + 3 * update):
-            before = checkpoint.newest(str(folder / "killed" / "checkpoints"))
+            before = format.newest(str(folder / "killed" / "checkpoints"))
             attempt, hit = kill_once(folder, total, kill, rng)
             hits["nothing" if not hit else "one rank" if kill.rank is not None else "all ranks"] += 1
             intact &= "passing over" not in attempt.text and "has a damaged" not in attempt.text
             going_on &= attempt.first is None or attempt.first == (before.images if before else 0)
             rows.append({"killed": kill.name, "rank": "all" if kill.rank is None else kill.rank, "from image": attempt.first})
-        before = checkpoint.newest(str(folder / "killed" / "checkpoints"))
+        before = format.newest(str(folder / "killed" / "checkpoints"))
         last = start(folder, "killed", 2, f"total_images={total}")
         rows.append({"killed": "no more", "from image": before.images if before else 0, "seconds": finish(last)})
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.patterns import pack_patterns
-from benchmarks.report import report
-from pipeline import checkpoint
-from pipeline.mlflow_store import connect
-from pipeline.process import started
-from pipeline.tracking import Delivery
+from benchmarks.support.patterns import pack_patterns
+from benchmarks.support.report import report
+from pipeline.checkpoint import format
+from pipeline.liveness import started
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.mlflow_store import connect
 
 BATCH, CHECKPOINT_EVERY, TOTAL = 64, 320, 3200
 TARGETS = ("worker", "launcher", "everything")
@@ -184,7 +184,7 @@ def train(run: Path, config: Path, uri: str) -> list[str]:
 
 def tensor_files(run: Path) -> dict[str, str]:
     """sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
-    last = checkpoint.newest(str(run / "checkpoints"))
+    last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != TOTAL:
         raise SystemExit(f"benchmarks.kill_command: {run} did not reach {TOTAL} images")
     return {name: entry["sha256"] for name, entry in last.files.items() if name.endswith(".safetensors")}

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import biggan, judged, train
-from benchmarks.report import report
+from benchmarks.support.commands import biggan, judged, train
+from benchmarks.support.report import report
 
 BATCHES = (64, 512)
 GROUP = 32

@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.peer import Setting
-from benchmarks.peer_biggan_pytorch import BN_EPS, SN_EPS
-from benchmarks.report import report, table
-from benchmarks.workers import one_rank
+from benchmarks.others.biggan_pytorch import BN_EPS, SN_EPS
+from benchmarks.others.peer import Setting
+from benchmarks.support.report import report, table
+from benchmarks.support.workers import one_rank
 from jobs import cli
 
 SETTINGS = {
@@ -60,7 +60,7 @@ original with one thread is from itself with all of them."""
 
 
 class Arm:
-    """A process that makes updates (`benchmarks.peer_arm`)."""
+    """A process that makes updates (`benchmarks.arms.peers`)."""
 
     def __init__(self, name: str, process: "subprocess.Popen[str]", log: Path, asked: dict[str, Any]):
         self.name, self._process, self._log = name, process, log
@@ -95,7 +95,7 @@ def arm(name: str, asked: dict[str, Any], threads: int, folder: Path) -> Iterato
     own = {"OMP_NUM_THREADS": str(threads)} | (one_rank(torch.cuda.is_available()) if asked["side"] == "ours" else {})
     log = folder / f"{name}.log"
     with open(log, "wb") as errors:
-        command = [sys.executable, "-m", "benchmarks.peer_arm"]
+        command = [sys.executable, "-m", "benchmarks.arms.peers"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         process = subprocess.Popen(command, env=os.environ | own, text=True, **pipes)  # type: ignore[call-overload]
     try:

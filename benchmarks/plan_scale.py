@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
-from pipeline.index import Shard
-from pipeline.mixture import Mixture, part_seed
-from pipeline.order import LANES, Ints, Order, lanes_for
-from pipeline.share import Share
+from benchmarks.support.report import report
+from pipeline.data.manifest import Shard
+from pipeline.data.mixture import Mixture, part_seed
+from pipeline.data.order import LANES, Ints, Order, lanes_for
+from pipeline.data.sampler import RankSampler
 
 SEED = 1
 SEEKS = 50
@@ -121,7 +121,7 @@ def row(plan: Order | Mixture, ranks: int, lanes: int, batch: int, micro: int) -
     parts = len(plan.orders) if isinstance(plan, Mixture) else 1
     run_samples = plan.samples / (len(plan.starts) - 1)
     steps = int(np.ceil(8 * run_samples * lanes / batch)) + 1  # that a lane needs for a window
-    capacity = Share(batch, micro, 0, ranks).open_runs(plan, AHEAD) // parts
+    capacity = RankSampler(batch, micro, 0, ranks).open_runs(plan, AHEAD) // parts
     watched = np.random.default_rng(0).choice(ranks, min(WATCHED, ranks), replace=False).tolist()
     caches = {
         (rank, part, drops): Cache(capacity, drops) for rank in watched for part in range(parts) for drops in (False, True)
@@ -175,7 +175,7 @@ class Cache:
 
 
 def by_lane(plan: Order | Mixture, start: int, batch: int) -> Ints:
-    """The positions of a batch, as `pipeline.stream` sorts them."""
+    """The positions of a batch, as `pipeline.data.loader` sorts them."""
     return start + np.argsort(plan.lanes(start, batch), kind="stable")
 
 

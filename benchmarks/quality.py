@@ -1,6 +1,6 @@
 """`python -m benchmarks.quality`: what is quicker trains as well: the preset `fashion-mnist` to equal images in several ways.
 
-Beside fp32 with the network as it is written (`benchmarks.quality_arm`) trains what is quicker: fp32, bf16 and, on a GPU, bf16
+Beside fp32 with the network as it is written (`benchmarks.arms.quality`) trains what is quicker: fp32, bf16 and, on a GPU, bf16
 compiled. Each run is one process with all threads, and is judged by one classifier on `--samples` samples. `ok`: in no way is
 the mean over the seeds worse than the plain one's by more than `ERRORS` standard errors of the difference.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.commands import biggan, judged
-from benchmarks.report import report
-from benchmarks.workers import one_rank
+from benchmarks.support.commands import biggan, judged
+from benchmarks.support.report import report
+from benchmarks.support.workers import one_rank
 
 PLAIN = "fp32, plain"
 WAYS = {PLAIN: ("plain", "precision=fp32"), "fp32": ("quick", "precision=fp32"), "bf16": ("quick", "precision=bf16")}
@@ -32,7 +32,7 @@ def train(way: tuple[str, ...], run: Path, *overrides: str) -> None:
     """Raises RuntimeError with the end of the run's log."""
     log = run.with_suffix(".log")
     environment = os.environ | one_rank(torch.cuda.is_available())
-    command = [sys.executable, "-m", "benchmarks.quality_arm", way[0], "fashion-mnist", f"run={run}", *way[1:], *overrides]
+    command = [sys.executable, "-m", "benchmarks.arms.quality", way[0], "fashion-mnist", f"run={run}", *way[1:], *overrides]
     with open(log, "w") as output:
         done = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
     if done.returncode:

@@ -11,7 +11,8 @@ Ratios are medians over the rounds: what one process at stage 0 with all cores t
 the same round; efficiency is the ratio for each core or GPU that is used. `communication` is the share of an update in which a
 rank stands still in a collective of torch.distributed, or for the handle of one, the mean of all ranks: also while it waits for
 slower ranks, but not while messages travel and it computes. MB is what a rank sends in an update, counted from the collectives'
-tensors as if each were a ring, beside what `pipeline.costs` says; GB the most that building and training took on any rank.
+tensors as if each were a ring, beside what `pipeline.profiling.costs` says; GB the most that building and training took on any
+rank.
 
 `apart` is how far the parameters of G or D are from the first row's before the timed updates, over how far training has moved
 them: all rows train the same thing, so in fp32 `ok` needs all of them within `LIMIT`. (Later than that, rounding has grown with
@@ -39,18 +40,18 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from benchmarks import workers
+from benchmarks.arms.scale import rank
 from benchmarks.equality import distance
-from benchmarks.limited import FailedError, last_line
-from benchmarks.report import report, table
-from benchmarks.scale_arm import rank
 from benchmarks.step import PRESET, SMALL
+from benchmarks.support import workers
+from benchmarks.support.limited import FailedError, last_line
+from benchmarks.support.report import report, table
 from jobs import cli
-from pipeline.batch import plan_batch
+from pipeline.cluster.worker_command import ON_A_CPU
 from pipeline.config import RunConfig, load_config
-from pipeline.costs import messages, network_sizes
+from pipeline.engine.batch import plan_batch
 from pipeline.errors import ConfigError
-from pipeline.worker_start import ON_A_CPU
+from pipeline.profiling.costs import messages, network_sizes
 
 BATCH = ["batch.global_batch=64", "batch.norm_group=16", "batch.micro_batch=null", "precision=fp32", "optim.eps=1e-3"]
 """On top of `PRESET`: groups of batch norm that 4 processes hold whole. With its own eps Adam would make full steps of nothing
@@ -91,7 +92,7 @@ def cases(processes: Sequence[int], stages: Sequence[int], cores: int, gpus: int
 
 
 class Group:
-    """The processes of a training; each is a `benchmarks.scale_arm.Arm`."""
+    """The processes of a training; each is a `benchmarks.arms.scale.Arm`."""
 
     def __init__(self, case: Case, source: str, overrides: list[str], limit: float, log: Path):
         self._limit, self._log = limit, log

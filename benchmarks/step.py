@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.limited import DoesNotFitError, FailedError, call
-from benchmarks.report import report
-from benchmarks.step_arm import config_of
-from benchmarks.workers import one_rank
+from benchmarks.arms.step import config_of
+from benchmarks.support.limited import DoesNotFitError, FailedError, call
+from benchmarks.support.report import report
+from benchmarks.support.workers import one_rank
 from model.config import ModelConfig
 from model.describe import training_cost
 from pipeline.errors import ConfigError
@@ -37,8 +37,8 @@ SIZES = {True: [32, 64, 128, 256], False: [4, 8, 16]}
 
 
 def ask(asked: dict[str, Any], limit: float, log: Path) -> dict[str, Any]:
-    """What `benchmarks.step_arm` answers. Raises FailedError, DoesNotFitError."""
-    command = [sys.executable, "-m", "benchmarks.step_arm"]
+    """What `benchmarks.arms.step` answers. Raises FailedError, DoesNotFitError."""
+    command = [sys.executable, "-m", "benchmarks.arms.step"]
     environment = one_rank(torch.cuda.is_available()) | {"PYTHONWARNINGS": "ignore::FutureWarning"}
     return json.loads(call(command, limit, log, json.dumps(asked), environment))
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mlflow_server import MlflowServer
-from benchmarks.report import report
-from benchmarks.tracking_proxy import Proxy
-from pipeline.journal import read
+from benchmarks.servers.mlflow_proxy import Proxy
+from benchmarks.servers.mlflow_server import MlflowServer
+from benchmarks.support.report import report
+from pipeline.tracking.journal import read
 
 LONGEST_CALL = 0.25
 """Seconds that a call of the tracker may take at most."""
@@ -37,8 +37,8 @@ def train(run: Path, uri: str, steps: int) -> None:
     import numpy as np
     import torch
 
-    from pipeline.mlflow_store import calm_mlflow
-    from pipeline.tracker import Tracker, TrackingConfig
+    from pipeline.tracking.mlflow_store import calm_mlflow
+    from pipeline.tracking.tracker import Tracker, TrackingConfig
 
     calm_mlflow()
     import mlflow.tracking  # noqa: F401 - with or without a tracker, as DeepSpeed does in a training

@@ -40,13 +40,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _tell(source: str, *, read: bool) -> None:
     """A line for each checkpoint, newest first. Raises DataError if one is damaged, ConfigError if there is none."""
-    from pipeline import checkpoint, storage
+    from pipeline import storage
+    from pipeline.checkpoint import format
 
     damaged, folders = 0, _folders(source)
     for folder in folders:
         name = folder.rpartition("/")[2]
         try:
-            found = checkpoint.load(folder)
+            found = format.load(folder)
             fault = found.fault(read=read)
             size = sum(row["bytes"] for row in found.files.values())
             what = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(found.time))}  {size / 2**20:10,.1f} MiB  "
@@ -65,22 +66,23 @@ def _tell(source: str, *, read: bool) -> None:
 def _folders(source: str) -> list[str]:
     from pathlib import Path
 
-    from pipeline import checkpoint, storage
-    from pipeline.named import kept_checkpoints
-    from pipeline.run import load_run_config
+    from pipeline import storage
+    from pipeline.checkpoint import format
+    from pipeline.runs.run_folder import load_run_config
+    from pipeline.runs.trusted_places import kept_checkpoints
 
-    if checkpoint.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]):
+    if format.FOLDER.fullmatch(source.rstrip("/").rpartition("/")[2]):
         return [source.rstrip("/")]
     uri = kept_checkpoints(load_run_config(source)) if Path(source, "config.yaml").is_file() else source
-    return [storage.join(uri, name) for name in checkpoint.folders(uri)]
+    return [storage.join(uri, name) for name in format.folders(uri)]
 
 
 def _export(source: str, dst: str, images: int | None) -> None:
     import safetensors.torch
 
     from pipeline import storage
-    from pipeline.run import locate
-    from pipeline.vacant import refuse_foreign
+    from pipeline.runs.run_folder import locate
+    from pipeline.storage.ownership import refuse_foreign
 
     refuse_foreign(f"DST {dst}", dst, "name a new folder")
     found = locate(source, images)

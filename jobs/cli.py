@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol, cast
 import jobs
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.redaction import guard, guarded
-from pipeline.terminal import complete_streams
+from pipeline.tracking.terminal import complete_streams
 from pipeline.wording import printable
 
 # The order of a first tour; a job that is not named here follows, by name.
@@ -35,7 +35,7 @@ same command again), 78 bad configuration or input, 65 damaged data, 69 bad node
 74 storage failed, 79 training went bad, 80 not promoted."""
 
 
-class Job(Protocol):
+class Command(Protocol):
     """What a module `jobs/NAME.py` offers. It is imported for every `--help`, so torch and the like wait for `run`."""
 
     HELP: str
@@ -76,7 +76,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in names:
-        job = cast(Job, importlib.import_module(f"jobs.{name}"))
+        job = cast(Command, importlib.import_module(f"jobs.{name}"))
         sub = subparsers.add_parser(name, help=job.HELP, description=job.HELP)
         job.add_arguments(sub)
         sub.add_argument(
@@ -114,9 +114,9 @@ def _dispatch(argv: Sequence[str]) -> int:
 
         refuse_twice(args.overrides)
     if typed := [*args.allow, *_addresses(argv)]:
-        from pipeline import named
+        from pipeline.storage import trusted_stores
 
-        named.note("read", typed)
+        trusted_stores.note("read", typed)
     return args.run(args) or 0
 
 

@@ -15,14 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `pipeline.registry_copy`."""
-    from pipeline import registry
-    from pipeline.registry_copy import copy_version
+    """See `pipeline.registry.copying`."""
+    from pipeline.registry import versions
+    from pipeline.registry.copying import copy_version
     from pipeline.wording import hide_secrets
 
-    registry.check_names(args.name or "biggan", args.alias)
-    uri = registry.model_uri(args.model)
-    store, to = registry.find_store(args.tracking_uri, uri), registry.find_store(args.to, uri, new=True)
+    versions.check_names(args.name or "biggan", args.alias)
+    uri = versions.model_uri(args.model)
+    store, to = versions.find_store(args.tracking_uri, uri), versions.find_store(args.to, uri, new=True)
     done = copy_version(store, uri, to, args.name, args.alias)
     print(
         f"{'copied before' if done.known else 'copied'}: {uri} is {done.name} version {done.version}, "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import imports
+from pipeline import child_imports
 from pipeline.errors import ConfigError, StorageError
 
 HELP = "the whole line on real images: shards, training, evaluation, registry, samples"
@@ -31,7 +31,7 @@ NEEDED_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStep:
     """One command and what it is for."""
 
     title: str
@@ -40,7 +40,7 @@ class Step:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where to (default: %(default)s)")
 
 
@@ -50,21 +50,21 @@ def run(args: argparse.Namespace) -> int:
     return show(args.folder, steps(args.folder, NAME, NAME))
 
 
-def steps(folder: Path, source: str, config: str) -> list[Step]:
+def steps(folder: Path, source: str, config: str) -> list[DemoStep]:
     """The commands, in order; each one finds by itself what it has done before. `config` is a preset or a YAML file."""
     shards, trained = folder / "shards", folder / "run"
     judge = ("--train", f"{shards}/train", "--test", f"{shards}/test", "--extractor", f"{NAME}-clf")
     sample = (f"models:/{NAME}@{ALIAS}", str(folder / "samples.png"), "--tracking-uri", str(trained))
     return [
-        Step("pack the images, training and test apart", ("shard", source, str(shards))),
-        Step("train", ("train", config, f"run={trained}", f"data.uri={shards}/train")),
-        Step("judge its samples", ("evaluate", str(trained), *judge)),
-        Step("register it", ("register", str(trained), "--name", NAME, "--alias", ALIAS)),
-        Step("sample it from the registry", ("sample", *sample)),
+        DemoStep("pack the images, training and test apart", ("shard", source, str(shards))),
+        DemoStep("train", ("train", config, f"run={trained}", f"data.uri={shards}/train")),
+        DemoStep("judge its samples", ("evaluate", str(trained), *judge)),
+        DemoStep("register it", ("register", str(trained), "--name", NAME, "--alias", ALIAS)),
+        DemoStep("sample it from the registry", ("sample", *sample)),
     ]
 
 
-def show(folder: Path, commands: list[Step]) -> int:
+def show(folder: Path, commands: list[DemoStep]) -> int:
     """Run `commands`, print the summary; 0 if the thresholds hold, 1 if not, else the code of the command that failed."""
     began = time.monotonic()
     spent: dict[str, float] = {}
@@ -74,7 +74,7 @@ def show(folder: Path, commands: list[Step]) -> int:
             f"\n[{minutes}:{seconds:02}] {number}/{len(commands)} {step.title}\n$ biggan {shlex.join(step.words)}", flush=True
         )
         started = time.monotonic()
-        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | imports.environment()
+        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | child_imports.environment()
         code = subprocess.run(command, env=environment, check=False).returncode
         spent[step.words[0]] = time.monotonic() - started
         if code:

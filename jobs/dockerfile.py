@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline import imports
+from pipeline import child_imports
 from pipeline.errors import ConfigError, StorageError
 
 BASE = "python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d"
@@ -36,15 +36,15 @@ def run(args: argparse.Namespace) -> None:
     """MLflow writes it, of the version that an alias means now."""
     if args.dst.exists():
         raise ConfigError(f"DST {args.dst} is there already: name a new folder")
-    from pipeline import model_files, registry
-    from pipeline.mlflow_store import calm_mlflow
+    from pipeline.registry import model_files, versions
+    from pipeline.tracking.mlflow_store import calm_mlflow
 
     calm_mlflow()
-    uri = registry.model_uri(args.model)
-    store = registry.find_store(args.tracking_uri, uri)
-    with registry.store_errors(store), tempfile.TemporaryDirectory() as folder:
-        client = registry.use(store)
-        version = registry.resolve(client, uri)
+    uri = versions.model_uri(args.model)
+    store = versions.find_store(args.tracking_uri, uri)
+    with versions.store_errors(store), tempfile.TemporaryDirectory() as folder:
+        client = versions.use(store)
+        version = versions.resolve(client, uri)
         model = model_files.fetch(client, version, Path(folder))
         _write(model, args.dst)
     print(f"{args.dst}: {version.name} version {version.version}")
@@ -60,7 +60,7 @@ def image_name(model: str) -> str:
 def _write(model: Path, dst: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--env-manager", "local"]
     command += ["-m", str(model), "-d", str(dst)]
-    done = subprocess.run(command, env=os.environ | imports.environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | child_imports.environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")
     (dst / "Dockerfile").write_text(guarded((dst / "Dockerfile").read_text()))

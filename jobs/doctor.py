@@ -12,13 +12,13 @@ from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
 if TYPE_CHECKING:
-    from pipeline.node_probe import Places
+    from pipeline.doctor.node import Places
 
 HELP = "measure what bounds the reading of shards, or which nodes of a cluster are bad"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     what = parser.add_mutually_exclusive_group()
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     for name in ("seconds", "resolution", "threads", "want", "wait"):
         if (value := getattr(args, name)) is not None and not value > 0:
             raise ConfigError(f"--{name} {value:g}: must be above 0")
@@ -86,24 +86,25 @@ In a batch script: srun biggan doctor --cluster CONFIG --exclude-file bad.txt"""
 
 def _cluster(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of each address without a name
-    from pipeline import job_token, topology
-    from pipeline.cluster_doctor import lead
-    from pipeline.cluster_verdict import as_json, bad_nodes, exit_code, table
-    from pipeline.doctor_part import Plan, follow
-    from pipeline.loopback import is_loopback, stay_on_loopback
+    from pipeline.cluster import topology
+    from pipeline.doctor.cluster import lead
+    from pipeline.doctor.node_part import SurveyPlan, follow
+    from pipeline.doctor.verdict import bad_nodes, exit_code, verdict_json, verdict_table
+    from pipeline.messaging import job_token
+    from pipeline.messaging.loopback import is_loopback, stay_on_loopback
 
     place = topology.find(os.environ, topology.Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
     if is_loopback(place.address):
         os.environ.update(stay_on_loopback(os.environ))
     places = _places(args)
-    plan = Plan(places, args.seconds, args.wait)
+    plan = SurveyPlan(places, args.seconds, args.wait)
     token = job_token.token(os.environ, args.token_file, places.folders[0] if places.folders else None)
     if place.rank:
         code, clean = follow(place, plan, token)
         return _end(code, clean)
     found, findings, end = lead(place, plan, token)
     code = exit_code(findings)
-    print(json.dumps(as_json(found, findings)) if args.json else table(found, findings), flush=True)
+    print(json.dumps(verdict_json(found, findings)) if args.json else verdict_table(found, findings), flush=True)
     if args.exclude_file:
         from pipeline import storage
 
@@ -120,12 +121,12 @@ def _end(code: int, clean: bool) -> int:
 
 
 def _places(args: argparse.Namespace) -> "Places":
-    from pipeline.node_probe import Places
+    from pipeline.doctor.node import Places
 
     if args.config is None:
         return Places(written=(args.storage,) if args.storage else ())
     from pipeline.config import load_config
-    from pipeline.run import checkpoint_uri
+    from pipeline.runs.trusted_places import checkpoint_uri
 
     config = load_config(args.config, args.overrides)
     tracking = config.tracking
@@ -136,9 +137,9 @@ def _places(args: argparse.Namespace) -> "Places":
 
 
 def _data(args: argparse.Namespace) -> None:
-    from pipeline.data_doctor import examine
-    from pipeline.index import load_manifest
-    from pipeline.stream import DataConfig
+    from pipeline.data.loader import DataConfig
+    from pipeline.data.manifest import load_manifest
+    from pipeline.doctor.data import examine
 
     config = DataConfig(args.data, resolution=args.resolution, decode_threads=args.threads)
     manifest = load_manifest(args.data)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.evaluation_request import Request
-    from pipeline.generators import TrainedGenerator
-    from pipeline.peers import Peers
-    from pipeline.splits import Split
+    from pipeline.evaluation.request import EvaluationRequest
+    from pipeline.evaluation.splits import Split
+    from pipeline.evaluation.worker_pool import WorkerPool
+    from pipeline.generation.load import TrainedGenerator
 
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
 
@@ -22,7 +22,7 @@ _METHODS = ("truncated-normal", "scaled-normal", "scaled-truncated-normal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, or a folder or URI of checkpoints; the EMA generator is evaluated")
     add("--checkpoint", metavar="IMAGES", help="which checkpoint (default: the newest)")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     truncations = _check(args)
     import torch
 
-    from pipeline.peers import together
+    from pipeline.evaluation.worker_pool import together
 
     if args.follow:
         return _evaluate_and_follow(args)
@@ -104,8 +104,8 @@ def _check(args: argparse.Namespace) -> list[float | None]:
             raise ConfigError(f"{flag} {value}: must be at least {least}")
     if args.checkpoint is not None and not args.checkpoint.isdecimal():
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
-    from pipeline.evaluation import OPTIONAL
-    from pipeline.extractors import PRETRAINED, parse_resizer
+    from pipeline.evaluation.extractors import PRETRAINED, parse_resizer
+    from pipeline.evaluation.measure import OPTIONAL
 
     if unknown := set(args.metrics.split(",") if args.metrics else ()) - set(OPTIONAL):
         raise ConfigError(f"--metrics {','.join(sorted(unknown))}: there are {', '.join(OPTIONAL)} (FID always)")
@@ -131,7 +131,7 @@ def _check(args: argparse.Namespace) -> list[float | None]:
 
 
 def _truncations(args: argparse.Namespace) -> list[float | None]:
-    from pipeline.generators import parse_truncation
+    from pipeline.generation.load import parse_truncation
 
     return [parse_truncation(text, "--truncation") for text in args.truncation]
 
@@ -144,18 +144,18 @@ def _leave_a_core() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) - 1)))
 
 
-def _request(args: argparse.Namespace) -> "Request":
+def _request(args: argparse.Namespace) -> "EvaluationRequest":
     from dataclasses import fields
 
-    from pipeline.evaluation_request import Request
+    from pipeline.evaluation.request import EvaluationRequest
 
-    return Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
+    return EvaluationRequest(**{field.name: getattr(args, field.name) for field in fields(EvaluationRequest)})
 
 
 def _evaluate_and_follow(args: argparse.Namespace) -> None:
     """Evaluate each checkpoint that has no document by this recipe yet, until the run has ended."""
-    from pipeline import evaluations
-    from pipeline.evaluation_follow import follow
+    from pipeline.evaluation.follow import follow
+    from pipeline.runs import evaluations
 
     args.truncation_method = args.truncation_method or _METHODS[0]  # as a run's
     request, splits, run_dir = _request(args), _splits(args), Path(args.model)
@@ -170,14 +170,15 @@ def _evaluate_and_follow(args: argparse.Namespace) -> None:
     follow(run_dir, is_done, evaluate, _say)
 
 
-def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Peers") -> None:
-    from pipeline import evaluation_request as work
-    from pipeline import evaluations, storage
-    from pipeline.evaluation_report import curve, table, track
-    from pipeline.exported import find_exported
+def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "WorkerPool") -> None:
+    from pipeline import storage
+    from pipeline.evaluation import request as work
+    from pipeline.evaluation.document import curve, table, track
+    from pipeline.evaluation.splits import check_same
+    from pipeline.generation.exported_model import find_exported
     from pipeline.redaction import hidden
-    from pipeline.run import load_run_config
-    from pipeline.splits import check_same
+    from pipeline.runs import evaluations
+    from pipeline.runs.run_folder import load_run_config
 
     splits = _splits(args)
     trained = _load(args, truncations[0], args.checkpoint)
@@ -211,9 +212,9 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Pe
 
 def _splits(args: argparse.Namespace) -> "dict[str, Split]":
     """`test`, and `train` where it is needed or known."""
-    from pipeline.extractors import PRETRAINED
-    from pipeline.index import load_manifest
-    from pipeline.splits import Split, held_out, training_shards
+    from pipeline.data.manifest import load_manifest
+    from pipeline.evaluation.extractors import PRETRAINED
+    from pipeline.evaluation.splits import Split, held_out, training_shards
 
     train = args.train
     if train is None and (args.extractor not in PRETRAINED or args.reference == "train" or args.test is None):
@@ -223,18 +224,19 @@ def _splits(args: argparse.Namespace) -> "dict[str, Split]":
 
 
 def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | None) -> "TrainedGenerator":
-    from pipeline.generators import load_generator
+    from pipeline.generation.load import load_generator
 
     images = int(checkpoint) if checkpoint else None
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _keep(request: "Request", document: dict[str, Any]) -> None:
+def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
     """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
-    from pipeline import evaluations, storage
-    from pipeline.checkpoint import EVALUATION, committed
-    from pipeline.named import kept_checkpoints
-    from pipeline.run import load_run_config
+    from pipeline import storage
+    from pipeline.checkpoint.format import EVALUATION, committed
+    from pipeline.runs import evaluations
+    from pipeline.runs.run_folder import load_run_config
+    from pipeline.runs.trusted_places import kept_checkpoints
 
     images, truncation = document["images"], document["truncation"]
     _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")

@@ -10,9 +10,9 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
-    from pipeline.explorer import Subject
-    from pipeline.neighbours import Neighbours
-    from pipeline.painter import Painter
+    from pipeline.ui.explore_app import Subject
+    from pipeline.ui.neighbours import Neighbours
+    from pipeline.ui.renderer import Renderer
 
 HELP = "open a page to play with a generator: samples, walks between them, the training images nearest to one"
 
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     with _bound(args.host, args.port) as listener:  # before the model is loaded, which can take minutes
         page = subject(args)
-        from pipeline.explorer import make_app
-        from pipeline.explorer_server import hosts_of, make_server
+        from pipeline.ui.explore_app import make_app
+        from pipeline.ui.explore_server import hosts_of, make_server
 
         host, port = listener.getsockname()[:2]
         server = make_server(make_app(page, hosts_of(args.host, host, args.allow_host)))
@@ -88,7 +88,7 @@ def _check(args: argparse.Namespace) -> None:
     for name in args.allow_host:
         if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             raise ConfigError(f"--allow-host {name}: name a host without scheme, port and path, such as jupyter.example.org")
-    from pipeline.model_address import serves
+    from pipeline.generation.model_address import serves
 
     if serves(args.model):
         raise ConfigError(
@@ -121,40 +121,40 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def subject(args: argparse.Namespace) -> "Subject":
     """What the page is about. Raises ConfigError if MODEL or --data is not there."""
-    from pipeline.explorer import Subject
+    from pipeline.ui.explore_app import Subject
 
     painter, flags = _painter(args)
     data, neighbours = _data(args, painter)
     return Subject(hide_secrets(args.model), tuple(map(hide_secrets, flags)), painter, hide_secrets(data), neighbours)
 
 
-def _painter(args: argparse.Namespace) -> tuple["Painter", list[str]]:
+def _painter(args: argparse.Namespace) -> tuple["Renderer", list[str]]:
     """What draws, and the flags of `biggan sample` that name the same model."""
-    from pipeline.painter import painter_of, registered_painter
+    from pipeline.ui.renderer import painter_of, registered_painter
 
     given = (("--checkpoint", args.checkpoint), ("--standing", args.standing), ("--tracking-uri", args.tracking_uri))
     flags = [part for flag, value in given if value is not None for part in (flag, str(value))]
     if args.model.startswith(("models:/", "runs:/")):
-        from pipeline import model_files, registry
+        from pipeline.registry import model_files, versions
 
-        found: Any = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))
+        found: Any = model_files.load(args.model, versions.find_store(args.tracking_uri, args.model))
         model, version = found
         images, sha256 = model_files.images(version), version.tags["weights_sha256"]  # which `load` has compared
         return registered_painter(model.unwrap_python_model(), images, sha256), flags
-    from pipeline.generators import load_generator
+    from pipeline.generation.load import load_generator
 
     return painter_of(load_generator(args.model, args.checkpoint, standing=args.standing), args.standing), flags
 
 
-def _data(args: argparse.Namespace, painter: "Painter") -> tuple[str, "Neighbours | None"]:
+def _data(args: argparse.Namespace, painter: "Renderer") -> tuple[str, "Neighbours | None"]:
     """Where the training images are, and those to be searched; or why there are none."""
     from pathlib import Path
 
-    from pipeline.dataset import load_data
-    from pipeline.named import kept_data
-    from pipeline.neighbours import Neighbours
-    from pipeline.run import load_run_config
-    from pipeline.stream import DataConfig
+    from pipeline.data.dataset import load_data
+    from pipeline.data.loader import DataConfig
+    from pipeline.runs.run_folder import load_run_config
+    from pipeline.runs.trusted_places import kept_data
+    from pipeline.ui.neighbours import Neighbours
 
     if args.data:
         named = DataConfig(args.data)

@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> None:
     if args.standing is not None and args.standing < 2:
         raise ConfigError(f"--standing {args.standing}: must be at least 2")
 
-    from pipeline.export import save_files, save_model
-    from pipeline.export_onnx import save_onnx
-    from pipeline.generators import TrainedGenerator, load_generator
-    from pipeline.model_files import local
-    from pipeline.sample_files import make_parent
-    from pipeline.temporary import replacing
+    from pipeline.generation.export import save_files, save_model
+    from pipeline.generation.export_onnx import save_onnx
+    from pipeline.generation.load import TrainedGenerator, load_generator
+    from pipeline.generation.sample_files import make_parent
+    from pipeline.registry.model_files import local
+    from pipeline.storage.temporary import replacing
 
     writers: dict[str, Callable[[TrainedGenerator, Path], None]]
     writers = {"mlflow": save_model, "safetensors": save_files, "onnx": save_onnx}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.foreign_weights import Imported
+    from pipeline.checkpoint.importers.convert import Imported
 
 HELP = "turn a checkpoint of BigGAN-PyTorch, PyTorch-StudioGAN or pytorch-pretrained-BigGAN into one of ours"
 
@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """See `jobs.cli.Job`."""
-    from pipeline import foreign
-    from pipeline.foreign_weights import Options
+    from pipeline.checkpoint.importers import detect
+    from pipeline.checkpoint.importers.convert import Options
 
     for flag, value in (("--num-classes", args.num_classes), ("--bn-eps", args.bn_eps), ("--sn-eps", args.sn_eps)):
         if value is not None and not value > 0:
             raise ConfigError(f"{flag} {value}: must be above 0; leave it out for the source's own")
     options = Options(args.name_suffix, args.num_classes, args.bn_eps, args.sn_eps, args.generator_only)
-    foreign.check_empty(args.dst)
-    imported = foreign.read(args.src, options, lambda line: print(line, flush=True))
+    detect.check_empty(args.dst)
+    imported = detect.read(args.src, options, lambda line: print(line, flush=True))
     for line in _told(imported):
         print(line)
     print(f"writing {args.dst}", flush=True)
-    saved = foreign.save(imported, args.dst)
+    saved = detect.save(imported, args.dst)
     size = sum(file["bytes"] for file in saved.files.values()) / 2**20
     print(f"wrote {saved.uri}: {', '.join(sorted(saved.files))}; {size:,.1f} MiB")
     print(f"next: biggan sample {args.dst} samples.png")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _told(imported: "Imported") -> list[str]:
     """What was recognised, line by line."""
-    from pipeline.foreign_weights import is_parameter
+    from pipeline.checkpoint.importers.convert import is_parameter
 
     config = imported.config
     parts = {"G": imported.generator, "D": imported.discriminator or {}}

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.wording import plural
 
 if TYPE_CHECKING:
-    from pipeline.tar_samples import Progress
+    from pipeline.packing.tar_samples import Progress
 
 HELP = "index or verify shards that are there"
 
@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         return _verify(args)
 
-    from pipeline.destination import refuse_http
-    from pipeline.index_report import summary
-    from pipeline.indexing import find_shards, index_shards
-    from pipeline.labels import empty_classes, read_names
-    from pipeline.sample_rules import Rules
+    from pipeline.data.labels import empty_classes, read_names
+    from pipeline.packing.destination import refuse_http
+    from pipeline.packing.index_report import summary
+    from pipeline.packing.indexer import find_shards, index_shards
+    from pipeline.packing.sample_rules import Rules
 
     began = time.perf_counter()
     names = read_names(args.classes) if args.classes else None
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from pipeline.verify import verify
+    from pipeline.packing.verify import verify
 
     began = time.perf_counter()
     with _progress() as progress:

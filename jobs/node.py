@@ -4,15 +4,16 @@ import argparse
 import os
 
 from jobs.train import add_from_scratch
-from pipeline import stop, terminal
-from pipeline.job_token import VARIABLE
-from pipeline.topology import PATIENCE, Flags, find
+from pipeline.cluster.topology import PATIENCE, Flags, find
+from pipeline.fault_tolerance import stop
+from pipeline.messaging.job_token import VARIABLE
+from pipeline.tracking import terminal
 
 HELP = "train on several machines: start it once on each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG, as of biggan train"
@@ -47,10 +48,10 @@ def add_token_file(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """See `jobs.cli.Job`. Returns the run's exit code, the same on all machines."""
+    """See `jobs.cli.Command`. Returns the run's exit code, the same on all machines."""
     from jobs.train import launch_here
 
-    with terminal.best_effort(), stop.at_once():
+    with terminal.print_best_effort(), stop.at_once():
         args.profile = 0
         topology = find(os.environ, Flags(args.nodes, args.node_rank, args.main_address, args.main_port))
         if topology.nodes > 1:

@@ -9,13 +9,13 @@ from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.costs import Costs, Device, Machines
+    from pipeline.profiling.costs import Costs, DeviceSpec, Machines
 
 HELP = "memory, time, messages, checkpoints and money that a config takes on N nodes of M GPUs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a preset")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="configuration on top of CONFIG: batch.micro_batch=64"
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict, replace
 
     from pipeline.config import load_config
-    from pipeline.costs import costs, steps
+    from pipeline.profiling.costs import costs, steps
     from pipeline.progress import progress
 
     config = load_config(args.config, args.overrides)
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(f"{name:<20} {text}" for name, text in _rows(args, config, device, machines, found, price)))
 
 
-def _machines(args: argparse.Namespace, precision: str) -> "tuple[Device, Machines]":
-    from pipeline.costs import DEVICES, Machines
+def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Machines]":
     from pipeline.errors import ConfigError
+    from pipeline.profiling.costs import DEVICES, Machines
 
     for name in ("nodes", "gpus"):
         if getattr(args, name) < 1:
@@ -76,7 +76,12 @@ def _machines(args: argparse.Namespace, precision: str) -> "tuple[Device, Machin
 
 
 def _rows(
-    args: argparse.Namespace, config: "RunConfig", device: "Device", machines: "Machines", found: "Costs", price: float | None
+    args: argparse.Namespace,
+    config: "RunConfig",
+    device: "DeviceSpec",
+    machines: "Machines",
+    found: "Costs",
+    price: float | None,
 ) -> list[tuple[str, str]]:
     plan, gib = found.batch, 2**30
     peak = device.bf16 if config.precision == "bf16" else device.tf32

@@ -28,22 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `pipeline.promotion`."""
+    """See `pipeline.registry.gate`."""
     if args.limit is not None and not math.isfinite(args.limit):
         raise ConfigError(f"--limit {args.limit}: must be a number")
-    from pipeline import registry
-    from pipeline.promotion import Terms, promote
+    from pipeline.registry import versions
+    from pipeline.registry.gate import Terms, promote
     from pipeline.wording import command
 
-    registry.check_alias("--to", args.to)
-    uri = registry.model_uri(args.model, "challenger")
+    versions.check_alias("--to", args.to)
+    uri = versions.model_uri(args.model, "challenger")
     terms = Terms(args.to, args.metric, args.limit, args.first, args.allow_equal, args.other_dataset, args.again)
-    moved = promote(registry.find_store(args.tracking_uri, uri), uri, terms, lambda line: print(line, flush=True))
+    moved = promote(versions.find_store(args.tracking_uri, uri), uri, terms, lambda line: print(line, flush=True))
     if not moved.why:
         print(f"{moved.name} version {moved.version} is {args.to} already")
         return
     print(f"promoted: {moved.name} version {moved.version} is {args.to} (before: {moved.before or 'none'}): {moved.why}")
     if moved.before:
-        flags = [] if args.to == registry.CHAMPION else ["--alias", args.to]
+        flags = [] if args.to == versions.CHAMPION else ["--alias", args.to]
         flags += ["--tracking-uri", args.tracking_uri] if args.tracking_uri else []
         print(f"back: {command('rollback', moved.name, *flags).strip('`')}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.evaluations import Evaluation
-    from pipeline.generators import TrainedGenerator
+    from pipeline.generation.load import TrainedGenerator
+    from pipeline.runs.evaluations import Evaluation
 
 HELP = "register a run's generator in MLflow's model registry"
 
@@ -34,12 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, register and print what to type next. The same weights are registered once, with all their evaluations."""
-    from pipeline import evaluations, registry
-    from pipeline.generators import load_generator
-    from pipeline.tracking import Delivery
+    from pipeline.generation.load import load_generator
+    from pipeline.registry import versions
+    from pipeline.runs import evaluations
+    from pipeline.tracking.delivery import Delivery
     from pipeline.wording import command
 
-    registry.check_names(args.name, args.alias)
+    versions.check_names(args.name, args.alias)
     delivery = Delivery(args.folder)
     found = evaluations.of_run(args.folder, print)
     wanted = evaluations.best(found, args.best, print) if args.best else None
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             "or the run began anew): evaluate that again, or type --checkpoint"
         )
     mine = _evaluations(args, trained, found)
-    done = registry.register(delivery, trained, args.name, args.alias, mine, named=args.evaluation is not None)
+    done = versions.register(delivery, trained, args.name, args.alias, mine, named=args.evaluation is not None)
     print(
         f"{'already registered' if done.known else 'registered'}: {done.name} version {done.version}, "
         f"alias {args.alias}, {trained.images:,} images, weights sha256 {trained.weights_sha256[:12]}"
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluations(args: argparse.Namespace, trained: "TrainedGenerator", found: "list[Evaluation]") -> "list[Evaluation]":
     """Return what is known about these weights. Raises ConfigError for a --evaluation that is not about them."""
-    from pipeline import evaluations
+    from pipeline.runs import evaluations
 
     if args.evaluation is None:
         return evaluations.of_weights(found, trained.weights_sha256)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """See `jobs.cli.Job`. Raises ConfigError for a folder without a run."""
     from pipeline import storage
-    from pipeline.page import run_page
+    from pipeline.ui.run_report import run_page
 
     page = run_page(args.folder).encode()
     out = args.out or args.folder / "report.html"

@@ -15,14 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `pipeline.promotion`."""
-    from pipeline import registry
-    from pipeline.promotion import rollback
+    """See `pipeline.registry.gate`."""
+    from pipeline.registry import versions
+    from pipeline.registry.gate import rollback
 
-    registry.check_alias("--alias", args.alias)
+    versions.check_alias("--alias", args.alias)
     name = args.name.removeprefix("models:/")
     if set(name) & set("@/"):
         raise ConfigError(f"NAME {args.name}: the version is the one that {args.alias} means; pass the name alone")
-    store = registry.find_store(args.tracking_uri, name)
+    store = versions.find_store(args.tracking_uri, name)
     moved = rollback(store, name, args.alias, lambda line: print(line, flush=True))
     print(f"rolled back: {moved.name} version {moved.version} is {args.alias} again (before: {moved.before})")

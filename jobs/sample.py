@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.latents import Truncation
-    from pipeline.generators import TrainedGenerator
+    from pipeline.generation.load import TrainedGenerator
 
 HELP = "write samples: a sheet of classes, interpolations or truncations, or a set of images"
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     _check_numbers(args)
     _check_flags(args, kind)
     if kind == "sheet":
-        from pipeline.sample_files import write_sheet
+        from pipeline.generation.sample_files import write_sheet
 
         images, columns, what = _LAYOUTS[args.layout](args)
         write_sheet(args.out, images, columns)
@@ -148,13 +148,13 @@ def _check_flags(args: argparse.Namespace, kind: str) -> None:
     if not sheet and args.count is None:
         raise ConfigError(f"--count is missing: say how many images {args.out} shall hold")
     if kind in ("folder", "shards"):
-        from pipeline.vacant import refuse_foreign
+        from pipeline.storage.ownership import refuse_foreign
 
         refuse_foreign(f"OUT {args.out}", args.out, "name a new folder")
 
 
 def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerator":
-    from pipeline.generators import load_generator
+    from pipeline.generation.load import load_generator
 
     trained = load_generator(args.model, args.checkpoint, truncation, args.truncation_method, args.standing)
     args.truncation_method = args.truncation_method or trained.method
@@ -163,7 +163,7 @@ def _load(args: argparse.Namespace, truncation: float | None) -> "TrainedGenerat
 
 def _is_ours(args: argparse.Namespace) -> bool:
     """Whether our own code draws, and not that of a registered model."""
-    from pipeline.model_address import serves
+    from pipeline.generation.model_address import serves
 
     return not args.model.startswith(("models:/", "runs:/")) and not serves(args.model)
 
@@ -199,18 +199,19 @@ def _theirs(args: argparse.Namespace) -> tuple[Sequence[str], Drawer]:
     import numpy as np
     import torch
 
-    from pipeline import client, model_files, registry
     from pipeline.errors import DataError
-    from pipeline.images import DRAWN, open_image
+    from pipeline.generation import client
+    from pipeline.images.pillow import DRAWN, open_image
+    from pipeline.registry import model_files, versions
     from pipeline.untrusted import parsing
 
     batch = min(args.batch, client.MOST_ROWS)
     params = {"seed": args.seed, "max_batch": batch} | ({} if args.truncation is None else {"truncation": args.truncation})
-    if not registry.is_registered(args.model):
+    if not versions.is_registered(args.model):
         server = client.Client(args.model)
         classes, ask = server.about["classes"], server.sample
     else:
-        model: Any = model_files.load(args.model, registry.find_store(args.tracking_uri, args.model))[0]
+        model: Any = model_files.load(args.model, versions.find_store(args.tracking_uri, args.model))[0]
         classes = model.unwrap_python_model().classes
         if "start" not in [param.name for param in model.metadata.get_params_schema().params]:
             batch = 1 << 62  # one request: in older models a sample belongs to its row
@@ -276,7 +277,7 @@ def _truncation_sheet(args: argparse.Namespace) -> Sheet:
     import torch
 
     from model.sampling import generate
-    from pipeline.generators import parse_truncation
+    from pipeline.generation.load import parse_truncation
 
     texts = (args.truncations or _TRUNCATIONS).split(",")
     rows = [parse_truncation(text, "--truncations") for text in texts]
@@ -303,7 +304,7 @@ def _write_set(args: argparse.Namespace, kind: str) -> None:
     """`--count` images, never more than a batch of them in memory."""
     import torch
 
-    from pipeline import sample_files
+    from pipeline.generation import sample_files
 
     classes, draw = _model(args)
     chosen = choose(args.classes, classes, len(classes))
@@ -316,16 +317,16 @@ def _write_set(args: argparse.Namespace, kind: str) -> None:
     elif kind == "folder":
         sample_files.write_folder(args.out, batches, classes, args.format or "png")
     else:
-        sample_files.write_shards(args.out, batches, classes)
+        sample_files.write_sample_shards(args.out, batches, classes)
     print(f"{args.out}: {args.count:,} images of {len(chosen)} classes")
 
 
 def _random(chosen: list[int], count: int, seed: int) -> "Tensor":
     import torch
 
-    from model.latents import Stream, random_labels
+    from model.latents import RandomStream, random_labels
 
-    return torch.tensor(chosen)[random_labels(seed, Stream.SAMPLES, 0, count, len(chosen))]
+    return torch.tensor(chosen)[random_labels(seed, RandomStream.SAMPLES, 0, count, len(chosen))]
 
 
 def choose(wanted: str | None, classes: Sequence[str], default: int = _COLUMNS) -> list[int]:

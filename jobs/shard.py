@@ -7,9 +7,9 @@ from pipeline.errors import ConfigError
 from pipeline.wording import hide_secrets, plural
 
 if TYPE_CHECKING:
-    from pipeline.encode import PackConfig
-    from pipeline.index import Manifest
-    from pipeline.source import Source
+    from pipeline.data.manifest import Manifest
+    from pipeline.packing.encode import PackConfig
+    from pipeline.packing.sources.base import Source
 
 HELP = "pack images into WebDataset shards with an index"
 
@@ -78,10 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """See `jobs.cli.Job`."""
     from pipeline import storage
-    from pipeline.addresses import is_web
-    from pipeline.packing import pack, packed
+    from pipeline.packing.pack import pack, packed
+    from pipeline.packing.sources.detect import open_source
     from pipeline.progress import progress
-    from pipeline.sources import open_source
+    from pipeline.storage.addresses import is_web
 
     _check(args)
     if is_web(args.dst):
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int | None:
 def _check_apart(src: str, uri: str) -> None:
     """Raise ConfigError if shards are packed again to where they are: they would be removed before they are read."""
     from pipeline import storage
-    from pipeline.index import MANIFEST
+    from pipeline.data.manifest import MANIFEST
 
     def place(given: str) -> str:
         path = storage.local_path(given)
@@ -118,7 +118,7 @@ def _check_apart(src: str, uri: str) -> None:
 
 
 def _say(uri: str, manifest: "Manifest") -> None:
-    from pipeline.pack_state import read_report, summary
+    from pipeline.packing.progress import read_report, summary
 
     size = sum(shard.bytes for shard in manifest.shards) / 2**20
     side = f"{manifest.resolution} x {manifest.resolution}" if manifest.resolution else "of any size"
@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, source: "Source") -> "PackConfig":
-    from pipeline.encode import PackConfig
+    from pipeline.packing.encode import PackConfig
 
     resolution = None if args.keep else _resolution(args, source)
     unscaled = source.side is not None and resolution is not None and source.side <= resolution

@@ -16,13 +16,13 @@ HELP = "where a run stands: its job, progress, speed, checkpoint, MLflow"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     parser.add_argument("folder", metavar="RUN", type=Path, help="the run's folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """See `jobs.cli.Job`. Raises ConfigError for a folder without a run."""
-    from pipeline.run import load_run_config
+    """See `jobs.cli.Command`. Raises ConfigError for a folder without a run."""
+    from pipeline.runs.run_folder import load_run_config
 
     config = load_run_config(args.folder)
     rows = {"state": _state(args.folder), "job": _job(args.folder), "progress": _progress(args.folder, config)}
@@ -35,13 +35,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _state(folder: Path) -> str:
-    from pipeline import run, stop
+    from pipeline.fault_tolerance import stop
+    from pipeline.runs import run_folder
+    from pipeline.storage import run_lock
 
-    status = run.read_status(folder / "status.json")
+    status = run_folder.read_status(folder / "status.json")
     if status is None:
         return "has not begun"
     state = status.state
-    if state == "running" and not run.is_training(folder):
+    if state == "running" and not run_lock.is_training(folder):
         state = "ended without a word (killed, or its node lost)"
     if stop.requested(folder):
         state += ", asked to stop"
@@ -50,7 +52,7 @@ def _state(folder: Path) -> str:
 
 
 def _job(folder: Path) -> str:
-    from pipeline import slurm, submission
+    from pipeline.cluster import slurm, submission
 
     try:
         last = submission.read(folder)
@@ -71,7 +73,7 @@ def _job(folder: Path) -> str:
 
 
 def _progress(folder: Path, config: "RunConfig") -> str:
-    from pipeline import journal
+    from pipeline.tracking import journal
 
     last: dict[str, Any] = {}
     for record, _ in journal.read(folder):
@@ -90,19 +92,19 @@ def _progress(folder: Path, config: "RunConfig") -> str:
 
 
 def _checkpoint(config: "RunConfig") -> str:
-    from pipeline import checkpoint
-    from pipeline.named import kept_checkpoints
+    from pipeline.checkpoint import format
+    from pipeline.runs.trusted_places import kept_checkpoints
 
     try:
-        newest = next(checkpoint.committed(kept_checkpoints(config)), None)
+        newest = next(format.committed(kept_checkpoints(config)), None)
     except UserError as error:
         return str(error)
     return f"{newest.images:,} images, {_span(time.time() - newest.time)} ago, {newest.uri}" if newest else _none(config)
 
 
 def _none(config: "RunConfig") -> str:
-    from pipeline.resume import saved_images
-    from pipeline.run import checkpoint_uri
+    from pipeline.runs.resume import saved_images
+    from pipeline.runs.trusted_places import checkpoint_uri
 
     try:
         saved = saved_images(Path(config.run))
@@ -113,7 +115,7 @@ def _none(config: "RunConfig") -> str:
 
 def _mlflow(folder: Path, config: "RunConfig") -> str:
     """The run's page, once it is there, and what it lacks."""
-    from pipeline.tracking import undelivered
+    from pipeline.tracking.delivery import undelivered
 
     lacks = undelivered(folder)
     lines = [_page(folder, config)]
@@ -125,9 +127,9 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
 
 
 def _page(folder: Path, config: "RunConfig") -> str:
-    from pipeline import journal
-    from pipeline.mlflow_store import store_uri
-    from pipeline.tracking import delivered
+    from pipeline.tracking import journal
+    from pipeline.tracking.delivery import delivered
+    from pipeline.tracking.mlflow_store import store_uri
     from pipeline.wording import hide_secrets
 
     if config.tracking.mode == "off":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.cluster_job import ClusterJob
+    from pipeline.cluster.job import ClusterJob
     from pipeline.config import RunConfig
 
 HELP = "hand a training to a cluster's scheduler"
@@ -24,7 +24,7 @@ _THEN = ("evaluate", "register")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     schedulers = parser.add_subparsers(title="schedulers", metavar="SCHEDULER", required=True)
     slurm = schedulers.add_parser("slurm", help="sbatch, from a login node", description="Submit slurm/train.sbatch.")
     _common(slurm)
@@ -70,7 +70,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """See `jobs.cli.Job`."""
+    """See `jobs.cli.Command`."""
     for flag, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node)):
         if value is not None and value < 1:
             raise ConfigError(f"{flag} {value}: must be at least 1")
@@ -81,7 +81,7 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
     """The resolved configuration, with the run's absolute folder; every mistake in it is found here."""
     from dataclasses import replace
 
-    from pipeline import submission
+    from pipeline.cluster import submission
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
@@ -95,7 +95,7 @@ def _checked(args: argparse.Namespace) -> "RunConfig":
 
 def _slurm(args: argparse.Namespace) -> None:
     """Ask sbatch whether it would take the job, freeze what belongs to it, submit it and what follows."""
-    from pipeline import slurm, submission
+    from pipeline.cluster import slurm, submission
 
     slurm.require()
     then = [name for name in args.then.split(",") if name]
@@ -114,7 +114,7 @@ def _slurm(args: argparse.Namespace) -> None:
         print(_template("train").read_text(), end="")
         print(f"\n# {starts}\n{shlex.join(['sbatch', *request])}")
         return
-    with submission.alone(config):
+    with submission.submitted_alone(config):
         _refuse_second(run)
         names = ["train", *then]
         files = {f"{name}.sbatch": _template(name).read_text() for name in names}
@@ -137,13 +137,14 @@ def _slurm(args: argparse.Namespace) -> None:
 
 def _jobset(args: argparse.Namespace) -> None:
     """A ConfigMap with the configuration and the JobSet that mounts it, created by kubectl."""
-    from pipeline import job_token, manifests
+    from pipeline.cluster import job_specs
+    from pipeline.messaging import job_token
 
     job = _described(args)
-    text = manifests.as_yaml(manifests.config_map(job), manifests.jobset(job))
+    text = job_specs.as_yaml(job_specs.config_map(job), job_specs.jobset(job))
     where = ["--namespace", args.namespace] if args.namespace else []
     create = ["kubectl", "create", *where, "--filename"]
-    secret = manifests.as_yaml(manifests.token_secret(job, job_token.new())).encode()
+    secret = job_specs.as_yaml(job_specs.token_secret(job, job_token.new())).encode()
     if not _hand_over(args, "jobset", job.name, text, create, after=([*create, "-"], secret)):
         return
     pods = shlex.join(["kubectl", *where, "logs", "--follow", "--prefix", "--max-log-requests", str(max(5, job.nodes))])
@@ -155,13 +156,14 @@ def _jobset(args: argparse.Namespace) -> None:
 
 def _skypilot(args: argparse.Namespace) -> None:
     """A task, launched as a managed job, which SkyPilot recovers; it takes the secrets' values from this environment."""
-    from pipeline import job_token, manifests
+    from pipeline.cluster import job_specs
+    from pipeline.messaging import job_token
 
     job = _described(args)
     if not args.dry_run and (unset := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"secrets: {unset[0]} is not set here, and SkyPilot takes its value from here")
     secrets = [part for name in (*job.secrets, job_token.VARIABLE) for part in ("--secret", name)]
-    text = manifests.as_yaml(manifests.skypilot(job))
+    text = job_specs.as_yaml(job_specs.skypilot(job))
     if not _hand_over(args, "skypilot", job.name, text, ["sky", "jobs", "launch", "--yes", "--detach-run", *secrets]):
         return
     print(f"  log     sky jobs logs --name {job.name}\n  status  sky jobs queue, biggan status {args.run_folder}")
@@ -170,7 +172,8 @@ def _skypilot(args: argparse.Namespace) -> None:
 
 def _described(args: argparse.Namespace) -> "ClusterJob":
     """The job, after all checks; `args.run_folder` is the run's folder here, which keeps what is submitted."""
-    from pipeline import cluster_job, submission
+    from pipeline.cluster import job as cluster_job
+    from pipeline.cluster import submission
     from pipeline.config import load_config
 
     config = load_config(args.config, args.overrides)
@@ -197,7 +200,8 @@ def _hand_over(
     """
     from dataclasses import replace
 
-    from pipeline import job_token, submission
+    from pipeline.cluster import submission
+    from pipeline.messaging import job_token
 
     file = submission.folder(args.run_folder) / f"{scheduler}.yaml"
     full = shlex.join([*command, str(file)])
@@ -206,7 +210,7 @@ def _hand_over(
         if after:
             print(f"# {shlex.join(after[0])}  # a Secret of a new token, which is kept nowhere else")
         return False
-    with submission.alone(replace(args.config, run=str(args.run_folder))) as place:
+    with submission.submitted_alone(replace(args.config, run=str(args.run_folder))) as place:
         submission.freeze(place, args.config, {file.name: text})
         if not shutil.which(command[0]):
             raise ConfigError(f"{command[0]} is not installed here, so nothing was submitted; where it is: {full}")
@@ -220,7 +224,7 @@ def _hand_over(
 
 
 def _refuse_second(run: Path) -> None:
-    from pipeline import submission
+    from pipeline.cluster import submission
 
     if job := submission.queued(run):
         raise ConfigError(f"run={run} is {job}: `biggan stop {run}` first, or name another run")
@@ -240,7 +244,7 @@ def _template(name: str) -> Path:
 
 def _environment(site: Path | None) -> dict[str, str]:
     """Of sbatch, and so of the job: this one's, with this Python's commands, and what the site file makes of it."""
-    from pipeline import slurm
+    from pipeline.cluster import slurm
 
     env = slurm.outside(os.environ) | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     if site is None:

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError, DataError, StorageError, UserError
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
-    from pipeline.tracking import Delivery
+    from pipeline.tracking.delivery import Delivery
 
 HELP = "deliver runs to MLflow, during training or later"
 
@@ -50,15 +50,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
-    from pipeline import named
-    from pipeline.moved_store import settle
-    from pipeline.reaper import reap
-    from pipeline.run import is_training
-    from pipeline.tracking import Delivery
+    from pipeline.runs.reaper import reap
+    from pipeline.storage import trusted_stores
+    from pipeline.storage.run_lock import is_training
+    from pipeline.tracking.delivery import Delivery
+    from pipeline.tracking.moved_store import settle
     from pipeline.wording import hide_secrets
 
     delivery = Delivery(folder, args.tracking)
-    named.note("send", [delivery.uri])
+    trusted_stores.note("send", [delivery.uri])
     if args.moved:
         settle(delivery.uri, moved=True)
     if found := reap(folder, args.killed):
@@ -82,7 +82,7 @@ def _sync(folder: Path, args: argparse.Namespace, away: set[str]) -> None:
 
 def _deliver(delivery: "Delivery", wait: float, away: set[str]) -> str:
     """Deliver, trying for `wait` seconds; a server that was `away` a moment ago is not waited for again."""
-    from pipeline.mlflow_errors import first_line, is_from_store
+    from pipeline.tracking.mlflow_errors import first_line, is_from_store
     from pipeline.wording import hide_secrets
 
     deadline = time.monotonic() + (0 if delivery.uri in away else wait)

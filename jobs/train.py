@@ -7,9 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import job_token, named, stop, terminal, topology
+from pipeline.cluster import topology
 from pipeline.errors import ConfigError, UserError, as_user_error
-from pipeline.job_token import Token
+from pipeline.fault_tolerance import stop
+from pipeline.messaging import job_token
+from pipeline.messaging.job_token import Token
+from pipeline.runs import trusted_places
+from pipeline.tracking import terminal
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
@@ -48,11 +52,11 @@ def add_from_scratch(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
     # Here and below, not at the top: `biggan --help` imports this module, and shall be quick.
-    from pipeline.launch import WORKING_DIRECTORY_VARIABLE
-    from pipeline.process import die_with_parent, outlived_launcher
+    from pipeline.cluster.launch import WORKING_DIRECTORY_VARIABLE
+    from pipeline.liveness import die_with_parent, outlived_launcher
 
     if not topology.is_worker(os.environ):
-        with terminal.best_effort(), stop.at_once():
+        with terminal.print_best_effort(), stop.at_once():
             return launch_here(args, topology.alone())
     os.chdir(os.environ.get(WORKING_DIRECTORY_VARIABLE, "."))
     signals = stop.Signals()  # before the imports, which take seconds
@@ -65,8 +69,8 @@ def launch_here(
 ) -> int:
     """Start the workers of this machine, `node` of its topology, for `biggan train` and `biggan node`; the run's exit code."""
     began = time.monotonic()
+    from pipeline.cluster.launch import Launch, launch
     from pipeline.config import load_config, to_yaml
-    from pipeline.launch import Launch, launch
 
     config = load_config(args.config, args.overrides)
     if args.profile < 0:
@@ -74,7 +78,7 @@ def launch_here(
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    named.note_run(config)
+    trusted_places.note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
     return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
@@ -82,11 +86,11 @@ def launch_here(
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
-    from pipeline import run
+    from pipeline.cluster.launch import forget_stop
     from pipeline.config import load_config
-    from pipeline.launch import forget_stop
-    from pipeline.mlflow_store import calm_mlflow
-    from pipeline.process import PARENT_VARIABLE
+    from pipeline.liveness import PARENT_VARIABLE
+    from pipeline.runs import run_folder
+    from pipeline.tracking.mlflow_store import calm_mlflow
 
     config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow
@@ -99,9 +103,9 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
         known = as_known(error, config)
         if known is None:
             raise
-        before = run.read_status(folder / "status.json")
+        before = run_folder.read_status(folder / "status.json")
         images = before.images if before else 0
-        if not run.write_status(folder, run.Status("failed", images, known.exit_code, str(known))):
+        if not run_folder.write_status(folder, run_folder.RunState("failed", images, known.exit_code, str(known))):
             print(f"biggan: error: {printable(str(known))}", file=sys.stderr)
         # The other ranks wait for this one in a collective, and interpreter shutdown would wait for them.
         sys.stdout.flush()
@@ -114,7 +118,7 @@ def as_known(error: Exception, config: "RunConfig") -> UserError | None:
         return error if isinstance(error, UserError) else as_user_error(error)
     from torch._dynamo import exc
 
-    from pipeline.probe import out_of_memory
+    from pipeline.training.memory_trial import out_of_memory
 
     if out_of_memory(error):
         size = config.batch.micro_batch or "the largest there is"
@@ -131,31 +135,33 @@ def as_known(error: Exception, config: "RunConfig") -> UserError | None:
 def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: int) -> str | None:
     import torch.distributed as dist
 
-    from pipeline import run
-    from pipeline.dataset import load_data
-    from pipeline.engines import start_workers
-    from pipeline.loop import train
-    from pipeline.outcome import JOINED
-    from pipeline.precision import settle
-    from pipeline.watchdog import record_collectives
+    from pipeline.cluster.outcome import JOINED
+    from pipeline.data.dataset import load_data
+    from pipeline.engine.zero import start_workers
+    from pipeline.fault_tolerance.watchdog import record_collectives
+    from pipeline.liveness import ignore_signals
+    from pipeline.runs import run_folder
+    from pipeline.storage import run_lock
+    from pipeline.training.loop import train
+    from pipeline.training.precision import settle
 
     record_collectives(folder)
     ranks = start_workers()
     if os.environ["LOCAL_RANK"] == "0":
-        run.tell_launcher(JOINED)
+        run_folder.tell_launcher(JOINED)
     if ranks.main:
         print("the workers have started: reading the shards' index, building the networks", flush=True)
     config = settle(config, ranks)
     held = None
     if ranks.main:
         manifest = load_data(config.data)
-        run.check(config, manifest)
-        held = run.lock(folder)  # before anything is written: another training's files are not touched
-        run.prepare(config, manifest)
+        run_folder.check(config, manifest)
+        held = run_lock.lock(folder)  # before anything is written: another training's files are not touched
+        run_folder.prepare(config, manifest)
     dist.barrier()
     reason = train(config, ranks, signals, profile)
     # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.
-    stop.ignore_signals()
+    ignore_signals()
     dist.destroy_process_group()
     if reason and os.environ["LOCAL_RANK"] == "0":
         try:

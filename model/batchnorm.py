@@ -1,8 +1,8 @@
 """Batch norm whose group is a number of samples, not a number of processes.
 
 A group is a run of consecutive samples of the global batch. It may be a part of a micro-batch, exactly one, or span the
-micro-batches of several consecutive ranks; the result is the same (`pipeline.engines` picks the process group). There are no
-running averages: in a GAN they lag behind weights that move fast. Evaluation uses standing statistics (BigGAN, appendix E).
+micro-batches of several consecutive ranks; the result is the same (`pipeline.engine.zero` picks the process group). There are
+no running averages: in a GAN they lag behind weights that move fast. Evaluation uses standing statistics (BigGAN, appendix E).
 """
 
 from collections.abc import Iterable

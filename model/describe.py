@@ -81,7 +81,8 @@ class TrainingCost:
 
 
 def training_cost(config: ModelConfig, recompute: bool = False) -> TrainingCost:
-    """What the steps of `pipeline.steps` cost, without penalties and augmentation; with blocks that backward computes again.
+    """What the steps of `pipeline.engine.steps` cost, without penalties and augmentation; with blocks that backward computes
+    again.
 
     A backward is counted as what autograd computes: no gradient of images and latents in the first layers.
     """

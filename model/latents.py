@@ -23,7 +23,7 @@ _BELOW_1 = 1 - 2.0**-53  # the largest float64 there: the topmost word would rou
 _TF_HUB_BOUND = 2.0
 
 
-class Stream(enum.IntEnum):
+class RandomStream(enum.IntEnum):
     """What a sequence of numbers is for. Numbers are part of saved runs: append, never reorder."""
 
     D_STEP = 0
@@ -44,14 +44,14 @@ def _uniform(seed: int, stream: int, start: int, n: int, width: int) -> Tensor:
     return torch.from_numpy(u.clip(max=_BELOW_1))
 
 
-def uniforms(seed: int, stream: Stream, start: int, n: int, width: int) -> Tensor:
+def uniforms(seed: int, stream: RandomStream, start: int, n: int, width: int) -> Tensor:
     """[n, width] float64, uniform in (0, 1), for samples start .. start + n."""
     return _uniform(seed, 2 * stream, start, n, width)
 
 
 def latents(
     seed: int,
-    stream: Stream,
+    stream: RandomStream,
     start: int,
     n: int,
     dim: int,
@@ -74,7 +74,7 @@ def latents(
     return (scale * torch.special.ndtri(low + u * (1 - 2 * low))).float()
 
 
-def random_labels(seed: int, stream: Stream, start: int, n: int, num_classes: int) -> Tensor:
+def random_labels(seed: int, stream: RandomStream, start: int, n: int, num_classes: int) -> Tensor:
     """Uniform class numbers [n] int64 of samples start .. start + n."""
     return (_uniform(seed, 2 * stream + 1, start, n, 1)[:, 0] * num_classes).long()
 

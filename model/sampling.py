@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .biggan import class_weights
-from .latents import Stream, Truncation, interpolated, latents
+from .latents import RandomStream, Truncation, interpolated, latents
 from .networks import Generator
 
 
@@ -25,7 +25,7 @@ def generate(
 
     Sample i depends on the seed, i and its label only, not on `batch` or `start`.
     """
-    z = latents(seed, Stream.SAMPLES, start, len(labels), generator.config.latent_dim, truncation, method)
+    z = latents(seed, RandomStream.SAMPLES, start, len(labels), generator.config.latent_dim, truncation, method)
     return draw(generator, z, labels, batch)
 
 
@@ -54,7 +54,7 @@ def walks(
 
     Latents move as `interpolated` says, class weights on a line; both ends are what `generate` draws.
     """
-    z = latents(seed, Stream.SAMPLES, 0, len(labels), generator.config.latent_dim, truncation, method)
+    z = latents(seed, RandomStream.SAMPLES, 0, len(labels), generator.config.latent_dim, truncation, method)
     weights = class_weights(labels, generator.config.num_classes)[:, None]
     t = torch.linspace(0, 1, steps)[None, :, None]
     return interpolated(z[::2], z[1::2], steps), ((1 - t) * weights[::2] + t * weights[1::2]).flatten(0, 1)

@@ -18,18 +18,18 @@ import yaml
 
 from model.config import ModelConfig
 from pipeline import config_tree
-from pipeline.batch import BatchConfig
+from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.config_tree import named_sections_in, preset_names, section_in
-from pipeline.engines import ZeroConfig
+from pipeline.data.loader import DataConfig
+from pipeline.engine.batch import BatchConfig
+from pipeline.engine.objective import ObjectiveConfig
+from pipeline.engine.optim import OptimConfig
+from pipeline.engine.zero import ZeroConfig
 from pipeline.errors import ConfigError
-from pipeline.health import HealthConfig
-from pipeline.objective import ObjectiveConfig
-from pipeline.retention import CheckpointConfig
-from pipeline.schedule import OptimConfig
-from pipeline.stop import StopConfig
-from pipeline.stream import DataConfig
-from pipeline.tracker import TrackingConfig
-from pipeline.watchdog import HangConfig
+from pipeline.fault_tolerance.health import HealthConfig
+from pipeline.fault_tolerance.stop import StopConfig
+from pipeline.fault_tolerance.watchdog import HangConfig
+from pipeline.tracking.tracker import TrackingConfig
 
 __all__ = ["RunConfig", "build", "flatten", "load_config", "located", "preset_names", "to_yaml"]
 
@@ -96,7 +96,7 @@ class RunConfig:
 
     @property
     def bf16(self) -> bool:
-        """Whether to autocast. Nobody knows of `auto` before `pipeline.precision.settle`."""
+        """Whether to autocast. Nobody knows of `auto` before `pipeline.training.precision.settle`."""
         assert self.precision != "auto"
         return self.precision == "bf16"
 

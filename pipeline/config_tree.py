@@ -46,7 +46,9 @@ Tree = dict[str, Any]
 
 def preset_names() -> list[str]:
     """Return the names of all presets, sorted."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("jobs.presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("pipeline.presets").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def read(source: str, root: type, above: tuple[str, ...] = ()) -> Tree:
@@ -140,7 +142,7 @@ def named_sections_in(hint: Any) -> Any:
 def _text(source: str) -> bytes:
     names, place = preset_names(), Path(source).expanduser()
     if source in names:
-        return resources.files("jobs.presets").joinpath(f"{source}.yaml").read_bytes()
+        return resources.files("pipeline.presets").joinpath(f"{source}.yaml").read_bytes()
     try:
         if place.is_file():
             return place.read_bytes()

@@ -17,16 +17,17 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.cluster.nodes import Nodes, require
-from tests.cluster.slurm import Slurm, install, running
-from tests.refusals import REFUSALS
+from tests.support.nodes import Nodes, require
+from tests.support.refusals import REFUSALS
+from tests.support.slurm import Slurm, install, running
 
 settings.register_profile("unhurried", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("unhurried")
 
 
 REFUSALS.watch()
-# Which stores this session's tests have named (`pipeline.named`) is nobody else's business, nor the user's theirs.
+# Which stores this session's tests have named (`pipeline.storage.trusted_stores`) is nobody else's business, nor the user's
+# theirs.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="biggan-tests-state-")
 
 

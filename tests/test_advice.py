@@ -12,14 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.checkpoint import COMMIT
+from pipeline.checkpoint.format import COMMIT
 from pipeline.config import build
-from pipeline.index import MANIFEST, load_manifest
-from pipeline.run import prepare
-from tests.advice import Advice, advice, follow, typed, wrong
+from pipeline.data.manifest import MANIFEST, load_manifest
+from pipeline.runs.run_folder import prepare
 from tests.conftest import PATTERNS, write_tree
-from tests.jobs.tiny_runs import TINY
-from tests.pipeline.saved_run import save_run
+from tests.support.advice import Advice, advice, follow, typed, wrong
+from tests.support.saved_run import save_run
+from tests.support.tiny_runs import TINY
 
 
 @dataclass(frozen=True)
@@ -208,13 +208,13 @@ def test_advice_that_the_program_does_not_take_is_found(message: str) -> None:
 
 
 def test_a_circle_is_found(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import run
     from pipeline.errors import ConfigError
+    from pipeline.runs import run_folder
 
     def circle(config: object, manifest: object) -> None:
         raise ConfigError("no: set seed=1")
 
-    monkeypatch.setattr(run, "check_model", circle)
+    monkeypatch.setattr(run_folder, "check_model", circle)
     file = tmp_path / "my tiny.yaml"
     file.write_text(yaml.safe_dump(TINY | {"data": {"uri": str(shards)}}))
     with pytest.raises(AssertionError, match="circle"):

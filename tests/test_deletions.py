@@ -1,4 +1,4 @@
-"""Only `pipeline.removal` deletes, and `pipeline.temporary` what it has made itself: no other module has a call that could."""
+"""Only `storage.removal` deletes, and `storage.temporary` what it has made itself: no other module has a call that could."""
 
 import ast
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"pipeline/removal.py", "pipeline/temporary.py"}
-LOW_LEVEL = {"pipeline/storage.py": {"remove", "_remove", "remove_empty"}}
+ALLOWED = {"pipeline/storage/removal.py", "pipeline/storage/temporary.py"}
+LOW_LEVEL = {"pipeline/storage/files.py": {"remove", "_remove", "remove_empty"}}
 """Functions that delete what they are told to: their callers are looked for here as well."""
 
 ALWAYS = {"unlink", "rmtree", "rmdir", "removedirs", "rename", "renames", "rm", "rm_file", "rm_dir"}
@@ -57,7 +57,7 @@ def test_only_one_module_deletes() -> None:
         if name not in ALLOWED:
             lines = deletions(path.read_text(), frozenset(LOW_LEVEL.get(name, ())))
             found += [f"{name}:{line}" for line in lines]
-    assert not found, f"use pipeline.removal, which asks whether it is ours: {', '.join(found)}"
+    assert not found, f"use pipeline.storage.removal, which asks whether it is ours: {', '.join(found)}"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""No name out of a document is joined to a folder but by `pipeline.inside`: the sources are scanned for such joins."""
+"""No name out of a document is joined to a folder but by `storage.containment`: the sources are scanned for such joins."""
 
 import ast
 import re
@@ -13,16 +13,16 @@ DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "arti
 KINDS = {"Shard", "Record"}
 """Types of entries in such documents: what a parameter of these says is out of one."""
 OURS = {
-    "pipeline/foreign_biggan_pytorch.py: files['state_dict']": "a name from the folder's listing, by our own table",
-    "pipeline/foreign_huggingface.py: files['config']": "the same",
-    "pipeline/foreign_huggingface.py: files['weights']": "the same",
-    "pipeline/index.py: path": "`tars` of an earlier version, below each folder above the manifest: see `named.check_read`",
-    "pipeline/moved_store.py: found.file.name": "the name of the user's own store",
-    "pipeline/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two numbers of this training",
-    "pipeline/tracking_records.py: there[0].name": "the last part of a path, with our own mark in it",
-    "pipeline/tracking_records.py: there[0].stem + '+compressed.webp'": "the same",
+    "pipeline/checkpoint/importers/biggan_pytorch.py: files['state_dict']": "a name of the listing, by our own table",
+    "pipeline/checkpoint/importers/huggingface.py: files['config']": "the same",
+    "pipeline/checkpoint/importers/huggingface.py: files['weights']": "the same",
+    "pipeline/data/manifest.py: path": "`tars` of an earlier version, below each folder above the manifest: see `check_read`",
+    "pipeline/tracking/moved_store.py: found.file.name": "the name of the user's own store",
+    "pipeline/checkpoint/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
+    "pipeline/tracking/mlflow_records.py: there[0].name": "the last part of a path, with our own mark in it",
+    "pipeline/tracking/mlflow_records.py: there[0].stem + '+compressed.webp'": "the same",
     "jobs/status.py: speed": "a division of numbers",
-    "pipeline/generators.py: places[high] - places[low]": "a division of numbers",
+    "pipeline/generation/load.py: places[high] - places[low]": "a division of numbers",
 }
 """`FILE: joined expression`, and why it needs no check."""
 
@@ -100,7 +100,7 @@ def _joined(node: ast.AST) -> list[ast.expr]:
 def test_what_a_document_says_is_joined_by_the_helper_alone() -> None:
     files = [path for folder in ("pipeline", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {f"{path.relative_to(ROOT)}: {what}" for path in files for _, what in joins(path.read_text())}
-    assert not found - OURS.keys(), "join these by pipeline.inside.inside or below"
+    assert not found - OURS.keys(), "join these by pipeline.storage.containment.inside or below"
     assert not OURS.keys() - found, "no longer in the sources: take it off the list"
 
 

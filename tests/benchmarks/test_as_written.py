@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import step_arm
-from benchmarks.as_written import convolve_as_written
-from benchmarks.gpu_parts import TRIALS
+from benchmarks.arms import step
+from benchmarks.support.as_written import convolve_as_written
+from benchmarks.support.gpu_parts import TRIALS
 from model import resample, spectral
 from model.spectral import SNConv2d, SpectralNorm
 from pipeline.errors import UserError
@@ -33,10 +33,10 @@ def test_kernels_are_of_3x3_and_weights_are_divided(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("trial", [{}, *TRIALS.values()])
 def test_a_trial_reaches_what_it_switches(trial: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_arm, "start_workers", lambda: SimpleNamespace(device=torch.device("cpu")))
+    monkeypatch.setattr(step, "start_workers", lambda: SimpleNamespace(device=torch.device("cpu")))
     enough = resample.ENOUGH
     with pytest.raises(UserError):  # by then it has switched
-        step_arm.measure({"source": "/nowhere.yaml", "overrides": [], "micro_batch": 1} | trial)
+        step.measure({"source": "/nowhere.yaml", "overrides": [], "micro_batch": 1} | trial)
     assert torch.backends.cudnn.benchmark is ("search" in trial)
     assert (enough != resample.ENOUGH) is ("plain" in trial)
 

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import data, data_arms, data_peers
-from benchmarks.data_images import SIZE, image_files, jpeg, make_images
-from benchmarks.latency_server import serve
+from benchmarks import data
+from benchmarks.arms import data as data_arms
+from benchmarks.others import loaders
+from benchmarks.servers.latency import serve
+from benchmarks.support.photos import SIZE, image_files, jpeg, make_images
 from pipeline import storage
-from pipeline.index import load_manifest
-from pipeline.stream import DataConfig, Stream
+from pipeline.data.loader import DataConfig, DataLoader
+from pipeline.data.manifest import load_manifest
 
 COUNT = 160
 
@@ -78,37 +80,39 @@ def test_what_is_measured_is_one_epoch_after_another_that_warms_up() -> None:
 
 def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(folder: Path) -> None:
     uri = str(folder / "shards")
-    config, manifest = DataConfig(uri, crop=data_peers.CROP, flip=True), load_manifest(uri)
+    config, manifest = DataConfig(uri, crop=loaders.CROP, flip=True), load_manifest(uri)
     with (
-        Stream(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
-        Stream(DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1) as plain,
+        DataLoader(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
+        DataLoader(
+            DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1
+        ) as plain,
     ):
         batch, whole = next(stream), next(plain)
     assert 0 < whole.flips.sum() < 32 and not batch.flips.any() and torch.equal(batch.samples, whole.samples)
     pairs = zip(whole.images, whole.flips, strict=True)
-    expected = [data_peers.cropped(image.permute(1, 2, 0), bool(flip)) for image, flip in pairs]
+    expected = [loaders.cropped(image.permute(1, 2, 0), bool(flip)) for image, flip in pairs]
     finished = data_arms.Finish(normalise=False)(batch)
     assert torch.equal(finished, torch.stack(expected).permute(0, 3, 1, 2))
-    normal = (finished.float() / 255 - data_peers.MEAN[:, None, None]) / data_peers.STD[:, None, None]
+    normal = (finished.float() / 255 - loaders.MEAN[:, None, None]) / loaders.STD[:, None, None]
     assert torch.allclose(data_arms.Finish(normalise=True)(batch), normal, atol=1e-6)
 
 
 def test_the_recipe_gives_what_is_decoded_by_hand() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(jpeg(3))).convert("RGB"))[16:240, 16:240].astype(np.float32) / 255
-    normal = torch.from_numpy((pixels - data_peers.MEAN.numpy()) / data_peers.STD.numpy()).permute(2, 0, 1)
+    normal = torch.from_numpy((pixels - loaders.MEAN.numpy()) / loaders.STD.numpy()).permute(2, 0, 1)
     torch.manual_seed(0)
-    found = [data_peers.recipe(jpeg(3)) for _ in range(8)]
+    found = [loaders.recipe(jpeg(3)) for _ in range(8)]
     straight = [torch.allclose(image, normal, atol=1e-5) for image in found]
     mirrored = [torch.allclose(image, normal.flip(-1), atol=1e-5) for image in found]
     assert any(straight) and any(mirrored) and all(a != b for a, b in zip(straight, mirrored, strict=True))
 
 
 @pytest.mark.parametrize("name", ["webdataset", "folder"])
-@pytest.mark.parametrize("transform", [data_peers.same_decoder, data_peers.recipe])
-def test_a_peer_gives_every_sample_once(name: str, transform: data_peers.Transform, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transform", [loaders.same_decoder, loaders.recipe])
+def test_a_peer_gives_every_sample_once(name: str, transform: loaders.Transform, folder: Path, tmp_path: Path) -> None:
     labels: Counter[int] = Counter()
-    for images, classes in data_peers.LOADERS[name](str(folder), transform, tmp_path):
-        same = transform is data_peers.same_decoder
+    for images, classes in loaders.LOADERS[name](str(folder), transform, tmp_path):
+        same = transform is loaders.same_decoder
         assert images.shape[1:] == ((224, 224, 3) if same else (3, 224, 224))
         assert images.dtype == (torch.uint8 if same else torch.float32)
         labels.update(torch.as_tensor(classes).tolist())
@@ -116,10 +120,10 @@ def test_a_peer_gives_every_sample_once(name: str, transform: data_peers.Transfo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(data_peers.PACKERS))
+@pytest.mark.parametrize("name", sorted(loaders.PACKERS))
 def test_a_peer_that_has_a_format_of_its_own(name: str, folder: Path) -> None:
-    if not data_peers.package_version(name):
-        pytest.skip(f"{data_peers.PACKAGES[name]} is not installed")
+    if not loaders.package_version(name):
+        pytest.skip(f"{loaders.PACKAGES[name]} is not installed")
     data.run_arm(f"pack/{name}", str(folder), {})
     assert data.run_arm(f"same/{name}", str(folder), {})["samples"] >= COUNT
 
@@ -138,7 +142,7 @@ def test_the_server_answers_late_with_the_bytes_that_were_asked_for(folder: Path
         assert storage.size(uri) == len(whole) and storage.read_bytes(uri) == whole
         with pytest.raises(storage.NotFoundError):
             storage.read_bytes(uri + "x")
-    with Stream(
+    with DataLoader(
         DataConfig(uri="s3://shards"),
         load_manifest("s3://shards"),
         seed=0,

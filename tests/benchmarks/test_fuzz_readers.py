@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz_readers, fuzz_tries, workers
-from benchmarks.fuzz_tries import Reader, fuzz
+from benchmarks import fuzz_readers
+from benchmarks.support import workers
+from benchmarks.support.fuzz import tries as fuzz_tries
+from benchmarks.support.fuzz.tries import Reader, fuzz
 from pipeline.errors import DataError
 
 QUICK = ["run-status", "run-report", "run-restarts", "run-prepare", "run-start", "run-fence", "server-samples", "server-ranges"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_parts, step
-from benchmarks.gpu_parts import TRIALS, Bench, against, attempt, bars, one_step, waiting
-from benchmarks.limited import DoesNotFitError, FailedError, call
-from benchmarks.timeline import kernel_times, longest_gaps, work
+from benchmarks import gpu, step
+from benchmarks.support import gpu_parts
+from benchmarks.support.gpu_parts import TRIALS, Bench, against, attempt, bars, one_step, waiting
+from benchmarks.support.limited import DoesNotFitError, FailedError, call
+from benchmarks.support.timeline import kernel_times, longest_gaps, work
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.micro_batch import DOES_NOT_FIT
+from pipeline.training.micro_batch import DOES_NOT_FIT
 
 H100 = "NVIDIA H100 80GB HBM3"
 FULL: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill import plan
-from pipeline import failpoints
+from pipeline.checkpoint import failpoints
 
 
 def test_half_of_the_kills_are_at_fail_points_each_of_them_in_turn() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_command import BATCH, TARGETS, TOTAL, Process, plan, processes_of, victims
-from pipeline.process import started
+from pipeline.liveness import started
 
 
 @pytest.mark.parametrize("kills", [1, 3, 7, 30])

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import foreign_checkpoints
-from benchmarks.originals import importing
-from benchmarks.peer import Setting
-from benchmarks.peer_studiogan import changes, studiogan
+from benchmarks.others.originals import importing
+from benchmarks.others.peer import Setting
+from benchmarks.others.studiogan import changes, studiogan
+from benchmarks.support import foreign_checkpoints
 from model.config import ModelConfig
-from pipeline import foreign
+from pipeline.checkpoint.importers import detect
+from pipeline.checkpoint.importers.convert import Options
 from pipeline.errors import ConfigError
-from pipeline.foreign_weights import Options
 
 AT_32 = Setting(32, ch=8, micro_batch=4, classes=5, z_dim=20, shared_dim=12, g_attention=(16,), d_attention=(16,), d_steps=2)
 AT_128 = replace(AT_32, resolution=128, z_dim=24, g_attention=(64,), d_attention=(64,))
@@ -107,6 +107,6 @@ def test_its_networks_are_ours_with_three_keys(setting: Setting, tmp_path: Path)
         name: getattr(peer.worker, part).state_dict() for name, part in (("G", "Gen"), ("G_ema", "Gen_ema"), ("D", "Dis"))
     }
     saved = foreign_checkpoints.save(tmp_path, "studiogan", states)
-    config = foreign.read(str(saved), Options(), lambda line: None).config
+    config = detect.read(str(saved), Options(), lambda line: None).config
     sizes = {key: value for key, value in asdict(setting).items() if key not in ("micro_batch", "classes", "d_steps")}
     assert config == ModelConfig(num_classes=setting.classes, d_relu_shortcut=True, bn_eps=1e-4, sn_eps=1e-6, **sizes)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import quality, quality_arm
+from benchmarks import quality
+from benchmarks.arms import quality as quality_arm
 from jobs import cli
 from model import resample, spectral
 from model.layers import SelfAttention

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks.report import commit, report, table
+from benchmarks.support.report import commit, report, table
 
 
 def test_a_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:

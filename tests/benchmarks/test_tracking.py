@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tracking_proxy import Proxy
+from benchmarks.servers.mlflow_proxy import Proxy
 
 
 class Quiet(SimpleHTTPRequestHandler):

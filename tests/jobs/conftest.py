@@ -10,17 +10,19 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import classifier, named, registry
-from pipeline.classifier import Recipe
-from pipeline.generators import load_generator
-from pipeline.mlflow_store import connect
-from pipeline.run import Status, read_identity, read_status
-from pipeline.tracking import Delivery
+from pipeline.evaluation import classifier
+from pipeline.evaluation.classifier import Recipe
+from pipeline.generation.load import load_generator
+from pipeline.registry import versions
+from pipeline.runs.run_folder import RunState, read_identity, read_status
+from pipeline.storage import trusted_stores
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.mlflow_store import connect
 from tests.conftest import write_tree
-from tests.jobs import background
-from tests.jobs.strangers import CANARY, Stranger
-from tests.jobs.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
-from tests.pipeline.saved_run import save_checkpoint, save_run, short_standing_statistics
+from tests.support import background
+from tests.support.saved_run import save_checkpoint, save_run, short_standing_statistics
+from tests.support.strangers import CANARY, Stranger
+from tests.support.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, 
     save_run(folder, shards_grey, store=empty_store)
     with pytest.MonkeyPatch.context() as patch:
         short_standing_statistics(patch)
-        registry.register(Delivery(folder), load_generator(folder), "tiny", "first")
+        versions.register(Delivery(folder), load_generator(folder), "tiny", "first")
     return folder
 
 
@@ -106,7 +108,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     run = tmp_path_factory.mktemp("resumed") / "run"
     first = train(tiny, run, "total_images=128", **other_programs(run.parent))
     assert first.returncode == 0, first.stderr + log(run)
-    assert read_status(run / "status.json") == Status("finished", 128, 0)
+    assert read_status(run / "status.json") == RunState("finished", 128, 0)
     assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]
     uid, mlflow_id = read_identity(run)["uid"], mlflow_runs(run)[0].info.run_id
     damaged = run / "checkpoints" / "0000000128-0001" / "ema.rank00000.safetensors"
@@ -138,7 +140,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Strang
     """With credentials in the environment, and a user who has named nothing so far."""
     found = Stranger()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(named, "_here", set())
+    monkeypatch.setattr(trusted_stores, "_here", set())
     for name, value in {
         "AWS_ENDPOINT_URL": found.uri,
         "AWS_ACCESS_KEY_ID": "key",

@@ -15,13 +15,13 @@ import torch
 import yaml
 
 from jobs.cli import main
-from pipeline import object_stores
-from pipeline.index import ROW, load_manifest
+from pipeline.data.manifest import ROW, load_manifest
+from pipeline.storage import object_stores
 from tests.conftest import write_tree
 from tests.jobs.test_register import refusal
-from tests.jobs.tiny_runs import TINY, assert_one_line, disk
-from tests.pipeline.test_indexing import GOOD, picture, write
-from tests.pipeline.test_stream import joined, take
+from tests.pipeline.data.test_loader import joined, take
+from tests.pipeline.packing.test_indexer import GOOD, picture, write
+from tests.support.tiny_runs import TINY, assert_one_line, disk
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.mlflow_server import MlflowServer
+from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
 from tests.conftest import address
-from tests.jobs.tiny_runs import Resumed, mlflow_runs
+from tests.support.tiny_runs import Resumed, mlflow_runs
 
 pytestmark = pytest.mark.slow
 

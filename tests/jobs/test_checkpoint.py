@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 
 from jobs.cli import main
-from pipeline import pruning
-from pipeline.checkpoint import COMMIT, Progress
+from pipeline.checkpoint import pruning
+from pipeline.checkpoint.format import COMMIT, Progress
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import restarts
-from pipeline.run import Status, read_status, write_status
+from pipeline.cluster import restarts
+from pipeline.runs.run_folder import RunState, read_status, write_status
 
 DAMAGE = {
     "empty": b"",
@@ -45,7 +45,7 @@ def tell(command: str, run: Path) -> int:
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "folder"])
 def test_what_can_do_without_a_file_passes_over_it(damage: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_status(run_folder, Status("stopped", 4096, 75, "SIGTERM"))
+    write_status(run_folder, RunState("stopped", 4096, 75, "SIGTERM"))
     for name, commands in PASSED_OVER.items():
         before = shutil.copytree(run_folder, run_folder.parent / "copy", dirs_exist_ok=True)
         path = spoil(before, name, damage)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from jobs import demo
 from jobs.cli import commands, main
-from pipeline.run import load_run_config
+from pipeline.runs.run_folder import load_run_config
 from tests.conftest import write_tree
-from tests.jobs.tiny_runs import mlflow_runs
+from tests.support.tiny_runs import mlflow_runs
 
 
 def good() -> dict[str, Any]:
@@ -69,8 +69,8 @@ def test_commands_are_those_of_the_product() -> None:
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    missing = demo.Step("pack", ("shard", str(tmp_path / "none"), str(tmp_path / "shards")))
-    never = demo.Step("never", ("shard", "--help"))
+    missing = demo.DemoStep("pack", ("shard", str(tmp_path / "none"), str(tmp_path / "shards")))
+    never = demo.DemoStep("never", ("shard", "--help"))
     assert demo.show(tmp_path, [missing, never]) == 78
     out = capfd.readouterr()
     assert f"$ biggan shard {tmp_path}/none" in out.out and "1/2 pack" in out.out and "never" not in out.out
@@ -124,7 +124,7 @@ def test_a_small_demo_from_images_to_samples_and_again(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     folder = tmp_path / "demo"
     steps = demo.steps(folder, str(tmp_path / "images"), str(tmp_path / "tiny.yaml"))
-    steps[0] = demo.Step(steps[0].title, (*steps[0].words, "--resolution", "32"))
+    steps[0] = demo.DemoStep(steps[0].title, (*steps[0].words, "--resolution", "32"))
     # 16 updates draw nothing, and the demo must say so; everything before the verdict works.
     assert demo.show(folder, steps) == 1
     first = capfd.readouterr().out

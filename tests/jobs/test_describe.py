@@ -18,14 +18,14 @@ from model import resample
 from model.batchnorm import set_group
 from model.config import ModelConfig
 from model.describe import Layer, describe_network
-from model.latents import Stream as Numbers
+from model.latents import RandomStream
 from model.layers import SelfAttention
 from model.networks import build_discriminator, build_generator
-from pipeline.batch import BatchConfig, plan_batch
 from pipeline.config import load_config
-from pipeline.engines import Ranks, Update
-from pipeline.objective import Objective, ObjectiveConfig
-from pipeline.steps import d_step, fakes, g_step
+from pipeline.engine.batch import BatchConfig, plan_batch
+from pipeline.engine.objective import Objective, ObjectiveConfig
+from pipeline.engine.steps import d_step, fakes, g_step
+from pipeline.engine.zero import Ranks, Update
 from tests.jobs.test_register import refusal
 
 PARTS = ("generator", "discriminator")
@@ -102,7 +102,7 @@ def test_the_rows_add_up_to_the_totals(name: str, capsys: pytest.CaptureFixture[
 def test_training_is_counted_as_what_the_steps_compute(
     name: str, d_steps: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pipeline.steps` itself on real tensors, with spectral norm, penalties aside; and a count by hand."""
+    """`pipeline.engine.steps` itself on real tensors, with spectral norm, penalties aside; and a count by hand."""
     monkeypatch.setattr(resample, "ENOUGH", float("inf"))
     arguments = ["fashion-mnist", "model.g_attention=[16]", *NETWORKS[name], f"batch.d_steps={d_steps}"]
     found = described(capsys, *arguments)
@@ -117,7 +117,7 @@ def test_training_is_counted_as_what_the_steps_compute(
 
 
 class Plain:
-    """A network as `pipeline.steps` sees an engine, without DeepSpeed."""
+    """A network as `pipeline.engine.steps` sees an engine, without DeepSpeed."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -154,7 +154,7 @@ def step_flops(model: ModelConfig) -> list[float]:
                 layer.eval()  # products of all pairs, as the formula has them
     objective = Objective(ObjectiveConfig(), plan, ranks, 0)
     pair = (torch.zeros(2, model.channels, model.resolution, model.resolution), torch.zeros(2, dtype=torch.int64))
-    draw = fakes(model, plan, ranks, 0, Numbers.D_STEP, 0)
+    draw = fakes(model, plan, ranks, 0, RandomStream.D_STEP, 0)
     counts = []
     for step in (lambda: d_step(g, d, [pair] * 2, draw, objective, 0), lambda: g_step(g, d, draw, objective, 0)):  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as counter:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.data_doctor import Findings
+from pipeline.doctor.data import Findings
 from tests.jobs.test_register import refusal
 
 FOUND = Findings(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.job_token import VARIABLE
-from pipeline.node_probe import FAULT_VARIABLE
+from pipeline.doctor.node import FAULT_VARIABLE
+from pipeline.messaging.job_token import VARIABLE
 from tests.conftest import S3Server
 from tests.jobs.test_register import refusal
 
@@ -120,7 +120,7 @@ def test_nodes_that_are_absent_late_or_silent_are_named(tmp_path: Path) -> None:
 def test_a_node_with_other_code_is_told_apart(tmp_path: Path) -> None:
     for package in ("model", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, tmp_path / "other" / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "other" / "pipeline" / "order.py").open("a") as file:
+    with (tmp_path / "other" / "pipeline" / "data" / "order.py").open("a") as file:
         file.write("# a line more\n")
     nodes = Nodes(2, tmp_path)
     nodes.start(0)

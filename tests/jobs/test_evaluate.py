@@ -15,10 +15,13 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline import checkpoint, journal, mlflow_store, run
-from pipeline.run import load_run_config
-from pipeline.splits import held_out
-from tests.pipeline.saved_run import save_checkpoint, save_run
+from pipeline.checkpoint import format
+from pipeline.evaluation.splits import held_out
+from pipeline.runs import run_folder as run_module
+from pipeline.runs.run_folder import load_run_config
+from pipeline.storage import run_lock
+from pipeline.tracking import journal, mlflow_store
+from tests.support.saved_run import save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")
 
@@ -88,7 +91,7 @@ def test_a_sweep_of_truncations_is_a_document_each_and_a_curve(
     alone = main([*command, "--truncation", "2"])
     assert alone == 0 and json.loads(out.read_text()) == documents[2]
     # What `checkpoint.keep_best` reads is the figure without truncation.
-    saved = checkpoint.load(str(run_folder / "checkpoints" / "0000004096"))
+    saved = format.load(str(run_folder / "checkpoints" / "0000004096"))
     fid = next(value for key, value in documents[1].items() if key.startswith("FID["))
     assert saved.figure("fid") == (documents[1]["recipe_id"], fid)
 
@@ -116,7 +119,7 @@ def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits
         assert found.info.status == "FINISHED"
         return [(row.step, row.value) for row in client.get_metric_history(found.info.run_id, "eval/FID/patterns/samples-64")]
 
-    before, held = (folder / "journal.jsonl").read_bytes(), run.lock(folder)
+    before, held = (folder / "journal.jsonl").read_bytes(), run_lock.lock(folder)
     command = ["evaluate", config.run, "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     assert main(command) == 0
     assert delivered() == [] and (folder / "journal.jsonl").read_bytes() == before
@@ -144,14 +147,14 @@ def test_follow_evaluates_what_there_is_and_ends_with_the_run(
 ) -> None:
     """The third checkpoint comes while it waits for one; then the run has ended."""
     config = load_run_config(run_folder)
-    run.write_status(run_folder, run.Status("running", 8192))
+    run_module.write_status(run_folder, run_module.RunState("running", 8192))
     waits = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if seconds:
             save_checkpoint(config, 12288)  # keeps two: that at 4096 goes
-            run.write_status(run_folder, run.Status("finished", 12288, 0))
+            run_module.write_status(run_folder, run_module.RunState("finished", 12288, 0))
 
     monkeypatch.setattr(time, "sleep", wait)
     command = ["evaluate", str(run_folder), "--samples", "64", "--follow", "--metrics", "prdc"]

@@ -9,10 +9,13 @@ import pytest
 
 from jobs import evaluate
 from jobs.cli import main
-from pipeline import checkpoint, evaluation_report, evaluations, journal
-from pipeline.run import load_run_config
+from pipeline.checkpoint import format
+from pipeline.evaluation import document as evaluation_document
+from pipeline.runs import evaluations
+from pipeline.runs.run_folder import load_run_config
+from pipeline.tracking import journal
 from tests.conftest import write_tree
-from tests.pipeline.saved_run import save_checkpoint, save_run
+from tests.support.saved_run import save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")
 
@@ -20,18 +23,18 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")
 def test_the_samples_of_names_without_a_number_are_the_default() -> None:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    assert parser.parse_args(["RUN"]).samples == evaluation_report.STANDARD_SAMPLES
+    assert parser.parse_args(["RUN"]).samples == evaluation_document.STANDARD_SAMPLES
 
 
 def test_another_recipe_replaces_nothing(
     run_folder: Path, splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation_report, "STANDARD_SAMPLES", 64)
+    monkeypatch.setattr(evaluation_document, "STANDARD_SAMPLES", 64)
     held = tmp_path / "held"
     assert main(["shard", str(write_tree(tmp_path / "tree", 20, grey=True)), str(held), "--resolution", "32"]) == 0
     command = ["evaluate", str(run_folder), "--extractor", "patterns", "--metrics", "prdc", "--samples"]
     plain = run_folder / "evaluation" / "0000008192.json"
-    beside = run_folder / "checkpoints" / "0000008192" / checkpoint.EVALUATION
+    beside = run_folder / "checkpoints" / "0000008192" / format.EVALUATION
 
     def document(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())  # type: ignore[no-any-return]

@@ -22,8 +22,8 @@ import uvicorn
 
 from jobs import explore
 from jobs.cli import main
-from pipeline.explorer import Subject, make_app
-from pipeline.explorer_server import hosts_of, make_server
+from pipeline.ui.explore_app import Subject, make_app
+from pipeline.ui.explore_server import hosts_of, make_server
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")

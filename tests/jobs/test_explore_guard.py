@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jobs.explore import subject as subject_of
-from pipeline import explorer_server
-from pipeline.explorer import Subject, shown
-from pipeline.explorer_server import hosts_of
-from tests.jobs.background import wait_for as until
+from pipeline.ui import explore_server
+from pipeline.ui.explore_app import Subject, shown
+from pipeline.ui.explore_server import hosts_of
 from tests.jobs.test_explore import Page, arguments, served
-from tests.pipeline.saved_run import short_standing_statistics
+from tests.support.background import wait_for as until
+from tests.support.saved_run import short_standing_statistics
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_what_nobody_waits_for_is_not_drawn(subject: Subject, monkeypatch: pytes
 
 
 def test_more_than_can_be_drawn_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer_server, "_MOST_WAITING", 2)
+    monkeypatch.setattr(explore_server, "_MOST_WAITING", 2)
     drawings = Drawings(subject, monkeypatch)
     with served(subject) as page:
         waiting = [connected(page, samples(seed)) for seed in (1, 2)]
@@ -166,14 +166,14 @@ HALVES = (
 
 
 def test_half_a_request_ends_and_does_not_wait_for_the_rest(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer_server, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(explore_server, "_LOOK_SECONDS", 0.1)
     with served(subject) as page:
         assert all(ended(connected(page, half)) for half in HALVES)
         assert page.get("model")[0] == 200
 
 
 def test_the_oldest_silent_connection_makes_room(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer_server, "_MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(explore_server, "_MOST_CONNECTIONS", 4)
     with served(subject) as page:
         silent = [connected(page, "GET / HT") for _ in range(20)]
         assert page.get("samples", count=1)[0] == 200
@@ -181,7 +181,7 @@ def test_the_oldest_silent_connection_makes_room(subject: Subject, monkeypatch: 
 
 
 def test_an_answer_that_nobody_reads_ends(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer_server, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(explore_server, "_LOOK_SECONDS", 0.1)
     subject = replace(subject, name="x" * 20_000_000)
     with served(subject) as page, connected(page, "GET /api/model HTTP/1.1\r\nHost: localhost\r\n\r\n") as lazy:
         until(lambda: page.server.server_state.total_requests == 1 and not page.server.server_state.connections)

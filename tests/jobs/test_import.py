@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from jobs.cli import commands, main
-from pipeline import checkpoint, foreign
+from pipeline.checkpoint import format
+from pipeline.checkpoint.importers import detect
+from pipeline.checkpoint.importers.convert import Options, is_parameter
 from pipeline.errors import ConfigError
-from pipeline.foreign_weights import Options, is_parameter
-from tests.pipeline.foreign_cases import moments, save, states
+from tests.support.foreign_cases import moments, save, states
 
 NAME = "biggan-32"
 
@@ -29,12 +30,12 @@ def test_a_source_becomes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert part in said
 
-    found = checkpoint.newest(dst)
-    assert found and found.progress() == checkpoint.Progress(2400, 100)
+    found = format.newest(dst)
+    assert found and found.progress() == format.Progress(2400, 100)
     state = found.state()
     assert state["model"]["g_attention"] == [16] and state["classes"] is None
     assert state["source"]["format"] == "BigGAN-PyTorch" and state["source"]["files"]["G"] == "G.pth"
-    imported = foreign.read(src, Options(), lambda line: None)
+    imported = detect.read(src, Options(), lambda line: None)
     generator, ema = found.tensors("generator"), found.tensors("ema")
     assert all(torch.equal(generator[key], tensor.float()) for key, tensor in imported.generator.items())
     assert ema.keys() == {key for key in generator if is_parameter(key)}
@@ -55,7 +56,7 @@ def test_a_generator_alone_becomes_one_too(tmp_path: Path, capsys: pytest.Captur
     assert main(["import", save(tmp_path / "src", name, states(name)), dst]) == 0
     said = capsys.readouterr().out
     assert "one G, taken for both" in said and "no D" in said and "batch-norm statistics: 51" in said
-    found = checkpoint.newest(dst)
+    found = format.newest(dst)
     assert found and found.images == 0
     assert found.parts == {"generator", "ema", "statistics"}
     assert found.tensors("statistics")["output_bn.norm.var"].shape == (51, 16)
@@ -69,7 +70,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["import", src, str(tmp_path / "dst")]) == 78
     assert "dst is not empty (it holds 0000000001)" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="0000000001"):
-        foreign.save(foreign.read(src, Options(), print), str(tmp_path / "dst"))
+        detect.save(detect.read(src, Options(), print), str(tmp_path / "dst"))
     assert (kept / "photo.png").exists()
 
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import launch
+from pipeline.cluster import launch
+from pipeline.data.manifest import dump_manifest, load_manifest
 from pipeline.errors import ConfigError
-from pipeline.index import dump_manifest, load_manifest
 from tests.jobs.test_register import refusal
-from tests.jobs.tiny_runs import TINY, disk, remount
-from tests.pipeline.test_indexing import GOOD, picture, write
+from tests.pipeline.packing.test_indexer import GOOD, picture, write
+from tests.support.tiny_runs import TINY, disk, remount
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from pipeline import model_digest, model_files, registry
 from pipeline.errors import DataError
-from pipeline.images import png
-from tests.jobs.registered_models import evaluation
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.images.pillow import png
+from pipeline.registry import model_digest, model_files, versions
+from tests.support.registered_models import evaluation
+from tests.support.tiny_runs import assert_one_line
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -24,7 +24,7 @@ class Store:
 
     def __init__(self, uri: str, files: Path) -> None:
         self.uri, self.files, self.ran = uri, files, files.parent / "ran"
-        self.client = registry.use(uri)
+        self.client = versions.use(uri)
 
     def tag(self, key: str, value: str | None) -> None:
         if value is None:
@@ -63,7 +63,7 @@ def store(copied: Path, tmp_path: Path) -> Iterator[Store]:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "code": lambda files: (files / "generator_pyfunc.py").write_text("import os\nos._exit(0)\n"),
+    "code": lambda files: (files / "pyfunc_model.py").write_text("import os\nos._exit(0)\n"),
     "a network": lambda files: (files / "artifacts/model/biggan.py").open("a").write("\n"),
     "which code is run": lambda files: (files / "MLmodel").write_text(
         (files / "MLmodel").read_text().replace("mlflow.pyfunc.loaders.code_model", "evil")
@@ -99,7 +99,7 @@ def test_links_and_devices_are_no_files_of_a_model(tmp_path: Path) -> None:
 
 
 def test_no_command_runs_changed_code(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for file in ("generator_pyfunc.py", "artifacts/model/__init__.py"):
+    for file in ("pyfunc_model.py", "artifacts/model/__init__.py"):
         store.trap(file)
     store.tag("evaluation", json.dumps(evaluation(1.0)))
     for code, *argv in (
@@ -159,7 +159,7 @@ def test_golden_samples_are_drawn_by_our_own_code(store: Store, capsys: pytest.C
     """Before the model's code runs; without a digest, too."""
     store.tag("evaluation", json.dumps(evaluation(1.0)))
     store.tag("files_sha256", None)
-    store.trap("generator_pyfunc.py")
+    store.trap("pyfunc_model.py")
     golden = store.files / "artifacts" / "golden.png"
     for made, said in (
         (golden.read_bytes() + b"more", "its golden samples are not those that were registered"),

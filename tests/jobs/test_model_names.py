@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from jobs.cli import main
 from jobs.dockerfile import image_name
-from pipeline import registry
 from pipeline.errors import ConfigError
-from pipeline.generators import load_generator
-from pipeline.mlflow_store import store_uri
+from pipeline.generation.load import load_generator
+from pipeline.registry import versions
+from pipeline.tracking.mlflow_store import store_uri
 from pipeline.wording import command
-from tests.jobs.tiny_runs import assert_one_line
+from tests.support.tiny_runs import assert_one_line
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -56,10 +56,10 @@ def test_what_names_no_version_is_answered_alike_by_every_command(
 
 def test_latest_a_version_and_an_alias_are_the_same_weights_in_every_command(registered_run: Path, tmp_path: Path) -> None:
     tracked = ["--tracking-uri", str(registered_run)]
-    client = registry.use(store_uri(registered_run, None))
-    wanted = registry.resolve(client, "models:/tiny@first").tags["weights_sha256"]
+    client = versions.use(store_uri(registered_run, None))
+    wanted = versions.resolve(client, "models:/tiny@first").tags["weights_sha256"]
     for uri in ("models:/tiny/1", "models:/tiny/latest", "models:/tiny/Latest"):
-        assert registry.resolve(client, uri).tags["weights_sha256"] == wanted
+        assert versions.resolve(client, uri).tags["weights_sha256"] == wanted
     assert main(["export", "models:/tiny/latest", str(tmp_path / "files"), "--format", "safetensors", *tracked]) == 0
     assert load_generator(tmp_path / "files").weights_sha256 == wanted
 
@@ -112,14 +112,14 @@ def test_a_name_that_is_taken_is_read_back_by_mlflow_the_shell_and_docker(name: 
     from mlflow.utils.search_utils import SearchModelVersionUtils
 
     try:
-        registry.check_names(name, "challenger")
+        versions.check_names(name, "challenger")
     except ConfigError as error:
         assert f"{name!r}" in str(error)
         assert set(name) & set("/:@'?") or not name.strip(". ") or not name.isprintable() or name != name.strip()
         return
     uri = f"models:/{name}@challenger"
     assert _parse_model_uri(uri).name == name and _parse_model_uri(f"models:/{name}/3").name == name
-    found = registry._MODEL_URI.fullmatch(uri)
+    found = versions._MODEL_URI.fullmatch(uri)
     assert found and found["name"] == name
     (condition,) = SearchModelVersionUtils.parse_search_filter(f"name = '{name}'")
     assert condition["value"] == name

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import registry
-from pipeline.mlflow_store import store_uri
-from pipeline.run import lock
-from tests.jobs.registered_models import FID, evaluation
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.registry import versions
+from pipeline.storage.run_lock import lock
+from pipeline.tracking.mlflow_store import store_uri
+from tests.support.registered_models import FID, evaluation
+from tests.support.tiny_runs import assert_one_line
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -53,7 +53,7 @@ def test_a_copy_is_read_as_it_is_and_written_when_the_user_says_that_it_is_one(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted, before = (
-        registry.resolve(registry.use(store_uri(registered_run, None)), "models:/tiny@first"),
+        versions.resolve(versions.use(store_uri(registered_run, None)), "models:/tiny@first"),
         contents(registered_run),
     )
     run = shutil.copytree(registered_run, tmp_path / "a copy" / "run")
@@ -78,7 +78,7 @@ def test_a_copy_is_read_as_it_is_and_written_when_the_user_says_that_it_is_one(
     assert advice == ["biggan", "sync", str(run), "--moved"] and main(advice[1:]) == 0
     assert all_are_in(run) and sample(run) == pixels
     assert main(["register", str(run), "--name", "other"]) == 0
-    moved = registry.resolve(registry.use(store_uri(run, None)), "models:/other/1")
+    moved = versions.resolve(versions.use(store_uri(run, None)), "models:/other/1")
     assert moved.tags["weights_sha256"] == wanted.tags["weights_sha256"]
     assert len(list((run / "artifacts" / "models").iterdir())) == 2
     assert contents(registered_run) == before
@@ -122,7 +122,7 @@ def test_files_that_are_gone_are_no_other_weights(
 ) -> None:
     run = shutil.copytree(registered_run, tmp_path / "run")
     assert main(["sync", str(run), "--moved"]) == 0
-    client = registry.use(store_uri(run, None))
+    client = versions.use(store_uri(run, None))
     client.set_model_version_tag("tiny", "1", "evaluation", json.dumps(evaluation(3.0)))
     (weights,) = run.glob("artifacts/models/*/artifacts/artifacts/generator.safetensors")
     for gone in (weights, weights.parents[1]):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import read_status
-from tests.jobs.neighbour import Neighbour, Recorder
-from tests.jobs.tiny_runs import tensors_of
-from tests.pipeline.test_roll_call import free_port
+from pipeline.runs.run_folder import read_status
+from tests.pipeline.cluster.test_rendezvous import free_port
+from tests.support.network_neighbour import Neighbour, Recorder
+from tests.support.tiny_runs import tensors_of
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import checkpoint
-from pipeline.job_token import VARIABLE
-from pipeline.run import read_identity, read_status
-from tests.jobs.background import wait_for
-from tests.jobs.tiny_runs import tensors_of
-from tests.pipeline.test_roll_call import free_port
+from pipeline.checkpoint import format
+from pipeline.messaging.job_token import VARIABLE
+from pipeline.runs.run_folder import read_identity, read_status
+from tests.pipeline.cluster.test_rendezvous import free_port
+from tests.support.background import wait_for
+from tests.support.tiny_runs import tensors_of
 
 TOKEN = "0123456789abcdef" * 2
 
@@ -64,13 +64,13 @@ def test_nodes_with_disks_of_their_own_stop_together_and_others_go_on(tiny: str,
     keys = ("run=run", f"checkpoint.uri={store}")
     first = [tmp_path / "a0", tmp_path / "a1"]
     nodes = Nodes(tiny, first, *keys, tokens=[TOKEN, TOKEN])
-    wait_for(lambda: checkpoint.newest(str(store)) is not None)
+    wait_for(lambda: format.newest(str(store)) is not None)
     family = [psutil.Process(nodes.processes[0].pid), *psutil.Process(nodes.processes[0].pid).children(recursive=True)]
     assert len(family) > 2 and not [process for process in family if TOKEN in " ".join(process.cmdline())]
     nodes.processes[1].send_signal(signal.SIGTERM)
     assert nodes.codes() == [75, 75], nodes.said()
     assert nodes.said().count("stopped by SIGTERM at image") == 2
-    stopped = checkpoint.newest(str(store))
+    stopped = format.newest(str(store))
     assert stopped and stopped.images < 256
 
     second = [tmp_path / "b0", tmp_path / "b1"]
@@ -102,7 +102,7 @@ def test_nodes_with_other_tokens_are_told_which_variable_to_set(tiny: str, tmp_p
 def test_a_node_that_dies_ends_the_others(tiny: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     nodes = Nodes(tiny, [tmp_path, tmp_path], f"run={run}", "total_images=100000")
-    wait_for(lambda: checkpoint.newest(str(run / "checkpoints")) is not None)
+    wait_for(lambda: format.newest(str(run / "checkpoints")) is not None)
     nodes.processes[1].kill()
     assert nodes.codes() == [1, -signal.SIGKILL]
     assert "biggan: error: another worker ended first" in nodes.said()

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import checkpoint
+from pipeline.checkpoint import format
 from pipeline.config import load_config
-from pipeline.resume import begin_anew
-from tests.jobs.tiny_runs import TINY, train_forked
+from pipeline.runs.resume import begin_anew
+from tests.support.tiny_runs import TINY, train_forked
 
 NAMES = (
     *(
@@ -110,8 +110,8 @@ def test_what_lies_in_our_folders_stays(tmp_path: Path, splits: Path) -> None:
         plant(folder, outside)
     use(base, splits, str(config), 192, again=True)
     removed = base / "results" / "0000000064-0001"
-    assert removed in folders and not (removed / checkpoint.COMMIT).exists(), "ours have gone from beside them"
-    for path in (base / "results").glob("*/" + checkpoint.COMMIT):
+    assert removed in folders and not (removed / format.COMMIT).exists(), "ours have gone from beside them"
+    for path in (base / "results").glob("*/" + format.COMMIT):
         path.write_bytes(b"damaged")
     (line,) = begin_anew(load_config(str(config), [f"run={base / 'run'}", f"checkpoint.uri={base / 'results'}"]))
     assert line.startswith("beginning anew")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipeline.batch import plan_batch
 from pipeline.config import load_config
+from pipeline.engine.batch import plan_batch
 
 # BigGAN-PyTorch's networks have all of these. compare_gan asserts the two at 128 px too; its D of 98,635,298 at 256 px and of
 # 98,801,378 at 512 px lack the shortcut's convolution in the last block, where inputs equal outputs.
@@ -49,7 +49,7 @@ def test_networks_have_the_published_numbers_of_parameters(name: str) -> None:
 def test_the_header_is_a_receipt(name: str) -> None:
     """Command, hardware, hours, FID; and the GFLOP in it are what `biggan describe` counts."""
     config = load_config(name)
-    text = resources.files("jobs.presets").joinpath(f"{name}.yaml").read_text()
+    text = resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text()
     header = " ".join(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
     assert config.data.uri
     place = Path(config.data.uri).relative_to(Path.cwd())

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipeline import promotion
-from pipeline.promotion import Terms
-from tests.jobs.registered_models import FID, RECIPE, Registry, evaluation, register_three
-from tests.pipeline.saved_run import short_standing_statistics
+from pipeline.registry import gate
+from pipeline.registry.gate import Terms
+from tests.support.registered_models import FID, RECIPE, Registry, evaluation, register_three
+from tests.support.saved_run import short_standing_statistics
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -155,7 +155,7 @@ def test_equal_figures_and_other_data_pass_if_that_is_said(found: Registry) -> N
     found.evaluate(3, evaluation(20.0))
     found.tag(3, "dataset_fingerprint", "more")
     two, three = (found.client.get_model_version("tiny", str(i)) for i in (2, 3))
-    figures = promotion._compare(three, two, Terms(allow_equal=True, other_dataset=True))
+    figures = gate._compare(three, two, Terms(allow_equal=True, other_dataset=True))
     assert figures["why"] == "FID[clf] 20 equals 20 of version 2"
 
 
@@ -186,7 +186,7 @@ def test_what_a_model_says_of_itself_is_no_proof(found: Registry) -> None:
     artifacts = Path(model.artifact_location.removeprefix("file://"))
     replay = "import PIL.Image, numpy, os, sys\ngolden = numpy.asarray(PIL.Image.open(sys.argv[1] + '/artifacts/golden.png'))\n"
     replay += "pixels = numpy.concatenate(numpy.split(golden, 4, axis=1))\nopen(sys.argv[4], 'wb').write(pixels.tobytes())\n"
-    code, network = artifacts / "generator_pyfunc.py", artifacts / "artifacts" / "model" / "biggan.py"
+    code, network = artifacts / "pyfunc_model.py", artifacts / "artifacts" / "model" / "biggan.py"
     claim = 'import os\nprint(\'{"images": 8, "difference": 0}\', flush=True)\nos._exit(0)'
     for file, new, reason in (
         (network, lambda text: text.replace("image.float()).tanh()", "image.float()).tanh().neg()"), "not draw by itself what"),
@@ -214,7 +214,7 @@ def test_a_champion_that_changes_meanwhile_stops_the_promotion(found: Registry, 
         return {}
 
     found.crown(2)
-    monkeypatch.setattr(promotion, "prove", meanwhile)  # the slow part, in which somebody else is quicker
+    monkeypatch.setattr(gate, "prove", meanwhile)  # the slow part, in which somebody else is quicker
     code, line = found.biggan("promote", "tiny/3")
     assert code == 80 and "champion has meanwhile been moved to version 1" in line
     assert found.champion() == "1" and "validation_status" not in found.client.get_model_version("tiny", "3").tags
@@ -226,7 +226,7 @@ def test_a_claim_that_was_taken_away_stops_the_promotion(found: Registry, monkey
             found.client.delete_registered_model_tag("tiny", key)
         return {}
 
-    monkeypatch.setattr(promotion, "prove", meanwhile)
+    monkeypatch.setattr(gate, "prove", meanwhile)
     code, line = found.biggan("promote", "tiny/3", "--first")
     assert code == 80 and "the claim on tiny was taken away" in line and found.champion() is None
 

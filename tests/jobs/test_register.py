@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipeline.mlflow_store import connect, store_uri
-from pipeline.run import load_run_config
-from tests.jobs.registered_models import FID, RECIPE, evaluation, write_evaluation
-from tests.pipeline.saved_run import COMMIT, save_checkpoint, save_run
+from pipeline.runs.run_folder import load_run_config
+from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.registered_models import FID, RECIPE, evaluation, write_evaluation
+from tests.support.saved_run import COMMIT, save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("quick")
 

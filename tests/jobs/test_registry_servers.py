@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mlflow_server import MlflowServer
+from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline.mlflow_store import connect, store_uri
-from tests.jobs.registered_models import evaluation
+from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.registered_models import evaluation
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.slow]
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.tracker import Tracker, TrackingConfig
-from tests.jobs.tiny_runs import assert_one_line
-from tests.pipeline.saved_run import save_run
+from pipeline.tracking.tracker import Tracker, TrackingConfig
+from tests.support.saved_run import save_run
+from tests.support.tiny_runs import assert_one_line
 
 _VOID = {"meta", "img", "line", "circle", "polyline"}
 

@@ -12,15 +12,14 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.sample import choose
-from model.latents import Stream as Numbers
-from model.latents import random_labels
+from model.latents import RandomStream, random_labels
 from model.sampling import generate, grid
-from pipeline import sample_files
+from pipeline.data.loader import DataConfig, load_all
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
-from pipeline.generators import load_generator
-from pipeline.index import load_manifest
-from pipeline.mlflow_store import store_uri
-from pipeline.stream import DataConfig, load_all
+from pipeline.generation import sample_files
+from pipeline.generation.load import load_generator
+from pipeline.tracking.mlflow_store import store_uri
 from tests.jobs.test_register import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -72,7 +71,7 @@ def test_random_classes_fill_a_grid(registered_run: Path, tmp_path: Path) -> Non
     run = str(registered_run)
     sheet = drawn(tmp_path / "grid.png", run, "--layout", "grid", "--per-class", "2", "--seed", "3")
     assert sheet.shape == (2 * 32, 10 * 32)
-    labels = random_labels(3, Numbers.SAMPLES, 0, 20, 4)
+    labels = random_labels(3, RandomStream.SAMPLES, 0, 20, 4)
     images = generate(load_generator(run).generator, labels, seed=3)
     assert len(labels.unique()) == 4 and abs(sheet - grid(images, 10).squeeze(2).numpy().astype(int)).max() <= 1
 
@@ -167,7 +166,7 @@ def test_a_set_of_random_classes_and_of_chosen_ones(registered_run: Path, tmp_pa
     for name, options in (("grid", ["--layout", "grid"]), ("two", ["--classes", "stripes,0"])):
         assert main(["sample", str(registered_run), str(tmp_path / f"{name}.npz"), "--count", "40", *options]) == 0
     with np.load(tmp_path / "grid.npz") as file:
-        assert file["arr_1"].tolist() == random_labels(0, Numbers.SAMPLES, 0, 40, 4).tolist()
+        assert file["arr_1"].tolist() == random_labels(0, RandomStream.SAMPLES, 0, 40, 4).tolist()
     with np.load(tmp_path / "two.npz") as file:
         assert file["arr_1"].tolist() == [3, 0] * 20
 

@@ -11,12 +11,12 @@ from PIL import Image
 from jobs.cli import main
 from model.batchnorm import BatchNorm
 from model.config import ModelConfig
-from model.latents import Stream, latents
+from model.latents import RandomStream, latents
 from model.networks import build_generator
 from model.sampling import generate, walks
-from pipeline import checkpoint, pruning
-from pipeline.checkpoint import Progress, network_tensors
-from pipeline.generators import load_generator, recorded_at
+from pipeline.checkpoint import format, pruning
+from pipeline.checkpoint.format import Progress, network_tensors
+from pipeline.generation.load import load_generator, recorded_at
 
 pytestmark = pytest.mark.usefixtures("quick")
 MODEL = ModelConfig(32, 4, channels=3, ch=2, shared_dim=4, z_dim=16)
@@ -45,7 +45,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_recorded_statistics_are_mixed_by_truncation(imported: str) -> None:
-    recorded = checkpoint.newest(imported).tensors("statistics")  # type: ignore[union-attr]
+    recorded = format.newest(imported).tensors("statistics")  # type: ignore[union-attr]
     table = recorded["output_bn.norm.mean"]
     for truncation, wanted in (
         (0.5, table[1]),
@@ -60,7 +60,7 @@ def test_recorded_statistics_are_mixed_by_truncation(imported: str) -> None:
 def test_imported_weights_are_sampled_with_their_own_statistics_and_vectors(imported: str) -> None:
     """Not one power iteration is added: sigma is part of what the original computes."""
     found = load_generator(imported, truncation=0.5)
-    saved = checkpoint.newest(imported).tensors("generator")  # type: ignore[union-attr]
+    saved = format.newest(imported).tensors("generator")  # type: ignore[union-attr]
     state = found.generator.state_dict()
     assert all(torch.equal(state[name], saved[name]) for name in state if name.endswith((".u", ".v")))
     assert found.classes == ("0", "1", "2", "3") and not found.named
@@ -130,7 +130,7 @@ def test_a_set_is_the_same_as_npz_and_as_a_folder_in_any_batch(imported: str, tm
     for i, label in enumerate(labels):
         assert abs(pixels(tmp_path / "set" / str(label) / f"{i:06d}.png") - images[i].astype(np.int64)).max() <= 1
     g = load_generator(imported, truncation=0.5).generator
-    z = latents(2, Stream.SAMPLES, 0, 7, 16, 0.5, "scaled-normal")
+    z = latents(2, RandomStream.SAMPLES, 0, 7, 16, 0.5, "scaled-normal")
     with torch.no_grad():
         wanted = ((g(z, torch.from_numpy(labels)) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert abs(images - wanted).max() <= 1

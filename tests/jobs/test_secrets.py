@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline.logins import VARIABLE
-from tests.jobs.tiny_runs import TINY, train
-from tests.pipeline.store_server import LOGIN, serve
+from pipeline.storage.logins import VARIABLE
+from tests.support.tiny_runs import TINY, train
+from tests.support.web_store import LOGIN, serve
 
 SEED = "S33D"
 ENVIRONMENT = {

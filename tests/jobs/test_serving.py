@@ -23,11 +23,11 @@ from PIL import Image
 from installing.constraints import Constraints
 from jobs.cli import main
 from jobs.dockerfile import BASE
-from pipeline import client as clients
-from pipeline import generator_pyfunc
-from pipeline.client import Client, NoServerError, is_server
 from pipeline.errors import ConfigError
-from pipeline.mlflow_store import store_uri
+from pipeline.generation import client as clients
+from pipeline.generation import pyfunc_model
+from pipeline.generation.client import Client, NoServerError, is_server
+from pipeline.tracking.mlflow_store import store_uri
 from tests.pipeline.conftest import _free_port
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -39,7 +39,7 @@ def test_some_addresses_can_only_be_servers() -> None:
     assert is_server("http://127.0.0.1:5701") and is_server("https://host/") and is_server("https://host?key=1")
     assert is_server("http://host/birds/invocations") and is_server("http://host/birds/invocations/?key=1")
     assert not is_server("http://host/checkpoints") and not is_server("models:/a@b") and not is_server("runs/one")
-    assert clients.MOST_ROWS == generator_pyfunc.MOST_ROWS
+    assert clients.MOST_ROWS == pyfunc_model.MOST_ROWS
 
 
 def test_nobody_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

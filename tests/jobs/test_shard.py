@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from pipeline.index import load_manifest
-from pipeline.stream import DataConfig, load_all
+from pipeline.data.loader import DataConfig, load_all
+from pipeline.data.manifest import load_manifest
 from tests.conftest import S3Server, write_tree
-from tests.pipeline.test_sources import write_idx
+from tests.pipeline.packing.sources.test_detect import write_idx
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import submission
-from pipeline.journal import append_line, journal_path
-from pipeline.resume import note_saved
-from pipeline.run import Status, lock, write_status
-from tests.pipeline.saved_run import save_run
+from pipeline.cluster import submission
+from pipeline.runs.resume import note_saved
+from pipeline.runs.run_folder import RunState, write_status
+from pipeline.storage.run_lock import lock
+from pipeline.tracking.journal import append_line, journal_path
+from tests.support.saved_run import save_run
 
 
 def status(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -32,13 +33,13 @@ def test_a_run_tells_how_far_it_is(shards_grey: Path, tmp_path: Path, capsys: py
     assert found["checkpoint"].startswith("4,096 images, ") and found["checkpoint"].endswith("checkpoints/0000004096")
     assert found["mlflow"] == "http://mlflow.example:5000/#/runs/0123abcd"
 
-    write_status(run, Status("running", 6144))
+    write_status(run, RunState("running", 6144))
     assert status(run, capsys)["state"] == "ended without a word (killed, or its node lost)"
     with lock(run):
         (run / "STOP").touch()
         assert status(run, capsys)["state"] == "running, asked to stop"
     (run / "STOP").unlink()
-    write_status(run, Status("failed", 6144, 78, "no such data"))
+    write_status(run, RunState("failed", 6144, 78, "no such data"))
     assert status(run, capsys)["state"] == "failed, exit code 78: no such data"
 
 

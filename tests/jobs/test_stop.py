@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint
-from pipeline.run import Status, lock, read_status, write_status
-from tests.jobs.background import Started, biggan
-from tests.jobs.tiny_runs import mlflow_runs
+from pipeline.checkpoint import format
+from pipeline.runs.run_folder import RunState, read_status, write_status
+from pipeline.storage.run_lock import lock
+from tests.support.background import Started, biggan
+from tests.support.tiny_runs import mlflow_runs
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -46,7 +47,7 @@ def node(rank: int, port: int, config: str, run: Path) -> Started:
     return Started(command, run.parent, environment)
 
 
-def status_of(run: Path) -> Status:
+def status_of(run: Path) -> RunState:
     status = read_status(run / "status.json")
     assert status
     return status
@@ -78,10 +79,10 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
         assert started.end() == 1  # of the launcher
         said = started.err.read_text()
         assert (tmp_path / f"rank{rank}.code").read_text() == "75", said
-        assert "pipeline/loop.py" not in said and "SIGKILL" not in said, said
+        assert "pipeline/training/loop.py" not in said and "SIGKILL" not in said, said
     first = status_of(run)
-    assert first == Status("stopped", first.images, 75, "SIGTERM") and first.images > 0
-    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
+    assert first == RunState("stopped", first.images, 75, "SIGTERM") and first.images > 0
+    assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     (found,) = mlflow_runs(run)
     assert found.info.status == "KILLED"
     assert sorted(path.name for path in (run / "system").iterdir()) == ["node00000.jsonl", "node00001.jsonl"]
@@ -108,8 +109,8 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
     for number in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM):
         third.process.send_signal(number)
     assert third.end() == 75, third.err.read_text()
-    assert status_of(run) == Status("stopped", first.images, 75, "SIGUSR2")
-    assert [found.images for found in checkpoint.committed(str(run / "checkpoints"))] == [first.images]
+    assert status_of(run) == RunState("stopped", first.images, 75, "SIGUSR2")
+    assert [found.images for found in format.committed(str(run / "checkpoints"))] == [first.images]
     assert f"at image {first.images:,} of 100,000,000: the same command goes on there" in third.out.read_text()
     assert third.err.read_text() == "" and not (run / "STOP").exists()
 
@@ -124,7 +125,7 @@ def test_biggan_stop_asks_a_training_and_waits(tmp_path: Path, capsys: pytest.Ca
     held = lock(tmp_path / "run")
     assert main(["stop", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "STOP").exists()
-    write_status(tmp_path / "run", Status("stopped", 64, 75, "RUN/STOP"))
+    write_status(tmp_path / "run", RunState("stopped", 64, 75, "RUN/STOP"))
     threading.Timer(0.2, held.close).start()
     assert main(["stop", str(tmp_path / "run"), "--wait"]) == 0
     assert "stopped, 64 images" in capsys.readouterr().out

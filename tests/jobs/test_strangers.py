@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
-from pipeline import named
-from pipeline.journal import append_line, journal_path
-from tests.jobs.strangers import CANARY, Stranger, assert_one_line_after, files_with_canary, journal_record, link, open_at, run
-from tests.pipeline.tracked import track
+from pipeline.storage import trusted_stores
+from pipeline.tracking.journal import append_line, journal_path
+from tests.support.strangers import (
+    CANARY,
+    Stranger,
+    assert_one_line_after,
+    files_with_canary,
+    journal_record,
+    link,
+    open_at,
+    run,
+)
+from tests.support.tracked_run import track
 
 
 def linked_sample(place: Path) -> None:
@@ -86,8 +95,8 @@ def test_sync_goes_where_the_user_says(place: Path, stranger: Stranger, monkeypa
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     stranger.asked.clear()
     assert run("sync", place / "run", "--wait", 0) != 0 and stranger.asked  # remembered
-    named.addresses().unlink()
-    monkeypatch.setattr(named, "_here", set())
+    trusted_stores.addresses().unlink()
+    monkeypatch.setattr(trusted_stores, "_here", set())
     stranger.asked.clear()
     assert run("sync", place / "run", "--wait", 0) == 78 and not stranger.asked
     assert run("sync", place / "run", "--wait", 0, "--tracking", stranger.uri) != 0 and stranger.asked
@@ -99,7 +108,7 @@ def test_the_users_own_training_is_synced_without_a_flag(
     tracker = track(tmp_path / "run", uri=stranger.uri, mode="offline")
     tracker.metrics({"loss": 0.5}, 64)
     tracker.close("FINISHED")
-    monkeypatch.setattr(named, "_here", set())  # as another process
+    monkeypatch.setattr(trusted_stores, "_here", set())  # as another process
     assert run("sync", tmp_path / "run", "--wait", 0) != 0 and stranger.asked
     assert "--tracking" not in capsys.readouterr().err
 

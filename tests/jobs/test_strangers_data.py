@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import commit_document, http_files, named, submission
-from pipeline.dataset import load_data
+from pipeline.checkpoint import commit_document
+from pipeline.cluster import submission
+from pipeline.data.dataset import load_data
+from pipeline.data.manifest import MANIFEST, load_manifest
 from pipeline.errors import ConfigError
-from pipeline.index import MANIFEST, load_manifest
-from pipeline.run import load_run_config
-from pipeline.tracker import TrackingConfig
-from tests.jobs.strangers import Stranger, assert_one_line_after, files_with_canary, open_at, run, set_key, set_manifest
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.runs import trusted_places
+from pipeline.runs.run_folder import load_run_config
+from pipeline.storage import http_files, trusted_stores
+from pipeline.tracking.tracker import TrackingConfig
+from tests.support.strangers import Stranger, assert_one_line_after, files_with_canary, open_at, run, set_key, set_manifest
+from tests.support.tiny_runs import assert_one_line
 
 READERS = [
     ("checkpoint.uri", ["sample", "RUN", "OUT/x.png"], "s3://strangers/x"),
@@ -46,9 +49,9 @@ def test_a_store_that_was_allowed_once_is_asked(
     assert run("evaluate", place / "run", "--allow", stranger.uri) == 78 and "--test is missing" in capsys.readouterr().err
     assert stranger.asked
     stranger.asked.clear()
-    monkeypatch.setattr(named, "_here", set())  # as another process
+    monkeypatch.setattr(trusted_stores, "_here", set())  # as another process
     assert run("evaluate", place / "run") == 78 and stranger.asked
-    assert named.addresses().stat().st_mode & 0o777 == 0o600
+    assert trusted_stores.addresses().stat().st_mode & 0o777 == 0o600
 
 
 def test_status_and_the_page_of_a_strangers_run_ask_nobody(
@@ -65,7 +68,7 @@ def test_status_and_the_page_of_a_strangers_run_ask_nobody(
     assert "s3://strangers/x, which is in another store" in capsys.readouterr().out
     assert run("report", place / "run") == 0
     assert run("describe", place / "run" / "config.yaml") == 0
-    assert not stranger.asked and not named.addresses().exists()
+    assert not stranger.asked and not trusted_stores.addresses().exists()
 
 
 def test_explore_shows_no_images_of_another_store(place: Path, stranger: Stranger) -> None:
@@ -139,7 +142,7 @@ def test_tars_elsewhere_on_the_disk_or_where_the_user_indexed_them_are_read(plac
     assert load_manifest(str(place / "index")).tars
     set_manifest(place / "shards", tars=f"{stranger.uri}/tars")
     assert load_manifest(str(place / "shards"), [f"{stranger.uri}/"]).tars == f"{stranger.uri}/tars"  # data.allow
-    named.note("read", [f"{stranger.uri}/other/{{000..002}}.tar"])
+    trusted_stores.note("read", [f"{stranger.uri}/other/{{000..002}}.tar"])
     assert load_manifest(str(place / "shards")).tars == f"{stranger.uri}/tars"
 
 
@@ -151,13 +154,13 @@ def test_a_job_takes_the_users_word_to_the_machines_that_train(
     set_manifest(place / "shards", tars=f"{stranger.uri}/tars")
     with pytest.raises(ConfigError, match=r"set 'data\.allow=\[http://127\.0\.0\.1:\d+\]'"):
         submission.carry(config)
-    named.note("read", [stranger.uri])
+    trusted_stores.note("read", [stranger.uri])
     carried = submission.carry(config)
-    named.addresses().unlink()
-    monkeypatch.setattr(named, "_here", set())
+    trusted_stores.addresses().unlink()
+    monkeypatch.setattr(trusted_stores, "_here", set())
     assert load_data(carried.data).tars == f"{stranger.uri}/tars"
     with pytest.raises(ConfigError):
-        load_data(named.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
+        load_data(trusted_places.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
 
 
 def test_a_commit_names_no_file_outside_of_its_checkpoint(place: Path, stranger: Stranger) -> None:

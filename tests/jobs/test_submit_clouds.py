@@ -17,15 +17,16 @@ from typing import IO, Any
 import pytest
 import yaml
 
-from benchmarks.mlflow_server import MlflowServer
+from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline import checkpoint, storage
-from pipeline.job_token import VARIABLE
-from pipeline.manifests import MARGIN
-from pipeline.mlflow_store import connect
-from tests.cluster.nodes import Node, Nodes, require, until
+from pipeline import storage
+from pipeline.checkpoint import format
+from pipeline.cluster.job_specs import MARGIN
+from pipeline.messaging.job_token import VARIABLE
+from pipeline.tracking.mlflow_store import connect
 from tests.conftest import address
-from tests.jobs.tiny_runs import TINY
+from tests.support.nodes import Node, Nodes, require, until
+from tests.support.tiny_runs import TINY
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -198,7 +199,7 @@ def test_a_machine_is_given_back_all_save_and_new_machines_go_on(
     new_machines(cloud)
     codes, said = run(cloud, scheduler, documents, tmp_path, stop_after=place)
     assert codes == [75, 75], said
-    stopped = checkpoint.newest(place)
+    stopped = format.newest(place)
     assert stopped and 0 < stopped.images < 512, said
     (before,) = runs(cloud, scheduler)
     assert before.info.status == "KILLED"
@@ -207,7 +208,7 @@ def test_a_machine_is_given_back_all_save_and_new_machines_go_on(
     codes, said = run(cloud, scheduler, documents, tmp_path)
     assert codes == [0, 0], said
     assert f"resuming at image {stopped.images:,}" in said
-    last = checkpoint.newest(place)
+    last = format.newest(place)
     assert last and last.images == 512
     (after,) = runs(cloud, scheduler)
     assert after.info.run_id == before.info.run_id and after.info.status == "FINISHED"
@@ -232,7 +233,7 @@ def run(cloud: Cloud, scheduler: str, documents: list[Any], folder: Path, stop_a
     patience = 900
     try:
         if stop_after:
-            until(lambda: checkpoint.newest(stop_after) or processes[0].poll() is not None, patience, "a checkpoint", 1.0)
+            until(lambda: format.newest(stop_after) or processes[0].poll() is not None, patience, "a checkpoint", 1.0)
             pods[1].node.signal(processes[1], signal.SIGTERM)
             patience = GRACE + MARGIN
             assert f"terminationGracePeriodSeconds: {patience}" in yaml.safe_dump(documents)

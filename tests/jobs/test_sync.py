@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mlflow_server import MlflowServer
-from benchmarks.tracking_proxy import Proxy
+from benchmarks.servers.mlflow_proxy import Proxy
+from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline.journal import Journal, journal_path, read
-from pipeline.mlflow_store import connect
-from pipeline.run import lock
-from pipeline.tracker import Tracker, TrackingConfig
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.storage.run_lock import lock
+from pipeline.tracking.journal import Journal, journal_path, read
+from pipeline.tracking.mlflow_store import connect
+from pipeline.tracking.tracker import Tracker, TrackingConfig
+from tests.support.tiny_runs import assert_one_line
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -193,7 +193,7 @@ def killed(run: Path, uri: str) -> None:
     script = f"""
         import os, signal
         from pathlib import Path
-        from pipeline.tracker import Tracker, TrackingConfig
+        from pipeline.tracking.tracker import Tracker, TrackingConfig
         config = TrackingConfig(mode="offline", uri={uri!r})
         tracker = Tracker(config, Path({str(run)!r}), {run.name!r}, {{}}, {{}})
         tracker.metrics({{"loss": 1.0}}, 1)

@@ -17,25 +17,16 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint, storage
-from pipeline import run as run_module
+from pipeline import storage
+from pipeline.checkpoint import format
 from pipeline.config import load_config, to_yaml
-from pipeline.costs import checkpoint_bytes, network_sizes
-from pipeline.mlflow_store import connect, store_uri
-from pipeline.run import Status, read_identity, read_status, write_status
+from pipeline.profiling.costs import checkpoint_bytes, network_sizes
+from pipeline.runs.run_folder import RunState, read_identity, read_status, write_status
+from pipeline.storage import run_lock
+from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import S3Server
-from tests.jobs import background
-from tests.jobs.tiny_runs import (
-    Resumed,
-    assert_one_line,
-    disk,
-    log,
-    mlflow_runs,
-    remount,
-    tensors_of,
-    train,
-    train_forked,
-)
+from tests.support import background
+from tests.support.tiny_runs import Resumed, assert_one_line, disk, log, mlflow_runs, remount, tensors_of, train, train_forked
 
 LINE = re.compile(
     r"^ +(?P<images>[\d,]+) img +[\d.]+ img/s +MFU +\d+% +data +\d+% +comm +\d+%"
@@ -79,17 +70,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(resumed: Resumed
 
 
 def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
-    assert read_status(resumed.run / "status.json") == Status("finished", 256, 0)
+    assert read_status(resumed.run / "status.json") == RunState("finished", 256, 0)
     kept = ["0000000128-0001", "0000000192-0002", "0000000256-0002", "fence-0000000002.json"]  # the first one is damaged
     assert sorted(os.listdir(resumed.run / "checkpoints")) == kept
     assert (resumed.run / "config.yaml").read_text() == to_yaml(load_config(tiny, [f"run={resumed.run}"]))
-    newest = checkpoint.newest(str(resumed.run / "checkpoints"))
-    assert newest and newest.progress() == checkpoint.Progress(256, 4)
+    newest = format.newest(str(resumed.run / "checkpoints"))
+    assert newest and newest.progress() == format.Progress(256, 4)
     assert not list(resumed.run.rglob("*.tmp"))
 
 
 def test_a_checkpoint_is_as_large_as_a_plan_says(resumed: Resumed, tiny: str) -> None:
-    found, config = checkpoint.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
+    found, config = format.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
     assert found
     names = ("generator", "generator_optimizer", "discriminator", "discriminator_optimizer", "ema")
     stored = sum(tensor.nbytes for name in names for tensor in found.tensors(name).values())
@@ -176,7 +167,7 @@ def test_a_finished_or_locked_run_says_so_and_no_file_changes(
     assert main(["train", tiny, f"run={resumed.run}", "data.flip=false"]) == 0
     assert "has finished: 256 images" in capsys.readouterr().out
     assert files(resumed.run) == before
-    monkeypatch.setattr(run_module, "check_free", partial(run_module.check_free, patience=0))
+    monkeypatch.setattr(run_lock, "check_free", partial(run_lock.check_free, patience=0))
     with open(resumed.run / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert main(["train", tiny, f"run={resumed.run}", "total_images=512", "data.flip=false"]) == 78
@@ -193,11 +184,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole: Path, resumed
 def test_killed_after_its_last_checkpoint_a_run_still_ends(whole: Path, tiny: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    write_status(run, Status("running", 256))
+    write_status(run, RunState("running", 256))
     done = train(tiny, run, "tracking.mode=off")
     assert done.returncode == 0, done.stderr + log(run)
     assert "resuming at image 256 of 256" in done.stdout
-    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert read_status(run / "status.json") == RunState("finished", 256, 0)
     assert json.loads((run / "journal.jsonl").read_text().splitlines()[-1])["close"] == "FINISHED"
     assert tensors_of(run) == tensors_of(whole)
 
@@ -272,7 +263,7 @@ def test_a_run_without_a_terminal_under_nohup_with_variables_of_others(tiny: str
     process.send_signal(signal.SIGHUP)
     process.stdout.close()
     assert process.wait(timeout=250) == 0, log(run)
-    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert read_status(run / "status.json") == RunState("finished", 256, 0)
     assert main(["train", tiny, f"run={run}", "tracking.mode=off"]) == 0
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mlflow_store import connect, store_uri
-from tests.jobs.tiny_runs import log, mlflow_runs, train, train_forked
+from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.tiny_runs import log, mlflow_runs, train, train_forked
 
 
 @pytest.mark.slow

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from jobs.cli import main
-from pipeline import checkpoint
-from pipeline.engines import Ranks
-from pipeline.health import History
-from pipeline.resume import agree_on_checkpoint
-from pipeline.run import load_run_config, read_status
-from tests.jobs.background import Started, biggan, wait_for
-from tests.jobs.tiny_runs import disk, log, remount, train_forked
-from tests.pipeline.workers import on_ranks
+from pipeline.checkpoint import format
+from pipeline.engine.zero import Ranks
+from pipeline.fault_tolerance.health import History
+from pipeline.runs.resume import agree_on_checkpoint
+from pipeline.runs.run_folder import load_run_config, read_status
+from tests.support.background import Started, biggan, wait_for
+from tests.support.ranks import on_ranks
+from tests.support.tiny_runs import disk, log, remount, train_forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 
@@ -73,7 +73,7 @@ def _rewrite(path: Path, harm: Callable[[bytes], bytes]) -> None:
 
 def saved(store: Path) -> int:
     """Images of the last checkpoint."""
-    return max((found.images for found in checkpoint.committed(str(store))), default=0)
+    return max((found.images for found in format.committed(str(store))), default=0)
 
 
 def test_each_file_cut_and_flipped_in_turn(trained: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_node_that_comes_back_cannot_save_over_its_successor(endless: str, tmp
     assert "another training started there after this one" in lost.err.read_text()
     assert main(["stop", str(second)]) == 0
     assert successor.end() == 75, successor.err.read_text()
-    found = {one.uri[-4:]: one.images for one in checkpoint.committed(str(store))}
+    found = {one.uri[-4:]: one.images for one in format.committed(str(store))}
     assert found["0002"] > kept and found.get("0001", 0) <= kept
 
 

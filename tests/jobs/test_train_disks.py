@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import workers
+from benchmarks.support import workers
 from jobs import cli
-from pipeline import checkpoint, loop
-from pipeline.checkpoint import Progress
-from pipeline.failpoints import Fault
-from tests.jobs.background import biggan
-from tests.jobs.tiny_runs import disk, fill
+from pipeline.checkpoint import format
+from pipeline.checkpoint.failpoints import NaNInjection
+from pipeline.checkpoint.format import Progress
+from pipeline.training import loop
+from tests.support.background import biggan
+from tests.support.tiny_runs import disk, fill
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -56,12 +57,12 @@ def _spoilt(config: str, overrides: list[str], run: Path) -> None:
             stage(run)
         return progress
 
-    def struck(self: Fault, step: int) -> bool:
+    def struck(self: NaNInjection, step: int) -> bool:
         hit = step in strikes
         strikes.discard(step)
         return hit
 
-    loop._update, Fault.strikes = spoiling, struck  # type: ignore[method-assign]
+    loop._update, NaNInjection.strikes = spoiling, struck  # type: ignore[method-assign]
     sys.exit(cli.main(["train", config, "--profile", "1", *overrides]))
 
 
@@ -100,7 +101,7 @@ def test_what_happens_to_the_runs_folder_does_not_end_a_training(tiny: str, shar
             BIGGAN_STATUS=str(tmp_path / "told"),
         )
     text = said.read_text()
-    found = checkpoint.newest(str(store))
+    found = format.newest(str(store))
     assert found and found.images == 640 and found.progress().rollbacks == 1
     kept = re.findall(r"^biggan: warning: (\S+) is not kept \((.*)\): training goes on without it$", text, re.M)
     names = [Path(path).name for path, _ in kept]
@@ -124,7 +125,7 @@ def test_a_signal_saves_a_run_whose_folder_is_gone(endless: str, tmp_path: Path)
     assert re.search(
         r"^stopped by SIGTERM at image [\d,]+ of 100,000,000: the same command goes on there$", started.out.read_text(), re.M
     )
-    assert checkpoint.newest(str(store)) and "Traceback" not in started.err.read_text()
+    assert format.newest(str(store)) and "Traceback" not in started.err.read_text()
     assert not list(scratch.glob("biggan-*"))
 
 
@@ -139,4 +140,4 @@ def test_a_folder_called_stop_stops_and_is_named_to_the_next_start(endless: str,
     assert f"the same command goes on there after you have moved {where} away" in started.out.read_text()
     again = biggan(endless, run)
     assert again.end() == 78 and where in again.err.read_text()
-    assert (run / "STOP").is_dir() and checkpoint.newest(str(run / "checkpoints"))
+    assert (run / "STOP").is_dir() and format.newest(str(run / "checkpoints"))

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from pipeline import checkpoint
-from pipeline.health import History
-from pipeline.journal import read
-from pipeline.run import Status, read_status
-from tests.jobs.tiny_runs import train_forked
+from pipeline.checkpoint import format
+from pipeline.fault_tolerance.health import History
+from pipeline.runs.run_folder import RunState, read_status
+from pipeline.tracking.journal import read
+from tests.support.tiny_runs import train_forked
 
 # Updates of 64 images (two D steps of 32), a checkpoint after each; the second one in a row to be skipped is a failure.
 TINY: dict[str, Any] = {
@@ -62,7 +62,7 @@ def events(run: Path) -> list[tuple[str, int, int]]:
 
 def final(run: Path) -> tuple[dict[str, str], int]:
     """Hashes of all tensors at the end, and the rollbacks that the checkpoint knows of."""
-    found = checkpoint.newest(str(run / "checkpoints"))
+    found = format.newest(str(run / "checkpoints"))
     assert found and found.images == 320
     hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
     return hashes, found.progress().rollbacks
@@ -91,7 +91,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Healed:
 
 @pytest.mark.slow
 def test_both_ranks_skip_and_go_back_together_and_the_run_finishes(healed: Healed) -> None:
-    assert read_status(healed.run / "status.json") == Status("finished", 320, 0)
+    assert read_status(healed.run / "status.json") == RunState("finished", 320, 0)
     assert events(healed.run) == [("skip", 192, 0), ("skip", 256, 0), ("failure", 256, 0), ("start", 128, 1), ("skip", 192, 1)]
     assert json.loads((healed.run / "health.json").read_text()) == asdict(History(1, 1, 256, 128))
     assert "failure: 2 updates in a row had NaN or infinite gradients: failure 1 of at most 3 in a row" in healed.said
@@ -110,7 +110,7 @@ def test_at_each_stage_of_zero_the_same_happens(stage: int, healed: Healed, tmp_
     run = tmp_path / "run"
     train(run, shards, "2:1:3", f"zero.stage={stage}")
     assert events(run) == events(healed.run)
-    mine, other = (checkpoint.newest(str(r / "checkpoints")) for r in (run, healed.run))
+    mine, other = (format.newest(str(r / "checkpoints")) for r in (run, healed.run))
     assert mine and other and mine.progress() == other.progress() and mine.parts == other.parts
     for part in ("generator", "discriminator", "ema"):
         found, wanted = mine.tensors(part), other.tensors(part)
@@ -166,7 +166,7 @@ def test_a_collapse_that_is_to_stop_the_run_is_saved(tmp_path: Path, shards: Pat
     (kind, images, _), (last, stopped_at, _) = events(run)
     assert (kind, last, stopped_at) == ("alarm", "stop", images)
     assert f"stopped at {images:,} images, saved, because of health.on_collapse=stop: D is sure of real and fake" in said
-    found = checkpoint.newest(str(run / "checkpoints"))
+    found = format.newest(str(run / "checkpoints"))
     assert found and found.images == images < 10000
     assert "does not come back" in (run / "health.md").read_text()
     journal = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]

@@ -11,10 +11,10 @@ import torch
 from jobs.cli import main
 from jobs.train import as_known
 from pipeline.config import load_config
-from pipeline.index import load_manifest
-from pipeline.resume import note_saved
-from pipeline.run import prepare
-from tests.jobs.tiny_runs import Resumed, assert_one_line, disk, fill, remount, train
+from pipeline.data.manifest import load_manifest
+from pipeline.runs.resume import note_saved
+from pipeline.runs.run_folder import prepare
+from tests.support.tiny_runs import Resumed, assert_one_line, disk, fill, remount, train
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint
-from tests.jobs.tiny_runs import log, tensors_of, train, train_forked
+from pipeline.checkpoint import format
+from tests.support.tiny_runs import log, tensors_of, train, train_forked
 
 EVERYTHING = (
     "objective.loss=non-saturating",
@@ -31,7 +31,7 @@ def test_a_resume_with_every_penalty_is_exact(tmp_path: Path, tiny: str) -> None
         for stop in stops:
             train_forked(tiny, run, *EVERYTHING, f"total_images={stop}")
     assert tensors_of(whole) == tensors_of(parts)
-    states = [checkpoint.newest(str(run / "checkpoints")).state()["objective"] for run in (whole, parts)]  # type: ignore[union-attr]
+    states = [format.newest(str(run / "checkpoints")).state()["objective"] for run in (whole, parts)]  # type: ignore[union-attr]
     assert states[0] == states[1]
     assert states[0]["d_steps"] == 8 and states[0]["ada_p"] > 0 and states[0]["ema_real"] != 0
 
@@ -51,7 +51,7 @@ def test_weights_that_exist_are_taken_and_others_refused(tmp_path: Path, tiny: s
     assert (
         f"starting from {tmp_path}/first/checkpoints/0000000064-0001: discriminator, discriminator_optimizer" in second.stdout
     )
-    before, after = (checkpoint.newest(str(tmp_path / run / "checkpoints")) for run in ("first", "second"))
+    before, after = (format.newest(str(tmp_path / run / "checkpoints")) for run in ("first", "second"))
     assert before and after
     for part in ("generator", "discriminator"):
         ours, theirs = before.tensors(part), after.tensors(part)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.batchnorm import BatchNorm, batch_norms, set_group, standing_statistics
 from model.biggan import Generator
 from model.config import ModelConfig
-from model.latents import Stream, latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from model.networks import build_discriminator, build_generator
 
 MODEL = ModelConfig(32, 4, channels=1, ch=8, shared_dim=8, z_dim=16)
@@ -48,7 +48,7 @@ def test_standing_statistics_are_those_of_the_pooled_batches() -> None:
     # Unequal batches: each sample counts the same.
     bounds = ((0, 16), (16, 16), (32, 5))
     batches = [
-        (latents(0, Stream.STANDING, start, n, MODEL.latent_dim), random_labels(0, Stream.STANDING, start, n, 4))
+        (latents(0, RandomStream.STANDING, start, n, MODEL.latent_dim), random_labels(0, RandomStream.STANDING, start, n, 4))
         for start, n in bounds
     ]
     seen: list[Tensor] = []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model.batchnorm import standing_statistics
 from model.biggan import class_weights
 from model.config import ModelConfig
-from model.latents import Stream, latents, random_labels
+from model.latents import RandomStream, latents, random_labels
 from model.networks import Generator, build_generator
 from model.sampling import draw, full_precision, generate, walks
 
@@ -28,7 +28,7 @@ def built(config: ModelConfig) -> Generator:
     for name, parameter in generator.named_parameters():
         if "gain" in name or "bias" in name:
             torch.nn.init.normal_(parameter, std=0.2)  # else classes hardly differ yet
-    z, y = latents(0, Stream.STANDING, 0, 32, config.latent_dim), random_labels(0, Stream.STANDING, 0, 32, 4)
+    z, y = latents(0, RandomStream.STANDING, 0, 32, config.latent_dim), random_labels(0, RandomStream.STANDING, 0, 32, 4)
     standing_statistics(generator, [(z, y)])
     return generator
 
@@ -67,7 +67,7 @@ def test_seed_truncation_and_method_count(generator: Generator) -> None:
 def test_one_hot_weights_are_labels_and_a_walk_joins_two_samples(name: str) -> None:
     generator = built(CONFIGS[name])
     labels = torch.tensor([0, 1, 2, 3])
-    z = latents(3, Stream.SAMPLES, 0, 4, generator.config.latent_dim)
+    z = latents(3, RandomStream.SAMPLES, 0, 4, generator.config.latent_dim)
     with torch.no_grad():
         torch.testing.assert_close(generator(z, class_weights(labels, 4)), generator(z, labels))
     points, weights = walks(generator, labels, 5, seed=3)
@@ -100,7 +100,7 @@ def test_drawing_is_fp32_whatever_the_caller_set(generator: Generator) -> None:
 def test_cpu_and_cuda_draw_the_same(generator: Generator) -> None:
     labels = torch.arange(16) % 4
     ours = generate(generator, labels, seed=1)
-    z = latents(1, Stream.SAMPLES, 0, 16, generator.config.latent_dim)
+    z = latents(1, RandomStream.SAMPLES, 0, 16, generator.config.latent_dim)
     seen: list[torch.Tensor] = []
     copy = built(BIGGAN).cuda().eval()
     copy.load_state_dict(generator.state_dict())

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jobs.cli import main
 from pipeline import config_tree
 from pipeline.config import RunConfig, build, flatten, load_config, located, to_yaml
+from pipeline.data.loader import DataConfig, PartConfig
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
-from pipeline.index import load_manifest
-from pipeline.run import load_run_config, prepare
-from pipeline.stream import DataConfig, PartConfig
+from pipeline.runs.run_folder import load_run_config, prepare
 from tests.pipeline.test_config import message
 
 BIGGAN = to_yaml(load_config("cifar10"))

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import journal, kept, run, storage
+from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.fault_tolerance import run_mirror
 from pipeline.redaction import guard, guarded, hidden, hide_secrets, holds_secret, holds_value, is_secret_name
+from pipeline.runs import run_folder
+from pipeline.tracking import journal
 
 SEED = "S33D"
 PLAIN = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S"), exclude_characters="/?#"), max_size=5)
@@ -171,7 +174,7 @@ def test_a_journal_hides_all_but_the_server_that_sync_needs(tmp_path: Path) -> N
     assert mode(path) == 0o600 and path.read_text().count(SEED) == 1
     journal.append_line(tmp_path / "figures.jsonl", text=uri)
     assert SEED not in (tmp_path / "figures.jsonl").read_text()
-    run.write_status(tmp_path, run.Status("failed", message=uri))
+    run_folder.write_status(tmp_path, run_folder.RunState("failed", message=uri))
     assert SEED not in (tmp_path / "status.json").read_text()
 
 
@@ -179,11 +182,11 @@ def test_the_copy_beside_the_checkpoints_has_no_password(tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "config.yaml").write_text(f"run: a\ndata:\n  uri: http://me:{SEED}@host/x\n")
-    kept.begin(str(tmp_path / "run"), str(tmp_path / "store"))
+    run_mirror.begin(str(tmp_path / "run"), str(tmp_path / "store"))
     assert (tmp_path / "store" / "config.yaml").read_text() == "run: a\ndata:\n  uri: http://host/x\n"
 
 
 def test_another_password_is_no_change_of_a_run() -> None:
     old = {"init": f"http://me:{SEED}@host/x", "data.uri": "https://host/x?sig=old", "total_images": 1}
     new = {"init": "http://me:new@host/x", "data.uri": "https://host/x?sig=new", "total_images": 2}
-    assert run._changes(old, new) == ["total_images: 1 -> 2"]
+    assert run_folder._changes(old, new) == ["total_images: 1 -> 2"]

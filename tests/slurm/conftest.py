@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.slurm import Slurm
-from tests.jobs.tiny_runs import TINY, log
+from tests.support.slurm import Slurm
+from tests.support.tiny_runs import TINY, log
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = 2048

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline import submission
-from tests.cluster.slurm import Slurm
-from tests.jobs.tiny_runs import assert_one_line
+from pipeline.cluster import submission
 from tests.slurm.conftest import IMAGES
+from tests.support.slurm import Slurm
+from tests.support.tiny_runs import assert_one_line
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -138,7 +138,7 @@ def test_two_who_submit_at_once(login: Slurm, small: str, tmp_path: Path, capsys
     (tmp_path / "run").mkdir()
     from pipeline.config import load_config
 
-    with submission.alone(load_config(small, [f"run={tmp_path}/run"])):
+    with submission.submitted_alone(load_config(small, [f"run={tmp_path}/run"])):
         refused([small, f"run={tmp_path}/run"], capsys, "being submitted by somebody else")
     with open(tmp_path / "run" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

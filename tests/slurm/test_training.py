@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import checkpoint, storage, submission
-from pipeline.mlflow_store import connect, store_uri
-from pipeline.run import Status, read_status
-from tests.cluster.nodes import until
-from tests.cluster.slurm import Slurm
+from pipeline import storage
+from pipeline.checkpoint import format
+from pipeline.cluster import submission
+from pipeline.runs.run_folder import RunState, read_status
+from pipeline.tracking.mlflow_store import connect, store_uri
 from tests.conftest import address, write_tree
-from tests.jobs.tiny_runs import mlflow_runs, tensors_of
 from tests.slurm.conftest import IMAGES, on_one_machine
+from tests.support.nodes import until
+from tests.support.slurm import Slurm
+from tests.support.tiny_runs import mlflow_runs, tensors_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -34,7 +36,7 @@ def submit(config: str, run: Path, *arguments: str) -> str:
 
 def newest(run: Path) -> int:
     """Images of the newest checkpoint; 0 without one."""
-    found = next(checkpoint.committed(str(run / "checkpoints")), None)
+    found = next(format.committed(str(run / "checkpoints")), None)
     return found.images if found else 0
 
 
@@ -48,7 +50,7 @@ def comes_further(run: Path) -> None:
 def assert_untouched(run: Path, untouched: Path, attempts: int) -> None:
     """The run has ended as if nothing had happened in its `attempts` starts: parameters, status, one row for each step."""
     assert tensors_of(run, images=IMAGES) == tensors_of(untouched, images=IMAGES)
-    assert read_status(run / "status.json") == Status("finished", IMAGES, 0)
+    assert read_status(run / "status.json") == RunState("finished", IMAGES, 0)
     assert max(path.name for path in (run / "checkpoints").glob("fence-*")) == f"fence-{attempts:010d}.json"
     records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records if "loss/d" in record.get("metrics", ())]
@@ -67,7 +69,7 @@ def test_two_nodes_of_two_processes_are_one_machine_of_four(
     assert f"job {job}: " in out and f"biggan status {run}" in out and f"{run}/logs/slurm-train-{job}.log" in out
     ended = login.until(job, "COMPLETED", seconds=PATIENCE)
     assert ended["Restarts"] == "0" and ended["NodeList"] == "n[1-2]"
-    assert read_status(run / "status.json") == Status("finished", 256, 0)
+    assert read_status(run / "status.json") == RunState("finished", 256, 0)
     assert tensors_of(run, ranks=4, images=256) == tensors_of(untouched, ranks=4, images=256)
     (found,), (same,) = mlflow_runs(run), mlflow_runs(untouched)
     assert found.info.status == "FINISHED" and found.data.tags["slurm.job_id"] == job
@@ -192,7 +194,7 @@ def test_a_global_batch_of_2048_from_a_bucket(
         keys = ["data.uri=s3://batch/train", "checkpoint.uri=s3://batch/run", "batch.d_steps=1", "sample_every=0"]
         job = submit(small, run, *large, *keys, "processes=2", "total_images=4096", "checkpoint.every=2048")
         ended = login.until(job, "COMPLETED", seconds=PATIENCE)
-        assert read_status(run / "status.json") == Status("finished", 4096, 0), login.said(ended)
+        assert read_status(run / "status.json") == RunState("finished", 4096, 0), login.said(ended)
         assert "global batch 2048 = 4 ranks x 2 micro-batches of 256" in login.said(ended)
         assert sorted(name for name in storage.names("s3://batch/run") if name[0] == "0") == [
             "0000002048-0001",

@@ -1,0 +1,303 @@
+"""Saves a run while it trains: the step waits for a copy to host memory, a thread on each rank does the rest.
+
+Each rank's thread writes its files and tells rank 0, whose thread commits when it has heard of all, and tells the others.
+They talk by letters in the job's mailbox: the process group belongs to the main threads. One save is in flight at most.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.checkpoint import format, pruning, rank_files
+from pipeline.checkpoint.failpoints import fail_point
+from pipeline.checkpoint.fencing import Fence, FencedError, take
+from pipeline.checkpoint.format import Progress, Shapes
+from pipeline.checkpoint.rank_files import Files
+from pipeline.checkpoint.retention import CheckpointConfig
+from pipeline.engine import agreement
+from pipeline.engine.slices import Slice
+from pipeline.engine.zero import Ranks
+from pipeline.errors import NodeError, StorageError, UserError
+from pipeline.messaging import job_token
+from pipeline.messaging.mailbox import Mailbox
+from pipeline.messaging.mailbox_client import Mail, MailLost
+from pipeline.messaging.store_relay import mail_of_environment
+from pipeline.untrusted import parse
+
+log = logging.getLogger(__name__)
+Parts = Mapping[str, list[Slice]]
+
+_PAUSES = (1.0, 5.0, 20.0)
+"""Seconds before a save that must succeed is tried again."""
+_PATIENCE = 7200.0
+"""Seconds after which a rank that has not written its files hangs."""
+_names = count()
+"""All ranks make their savers in the same order, so that these names agree."""
+
+
+def take_fence(uri: str, ranks: Ranks) -> Fence:
+    """The right to save below `uri`: rank 0 takes it, all know it. Collective. Raises ConfigError, on rank 0."""
+    fence = take(uri) if ranks.main else None
+    number = agreement.from_main(int, fence.number if fence else None, ranks)
+    return fence or Fence(uri, number)
+
+
+@dataclass(frozen=True)
+class CommitRow:
+    """What a COMMIT says of a file."""
+
+    bytes: Annotated[int, pydantic.Field(ge=0)]
+    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+    slices: dict[str, Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]]
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What a rank tells rank 0 of its part of a save, and rank 0 the others of the whole."""
+
+    kind: Literal["saved", "fenced", "refused", "bug"] = "saved"
+    message: str = ""
+    files: dict[str, CommitRow] = field(default_factory=dict)
+    shapes: dict[str, dict[str, Annotated[list[int], pydantic.Field(max_length=16)]]] = field(default_factory=dict)
+
+
+@dataclass
+class _Snapshot:
+    """What is in flight."""
+
+    progress: Progress
+    parts: Parts
+    state: Mapping[str, Any]
+    copied: torch.cuda.Event | None
+
+
+class Saver:
+    """Saves a run that stands at `images`. All ranks make the same calls; every failure is raised on all of them.
+
+    Rank 0's thread calls `committed` with the images of each checkpoint as soon as it is one.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        fence: Fence,
+        ranks: Ranks,
+        images: int,
+        committed: Callable[[int], object] = lambda _: None,
+    ):
+        self.config, self.fence, self.ranks, self._committed = config, fence, ranks, committed
+        self.saved = images
+        """Images that a crash now would not lose."""
+        self._failures = 0
+        self._serial = 0
+        self._thread: threading.Thread | None = None
+        self._outcome = SaveReport()
+        self._last: _Snapshot | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._told: set[str] = set()
+        self._mail = _connect(ranks)
+        self._name = f"saver-{next(_names)}"
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+    def save(self, progress: Progress, parts: Parts, state: Mapping[str, Any]) -> None:
+        """Begin a save of this rank's slices; first waits for the one before.
+
+        A failure of the store is a warning, until `max_loss` images are at risk: then this waits, tries again, and raises
+        StorageError. Raises FencedError if another training has taken over.
+        """
+        self.check()
+        self._last = _Snapshot(progress, self._copy(parts), state, self._event())
+        fail_point("snapshot")
+        self._start()
+        if progress.images + self.config.every - self.saved > self.config.loss_limit:
+            self._insist()
+
+    def check(self) -> None:
+        """Wait for the save in flight. Raises FencedError, or RuntimeError for a bug, on all ranks alike."""
+        if self._thread is None or self._last is None:
+            return
+        self._thread.join()
+        self._thread = None
+        kind, message = self._outcome.kind, self._outcome.message
+        if kind in ("fenced", "bug"):
+            dist.barrier()  # rank 0 keeps the mail, which the others must have read before its process ends
+            raise FencedError(message) if kind == "fenced" else RuntimeError(message)
+        if kind == "saved":
+            self.saved, self._failures = self._last.progress.images, 0
+            return
+        self._failures += 1
+        if self.ranks.main and self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th, ... in a row
+            log.warning(
+                "no checkpoint at %d images (failure %d in a row; the last one is at %d, the run stops when %d images are at "
+                "risk): %s",
+                self._last.progress.images,
+                self._failures,
+                self.saved,
+                self.config.loss_limit,
+                message,
+            )
+
+    def close(self) -> None:
+        """Wait for the last save, and insist on it. Raises StorageError if the store does not take it."""
+        self.check()
+        if self._last and self.saved != self._last.progress.images:
+            self._insist()
+        if self.ranks.main:
+            self.fence.release()
+        dist.barrier()  # rank 0 keeps the mail, which the others must have read
+
+    def _insist(self) -> None:
+        assert self._last
+        for pause in (*_PAUSES, None):
+            self.check()
+            if self.saved == self._last.progress.images:
+                return
+            if pause is None:
+                break
+            time.sleep(pause)
+            self._start()
+        raise StorageError(
+            f"cannot save {self._last.progress.images} images, the last checkpoint is at {self.saved}: "
+            f"{self._outcome.message}; then the same command goes on from there"
+        )
+
+    def _copy(self, parts: Parts) -> Parts:
+        """The slices in host memory, in buffers that are used again."""
+        copies = {}
+        for part, slices in parts.items():
+            count = sum(len(s.data) for s in slices)
+            if part not in self._buffers or len(self._buffers[part]) != count:
+                self._buffers[part] = torch.empty(count, pin_memory=self.ranks.device.type == "cuda")
+            places = self._buffers[part].split([len(s.data) for s in slices])
+            for s, place in zip(slices, places, strict=True):
+                place.copy_(s.data, non_blocking=True)
+            copies[part] = [Slice(s.name, s.shape, s.offset, place) for s, place in zip(slices, places, strict=True)]
+        return copies
+
+    def _event(self) -> torch.cuda.Event | None:
+        """What the thread waits for: the stream itself keeps the next update behind the copy."""
+        if self.ranks.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _start(self) -> None:
+        self._serial += 1
+        self._thread = threading.Thread(target=self._run, args=(self._last, self._serial), name="saver", daemon=True)
+        self._thread.start()
+
+    def _run(self, snapshot: _Snapshot, serial: int) -> None:
+        """This rank's thread."""
+        folder = storage.join(self.fence.uri, format.folder_name(snapshot.progress.images, self.fence.number))
+        try:
+            if snapshot.copied:
+                snapshot.copied.synchronize()
+            report = SaveReport()
+            for part, slices in snapshot.parts.items():
+                written = rank_files.write_part(folder, part, self.ranks.rank, slices)
+                report.files.update({name: CommitRow(**row) for name, row in written.items()})
+                report.shapes[part] = {s.name: list(s.shape) for s in slices}
+        except Exception as error:
+            report = _failure(error)
+        try:
+            self._outcome = self._agree(folder, snapshot, serial, report)
+        except Exception as error:
+            self._outcome = _failure(error)
+
+    def _agree(self, folder: str, snapshot: _Snapshot, serial: int, report: SaveReport) -> SaveReport:
+        """Tell rank 0, and hear what became of it; on rank 0, commit and tell the others."""
+        outcome = f"{self._name}/{serial}/outcome"
+        if not self.ranks.main:
+            self._mail.set(f"{self._name}/{serial}/{self.ranks.rank}", json.dumps(asdict(report)))
+            fail_point("reported")
+            return parse(SaveReport, self._mail.get(outcome, _PATIENCE), "what rank 0 said of a save", error=NodeError)
+        try:
+            end = self._commit(folder, snapshot, serial, report)
+        except Exception as error:
+            end = _failure(error)
+        if end.kind == "refused":  # before anybody begins to write there again
+            _clear_up(folder)
+        self._mail.set(outcome, json.dumps(asdict(end)))
+        if end.kind == "saved":
+            self._settle(folder, snapshot.progress.images)
+        return end
+
+    def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: SaveReport) -> SaveReport:
+        """Rank 0: wait for all, then commit."""
+        reports = [own, *(self._report(serial, rank) for rank in range(1, self.ranks.world_size))]
+        if failed := [report for report in reports if report.kind != "saved"]:
+            return sorted(failed, key=lambda report: report.kind)[0]  # a bug before a store's failure
+        files: Files = {name: asdict(row) for report in reports for name, row in report.files.items()}
+        shapes: Shapes = {}
+        for report in reports:
+            for part, tensors in report.shapes.items():
+                shapes.setdefault(part, {}).update(tensors)
+        files |= rank_files.write_state(folder, snapshot.progress, snapshot.state)
+        fail_point("fence")
+        self.fence.check()
+        format.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
+        return SaveReport()
+
+    def _report(self, serial: int, rank: int) -> SaveReport:
+        key = f"{self._name}/{serial}/{rank}"
+        said = self._mail.get(key, _PATIENCE)
+        self._mail.delete(key)  # there are many saves
+        return parse(SaveReport, said, f"what rank {rank} said of its save", error=NodeError)
+
+    def _settle(self, folder: str, images: int) -> None:
+        """After a commit: note it, and make room."""
+        self._committed(images)
+        try:
+            others = pruning.retain(self.fence.uri, format.load(folder), self.config)
+            if new := [other for other in others if other not in self._told]:
+                self._told.update(new)
+                more = f" (and {len(new) - 4} more)" if len(new) > 4 else ""
+                log.warning("not checkpoints of this run, and never removed: %s%s", ", ".join(new[:4]), more)
+        except (UserError, OSError) as error:
+            log.warning("old checkpoints stay for now: %s", error)
+
+
+def _clear_up(folder: str) -> None:
+    """Delete what was written in vain: on a full disk it takes the next checkpoint's place, and the run's last words'."""
+    with contextlib.suppress(UserError, OSError):
+        if not storage.exists(storage.join(folder, format.COMMIT)):  # only the answer to a commit may have been lost
+            rank_files.remove(folder)
+
+
+def _failure(error: Exception) -> SaveReport:
+    if isinstance(error, FencedError):
+        return SaveReport("fenced", str(error))
+    if isinstance(error, (UserError, OSError)) and not isinstance(error, (NodeError, MailLost, TimeoutError)):
+        return SaveReport("refused", str(error))
+    return SaveReport("bug", f"{type(error).__name__}: {error}")
+
+
+def _connect(ranks: Ranks) -> Mail:
+    """Connect to the job's mailbox. Where none of our launchers has opened one, rank 0 does. Collective."""
+    if mail := mail_of_environment():
+        return mail
+    token = agreement.from_main(str, job_token.new() if ranks.main else None, ranks)
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    address = "127.0.0.1" if alone else os.environ["MASTER_ADDR"]
+    port = agreement.from_main(int, Mailbox("127.0.0.1" if alone else "", 0, token).port if ranks.main else None, ranks)
+    return Mail(address, port, token)

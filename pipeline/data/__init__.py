@@ -1,0 +1,1 @@
+"""From shards at a URI to micro-batches: manifest, order, sampler, reader, decoder, loader."""

@@ -1,0 +1,1 @@
+"""How good samples are: extractors, metrics, reference statistics, and the document of an evaluation."""

@@ -1,0 +1,157 @@
+"""What an evaluation is asked for, and how it is carried out: extractor, real images, samples, figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.latents import Truncation
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.evaluation import document
+from pipeline.evaluation.classifier import obtain_judge
+from pipeline.evaluation.extractors import PRETRAINED, Extractor, from_judge, pretrained
+from pipeline.evaluation.measure import OPTIONAL, DrawnSamples, Judged, Real, extract, too_few
+from pipeline.evaluation.reference_cache import obtain
+from pipeline.evaluation.splits import Split, read_alike
+from pipeline.evaluation.worker_pool import WorkerPool
+from pipeline.generation.load import TrainedGenerator
+from pipeline.runs.evaluations import Evaluation
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The arguments of `biggan evaluate` that decide figures, apart from checkpoint and truncation."""
+
+    model: str
+    samples: int
+    seed: int
+    reference: str
+    """The split to compare with: test or train."""
+    real: int | None
+    """Images of the reference at most; None: as many as samples."""
+    crop: int | None
+    truncation_method: Truncation
+    standing: int | None
+    metrics: str | None
+    """Names of `OPTIONAL` with commas between; None: all that there are enough images for."""
+    extractor: str | None
+    """A name of `PRETRAINED`, or what to call the judge."""
+    weights: str | None
+    weights_sha256: str | None
+    resizer: str | None
+    cache: str | None
+    batch: int
+
+    @property
+    def cache_folder(self) -> str:
+        """Where the judge is kept."""
+        return self.cache or storage.join(self.model, "evaluation")
+
+    def place(self, images: int, truncation: float | None) -> str:
+        """Return where a document goes, unless one of more samples is there (see `pipeline.runs.evaluations`)."""
+        name = f"-{self.extractor}" if self.extractor in PRETRAINED else ""
+        cut = "" if truncation is None else f"-truncation-{truncation:g}"
+        return storage.join(self.model, "evaluation", f"{images:010d}{name}{cut}.json")
+
+    def count(self, name: str, split: Split) -> int:
+        """Return how many images of the split `name` to look at.
+
+        `real` limits the reference alone: images of the other split stand in for the samples, and are as many.
+        """
+        return min(self.real if self.real and name == self.reference else self.samples, split.manifest.samples)
+
+    def is_answered_by(self, known: Evaluation, truncation: float | None, splits: Mapping[str, Split]) -> bool:
+        """Say whether `known` was made by the recipe asked for, as far as that shows before any work."""
+        split, name = splits[self.reference], known.recipe["extractor"]["name"]
+        images = {"fingerprint": split.manifest.fingerprint, "images": self.count(self.reference, split)}
+        wanted: dict[str, Any] = {"samples": self.samples, "truncation": truncation}
+        wanted |= {"reference": images | {"split": self.reference}}
+        wanted |= {"truncation_method": None if truncation is None else self.truncation_method}
+        wanted |= {key: value for key in ("standing", "resizer", "crop") if (value := getattr(self, key))}
+        same = all(known.recipe.get(key) == value for key, value in wanted.items()) and known.seed == self.seed
+        return same and (name == self.extractor if self.extractor else name.startswith("clf-"))
+
+
+def find_extractor(
+    request: EvaluationRequest, trained: TrainedGenerator, splits: Mapping[str, Split], say: Say
+) -> tuple[Extractor, dict[str, Any]]:
+    """Return the network that looks, and what the document says of a judge, which is trained if need be."""
+    name = request.extractor
+    if name in PRETRAINED:
+        return pretrained(name, trained.config.channels, request.resizer, request.weights, request.weights_sha256), {}
+    train = splits["train"]
+    data = read_alike(request.model, train.uri, request.crop, trained.config.resolution)
+    expert = obtain_judge(data, train.manifest, request.cache_folder, say)
+    made = {"file": expert.place, "key": expert.key, "seconds": expert.seconds, "train": train.uri, "test": splits["test"].uri}
+    return from_judge(name or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier), {"judge": made}
+
+
+def look_at_real(
+    request: EvaluationRequest,
+    extractor: Extractor,
+    trained: TrainedGenerator,
+    name: str,
+    split: Split,
+    peers: WorkerPool,
+    say: Say,
+) -> tuple[Real, Judged]:
+    """Return the images of the split `name`, and what `extractor` says of them."""
+    data = read_alike(request.model, split.uri, request.crop, trained.config.resolution)
+    images = Real(data, split.manifest, request.count(name, split))
+    return images, obtain(
+        extractor, images, request.cache_folder, lambda: extract(peers, extractor, images, request.batch), say
+    )
+
+
+def make_document(
+    request: EvaluationRequest,
+    truncation: float | None,
+    trained: TrainedGenerator,
+    extractor: Extractor,
+    real: Mapping[str, tuple[Real, Judged]],
+    peers: WorkerPool,
+) -> dict[str, Any]:
+    """Draw the samples, look at them and compute all figures: the document, ready for JSON."""
+    sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
+    names, left_out = figures_to_compute(request, sets, trained.classes)
+    method, classes = request.truncation_method, trained.classes
+    samples = DrawnSamples(trained.generator, len(classes), request.samples, request.seed, truncation, method)
+    drawn = extract(peers, extractor, samples, request.batch)
+    for name, (images, _) in real.items():
+        if name != request.reference and images.count < request.samples:
+            left_out["floor"] = (
+                f"figures of real images need as many {name} images as samples; there are {images.count:,}: "
+                f"pass --samples {images.count}"
+            )
+    floor = {} if "floor" in left_out else {name: judged for name, (_, judged) in real.items() if name != request.reference}
+    figures = document.figures(extractor, request.reference, real, floor, drawn, names, classes, peers.device)
+    against = real[request.reference][0]
+    recipe = document.recipe(extractor, request.reference, against, samples, trained, request.standing)
+    about = {"run": request.model, "images": trained.images, "weights_sha256": trained.weights_sha256}
+    about |= {"samples": request.samples, "seed": request.seed, "truncation": truncation}
+    return about | figures | {"left_out": left_out} | recipe
+
+
+def sampled(request: EvaluationRequest, trained: TrainedGenerator) -> dict[str, Tensor]:
+    """Return the labels of the samples."""
+    return {"the samples": torch.arange(request.samples) % len(trained.classes)}
+
+
+def figures_to_compute(
+    request: EvaluationRequest, sets: Mapping[str, Tensor], classes: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the figures to compute besides FID from `sets` of images with these labels, and why others are left out.
+
+    Raises ConfigError for one that was asked for.
+    """
+    asked = request.metrics.split(",") if request.metrics else list(OPTIONAL)
+    left_out = {name: reason for name in asked if (reason := too_few(name, sets, classes))}
+    if request.metrics and left_out:
+        name, reason = next(iter(left_out.items()))
+        raise ConfigError(f"--metrics {name}: {reason}: pass a larger --samples, or leave it out")
+    return [name for name in asked if name not in left_out], left_out

@@ -1,0 +1,1 @@
+"""The kinds of places that images come from: folders, zips, IDX, CIFAR, ImageNet's tars, parquet, shards."""

@@ -1,0 +1,1 @@
+"""Pages for people: a run as one HTML page, and `biggan explore`."""

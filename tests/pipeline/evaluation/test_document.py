@@ -1,0 +1,89 @@
+"""The table, the curve and the names of an evaluation's document; what real images over HTTP leave in the cache."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data.loader import DataConfig
+from pipeline.data.manifest import load_manifest
+from pipeline.evaluation import reference_cache
+from pipeline.evaluation.classifier import Classifier
+from pipeline.evaluation.document import curve, table, tracked_names
+from pipeline.evaluation.extractors import from_judge
+from pipeline.evaluation.measure import Judged, Real
+
+
+def document(truncation: float | None, **values: float) -> dict[str, Any]:
+    return {
+        "run": "runs/one",
+        "images": 1000,
+        "samples": 10_000,
+        "seed": 0,
+        "truncation": truncation,
+        "metrics": {f"{name}[x]": value for name, value in values.items()},
+        "floor": {"FID[x]": 0.4},
+        "spread": {"KID[x]": 0.0012},
+        "left_out": {"is": "is needs more"},
+        "recipe": {"reference": {"images": 9000, "split": "test"}},
+        "recipe_id": "abc",
+    }
+
+
+def test_the_table_has_samples_beside_real_images() -> None:
+    text = "\n".join(table(document(0.5, FID=24.31, KID=0.0123, precision=0.7, density=1.2)))
+    assert "runs/one at 1,000 images, EMA, seed 0, truncation 0.5" in text and "recipe abc" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "[x]" in line}
+    assert rows == {
+        "FID[x]": ["24.31", "0.40"],
+        "KID[x]": ["0.0123", "+-", "0.0012"],
+        "precision[x]": ["70.0%"],
+        "density[x]": ["1.20"],
+    }
+    assert "left out: is needs more" in text
+
+
+@pytest.mark.parametrize("score", [{}, {"IS": 4.0}])
+def test_the_curve_draws_a_point_for_each_truncation(score: dict[str, float]) -> None:
+    def drawn(truncations: list[float | None]) -> int:
+        documents = [document(t, FID=30 - i, **{k: v + i for k, v in score.items()}) for i, t in enumerate(truncations)]
+        image = Image.open(io.BytesIO(curve(documents))).convert("RGB")
+        return sum(n for n, (r, _, b) in image.getcolors(1 << 20) or () if b > r + 40)  # the line and its points are blue
+
+    assert drawn([0.5, None, 1.0, 2.0]) > drawn([0.5, None]) > 100
+
+
+def test_mlflow_may_have_the_names() -> None:
+    assert tracked_names(document(None, FID=1.0, **{"intra-FID": 2.0, "IS": float("nan")})) == {
+        "eval/FID/x": 1.0,
+        "eval/intra-FID/x": 2.0,
+    }
+    assert tracked_names(document(0.5, FID=1.0)) == {"eval/FID/x/truncation-0.5": 1.0}
+
+
+def test_shards_over_http_leave_what_is_said_of_them_in_the_cache(
+    nginx: tuple[str, Path], shards: Path, tmp_path: Path
+) -> None:
+    address, root = nginx
+    shutil.copytree(shards, root / "evaluated", ignore=shutil.ignore_patterns("evaluation"))
+    images = Real(DataConfig(f"{address}/evaluated"), load_manifest(f"{address}/evaluated"), 250)
+    extractor = from_judge("clf", "00", Classifier(32, 3, 4))
+    made = Judged(torch.rand(250, 4), torch.zeros(250, dtype=torch.int64), torch.zeros(250, dtype=torch.int64))
+    calls: list[Judged] = []
+
+    def compute() -> Judged:
+        calls.append(made)
+        return made
+
+    for _ in range(2):
+        found = reference_cache.obtain(extractor, images, str(tmp_path), compute, str)
+        assert torch.equal(found.features, made.features)
+    assert len(calls) == 1 and len(list(tmp_path.iterdir())) == 2
+    # Where they are kept beside the shards, they are found there.
+    shutil.copytree(tmp_path, root / "evaluated" / reference_cache.FOLDER)
+    reference_cache.obtain(extractor, images, str(tmp_path / "other"), compute, str)
+    assert len(calls) == 1 and not (tmp_path / "other").exists()

@@ -1,0 +1,110 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.packing.sources.detect import open_source
+
+
+def write_cifar(folder: Path, hundred: bool) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Files as on the data set's page, and (images [n, 32, 32, 3], labels [n]) of each split."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    batches = {"train": ["train.bin"], "test": ["test.bin"]}
+    if not hundred:
+        batches = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+    expected = {}
+    for split, names in batches.items():
+        images = rng.integers(0, 256, (len(names), 4, 32, 32, 3), np.uint8)
+        labels = rng.integers(0, 100 if hundred else 10, (len(names), 4), np.uint8)
+        for name, pixels, numbers in zip(names, images, labels, strict=True):
+            head = np.stack([numbers // 5, numbers], 1) if hundred else numbers[:, None]
+            records = np.concatenate([head, pixels.transpose(0, 3, 1, 2).reshape(4, -1)], 1)
+            (folder / name).write_bytes(records.tobytes())
+        expected[split] = images.reshape(-1, 32, 32, 3), labels.reshape(-1)
+    (folder / "readme.html").write_text("")
+    count, names_file = (100, "fine_label_names.txt") if hundred else (10, "batches.meta.txt")
+    (folder / names_file).write_text("".join(f"class {i}\n" for i in range(count)) + "\n")
+    if hundred:
+        (folder / "coarse_label_names.txt").write_text("fish\n" * 20)
+    return expected
+
+
+def tar_of(folder: Path, file: Path) -> Path:
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    return file
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+@pytest.mark.parametrize("form", ["folder", "its parent", "tar.gz"])
+def test_cifar(tmp_path: Path, hundred: bool, form: str) -> None:
+    folder = tmp_path / ("cifar-100-binary" if hundred else "cifar-10-batches-bin")
+    expected = write_cifar(folder, hundred)
+    place = {"folder": folder, "its parent": tmp_path}.get(form) or tar_of(folder, tmp_path / "cifar.tar.gz")
+    sources = open_source(str(place))
+    assert [source.split for source in sources] == ["train", "test"]
+    for source in sources:
+        images, labels = expected[source.split]
+        assert (source.classes[3], len(source.classes), source.side) == ("class 3", 100 if hundred else 10, 32)
+        np.testing.assert_array_equal(source.labels, labels)
+        np.testing.assert_array_equal([source.read(i) for i in range(len(labels))], images)
+        assert f"{source.split} image 2" in source.names[2]
+
+
+@pytest.mark.parametrize("form", ["folder", "tar.gz"])
+def test_a_cut_batch_is_named(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar(folder, False)
+    batch = folder / "data_batch_3.bin"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    place = folder if form == "folder" else tar_of(folder, tmp_path / "c.tar.gz")
+    with pytest.raises(DataError, match=r"data_batch_3\.bin in .* no whole number of records"):
+        open_source(str(place))
+
+
+def test_every_cut_of_the_archive_is_noticed_or_takes_nothing_away(tmp_path: Path) -> None:
+    """At the end of a tar are zeros, which compress to a few bytes."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar(folder, False)
+    whole = tar_of(folder, tmp_path / "c.tar.gz")
+    data, noticed = whole.read_bytes(), 0
+    for length in range(10, len(data) - 8, len(data) // 30):
+        (tmp_path / "cut.tar.gz").write_bytes(data[:length])
+        try:
+            found = open_source(str(tmp_path / "cut.tar.gz"))
+        except DataError as error:
+            assert "cut.tar.gz is damaged" in str(error)
+            noticed += 1
+        else:
+            assert [one.fingerprint for one in found] == [one.fingerprint for one in open_source(str(whole))]
+    assert noticed > 25
+
+
+def test_class_names_are_needed(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "c", False)
+    (tmp_path / "c" / "batches.meta.txt").unlink()
+    with pytest.raises(ConfigError, match=r"batches\.meta\.txt"):
+        open_source(str(tmp_path / "c"))
+
+
+def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "c.tar", "w") as tar:
+        member = tarfile.TarInfo("cifar/../../data_batch_1.bin")
+        member.size = 3073
+        tar.addfile(member, io.BytesIO(bytes(3073)))
+    with pytest.raises(ConfigError, match="paths that leave the archive are refused"):
+        open_source(str(tmp_path / "c.tar"))
+
+
+def test_a_bomb_in_the_archive_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("data_batch_1.bin")
+        member.size = 80 << 20
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(DataError, match=r"c\.tar\.gz claims to hold .* a zip bomb is not unpacked"):
+        open_source(str(tmp_path / "c.tar.gz"))

@@ -1,0 +1,64 @@
+"""System metrics of two nodes that share a run's folder, and what a failing disk does to a training."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.journal import read_file
+from pipeline.tracking.mlflow_store import connect, store_uri
+from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.tracking.tracker import Tracker, TrackingConfig
+
+NAMES = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_available_megabytes", "network_receive_megabytes"}
+
+
+def sample(run: Path, node: int, local_rank: int, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Node `node` samples until it has `times` more lines."""
+    monkeypatch.setenv("GROUP_RANK", str(node))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    with SystemMetrics(run, 0.05) as metrics:
+        had = len(list(read_file(metrics.path)))
+        deadline = time.monotonic() + 60
+        while local_rank == 0 and len(list(read_file(metrics.path))) < had + times:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(TrackingConfig(mode="offline"), tmp_path, "uid", {}, {})
+    sample(tmp_path, 0, 0, monkeypatch, 2)
+    sample(tmp_path, 1, 0, monkeypatch, 2)
+    sample(tmp_path, 1, 1, monkeypatch, 2)
+    assert sorted(path.name for path in (tmp_path / "system").iterdir()) == ["node00000.jsonl", "node00001.jsonl"]
+    delivery = Delivery(tmp_path)
+    run_id = delivery.deliver()
+    with (tmp_path / "system" / "node00001.jsonl").open("a") as file:
+        file.write('{"time": 1, "met')  # killed while it wrote
+    sample(tmp_path, 1, 0, monkeypatch, 2)  # and started again
+    tracker.close("FINISHED")
+    for _ in range(2):
+        Delivery(tmp_path).deliver()
+    client = connect(store_uri(tmp_path, None))
+    for node in (0, 1):
+        written = [record for record, _ in read_file(tmp_path / "system" / f"node{node:05d}.jsonl")]
+        for name in NAMES:
+            rows = client.get_metric_history(run_id, f"system/node{node}/{name}")
+            told = [(r["step"], r["time"], r["metrics"][f"system/node{node}/{name}"]) for r in written]
+            assert sorted((row.step, row.timestamp, row.value) for row in rows) == sorted(told)
+            assert [step for step, _, _ in told] == list(range(len(told))) and len(told) >= 3 * (1 + node) - node
+
+
+def test_none_are_taken_for_0_seconds_and_a_disk_that_fails_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with SystemMetrics(tmp_path, 0):
+        pass
+    assert not (tmp_path / "system").exists()
+    (tmp_path / "system").write_text("a file, where a folder has to be")
+    with caplog.at_level(logging.WARNING), SystemMetrics(tmp_path, 0.01):
+        pass
+    assert caplog.text.count("no more system metrics of node") == 1
