@@ -72,7 +72,9 @@ def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Ma
     peak = device.bf16 if precision == "bf16" else device.tf32
     flops = args.tflops * 1e12 if args.tflops else (args.mfu or 0.2) * peak
     bandwidth = args.bandwidth * 1e9 if args.bandwidth else device.link if args.nodes == 1 else device.network
-    return device, Machines(args.nodes, args.gpus, flops, bandwidth, args.store * 1e6, device.memory)
+    return device, Machines(
+        nodes=args.nodes, gpus=args.gpus, flops=flops, bandwidth=bandwidth, store=args.store * 1e6, memory=device.memory
+    )
 
 
 def _rows(

@@ -81,7 +81,9 @@ def launch_here(
     note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
-    return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
+    return launch(
+        Launch(config=config, flags=profile, began=began, patience=patience, from_scratch=args.from_scratch, token=token), node
+    )
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:

@@ -34,7 +34,7 @@ from pipeline.tracking.tracker import TrackingConfig
 __all__ = ["RunConfig", "build", "flatten", "load_config", "located", "preset_names", "to_yaml"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that defines a training run."""
 

@@ -45,7 +45,7 @@ WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
 """Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """What to start on each node."""
 
@@ -164,7 +164,14 @@ def _card(config: "RunConfig", processes: int, main: str) -> "Card":
     from pipeline.runs.lineage import code_sha256, config_sha256
 
     apart = "" if torch.cuda.is_available() else unreachable(main)  # NCCL looks for interfaces itself
-    return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time(), unreachable=apart)
+    return Card(
+        host=socket.gethostname(),
+        processes=processes,
+        config=config_sha256(config),
+        code=code_sha256(),
+        time=time.time(),
+        unreachable=apart,
+    )
 
 
 def _run(

@@ -47,7 +47,7 @@ class PartConfig:
             raise ValueError(f"weight={self.weight}: must be above 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the images are and how they are read."""
 
@@ -111,7 +111,7 @@ class DataConfig:
         return Quarantine(int(self.bad_fraction * manifest.samples), path, manifest.samples)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """m consecutive samples of a global batch. Nothing is mirrored or scaled yet: that belongs on the device."""
 

@@ -54,7 +54,7 @@ class Encoded(NamedTuple):
     sample: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Shard:
     """A shard as it was found."""
 
@@ -111,7 +111,11 @@ class Reader:
         self.hedged = 0
         """Second requests sent because the first was late."""
         self._capacity, self._cache = capacity, cache
-        self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, (), manifest.source),)
+        self._parts = manifest.parts or (
+            Part(
+                uri=uri, tars=manifest.tars or uri, shards=len(manifest.shards), weight=1.0, labels=(), source=manifest.source
+            ),
+        )
         self._part_ends = np.cumsum([part.shards for part in self._parts])
         # Files are read by the thread that needs them, and ahead by the kernel: handing a run over costs more than reading it.
         self._direct = cache is None and all(storage.local_path(part.tars) for part in self._parts)
@@ -325,7 +329,14 @@ class Reader:
         except DataError:  # once more: it may have been damaged on its way
             rows = self._patiently(part.uri, load)
         return _Shard(
-            place, expected.name, self._first[number], rows, size, version, part, str(storage.local_path(place) or "")
+            place=place,
+            name=expected.name,
+            first=self._first[number],
+            rows=rows,
+            size=size,
+            version=version,
+            part=part,
+            path=str(storage.local_path(place) or ""),
         )
 
 

@@ -34,7 +34,7 @@ Pair = tuple[Tensor, Tensor]
 Values = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The loss, and what stabilises it; all of it but the loss is off unless it is given."""
 

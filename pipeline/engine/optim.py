@@ -9,7 +9,7 @@ import torch
 from model.ema import decay_per_step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Defaults are the paper's for a global batch of 2,048 (section 3 and appendix C)."""
 

@@ -23,7 +23,7 @@ from pipeline.runs.evaluations import Evaluation
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
     """The arguments of `biggan evaluate` that decide figures, apart from checkpoint and truncation."""
 
@@ -120,7 +120,14 @@ def make_document(
     sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
     names, left_out = figures_to_compute(request, sets, trained.classes)
     method, classes = request.truncation_method, trained.classes
-    samples = DrawnSamples(trained.generator, len(classes), request.samples, request.seed, truncation, method)
+    samples = DrawnSamples(
+        generator=trained.generator,
+        num_classes=len(classes),
+        count=request.samples,
+        seed=request.seed,
+        truncation=truncation,
+        method=method,
+    )
     drawn = extract(peers, extractor, samples, request.batch)
     for name, (images, _) in real.items():
         if name != request.reference and images.count < request.samples:

@@ -86,7 +86,7 @@ def _scan_all(tars: Tars, rules: Rules, threads: int, progress: Progress) -> lis
         return stop.is_set()
 
     def one(name: str) -> Scan:
-        return Scan(name) if stop.is_set() else scan(tars.folder, name, rules, progress, hopeless)
+        return Scan(name=name) if stop.is_set() else scan(tars.folder, name, rules, progress, hopeless)
 
     with ThreadPoolExecutor(threads, "scan") as pool:
         waiting = [pool.submit(one, name) for name in tars.names]
@@ -108,7 +108,17 @@ def _wrong_labels(found: Scan, classes: Classes) -> list[SampleFault]:
         if wrong := classes.wrong.get(sample.label):
             reason = f"has the label {sample.label[:60]!r}, {wrong[0]}"
             members = len(sample.extensions)
-            faults.append(SampleFault(found.name, sample.key, BAD_LABEL, reason, wrong[1], ConfigError, members))
+            faults.append(
+                SampleFault(
+                    shard=found.name,
+                    key=sample.key,
+                    kind=BAD_LABEL,
+                    reason=reason,
+                    advice=wrong[1],
+                    error=ConfigError,
+                    members=members,
+                )
+            )
     return faults
 
 
@@ -170,7 +180,12 @@ def find_shards(uri: str) -> Tars:
         beside["folders"] = len(folders)
     absent, gaps = _gaps(tars)
     faults = [_missing(name) for name in absent]
-    faults += [SampleFault(name, "", "compressed", "is compressed", "unpack it first (gunzip)", ConfigError) for name in packed]
+    faults += [
+        SampleFault(
+            shard=name, key="", kind="compressed", reason="is compressed", advice="unpack it first (gunzip)", error=ConfigError
+        )
+        for name in packed
+    ]
     return Tars(uri.rstrip("/") or "/", tuple(tars), tuple(faults), dict(sorted(beside.items())), tuple(gaps))
 
 
@@ -188,7 +203,14 @@ def _named(uri: str) -> Tars:
 
 
 def _missing(name: str) -> SampleFault:
-    return SampleFault(name, "", "missing", "is not there", "restore it, or name only the tars that are there", ConfigError)
+    return SampleFault(
+        shard=name,
+        key="",
+        kind="missing",
+        reason="is not there",
+        advice="restore it, or name only the tars that are there",
+        error=ConfigError,
+    )
 
 
 def _extension(name: str) -> str:

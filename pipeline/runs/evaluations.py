@@ -29,7 +29,7 @@ _FIGURES = ("metrics", "spread", "floor", "class_intra_fid", "left_out")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Figures of one set of weights. Those of two recipes must not be compared."""
 

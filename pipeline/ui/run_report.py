@@ -49,7 +49,7 @@ figcaption { font-size: 13px; } svg { width: 100%; } svg text { font-size: 11px;
 """
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """What a run's folder says."""
 
@@ -98,7 +98,7 @@ def _load(folder: Path) -> _Run:
     shown = ("config.yaml", "status.json", "journal.jsonl", "events.jsonl", "evaluation/*.json", NODE_JOURNALS)
     for path in (path for pattern in shown for path in folder.glob(pattern)):
         inside(folder, str(path.relative_to(folder)), folder)  # no link to what is not the run's
-    run = _Run(folder, read_status(folder / "status.json"))
+    run = _Run(folder=folder, status=read_status(folder / "status.json"))
     for record, _ in (*read(folder), *read_file(figures_path(folder))):
         if "open" in record:
             run.starts.append(record)

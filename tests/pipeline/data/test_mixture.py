@@ -190,8 +190,11 @@ def test_parts_of_different_lanes_are_refused() -> None:
 
 def test_going_back_changes_the_order_of_the_parts_and_not_which_part_stands_where() -> None:
     shards = [Shard(f"{i}.tar", 1000, 20_000_000, 0, 0) for i in range(4)]
-    parts = (Part("a", "", 1, 1.0, (0,)), Part("b", "", 3, 2.0, (0,)))
-    manifest = Manifest(tuple(shards), ("x",), (4000,), 32, 3, parts=parts)
+    parts = (
+        Part(uri="a", tars="", shards=1, weight=1.0, labels=(0,)),
+        Part(uri="b", tars="", shards=3, weight=2.0, labels=(0,)),
+    )
+    manifest = Manifest(shards=tuple(shards), classes=("x",), class_counts=(4000,), resolution=32, channels=3, parts=parts)
     before, after = (make_order(manifest, 3, 48, rollbacks) for rollbacks in (0, 1))
     assert isinstance(before, Mixture) and isinstance(after, Mixture)
     (_, old), (_, new) = before.batch(0, 2000), after.batch(0, 2000)

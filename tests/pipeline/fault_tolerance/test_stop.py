@@ -85,7 +85,7 @@ def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
 
 
 def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
-    config = DataConfig(str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
+    config = DataConfig(uri=str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
     place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
     with DataLoader(config, load_manifest(str(shards)), **place) as batches:
         next(batches)

@@ -91,7 +91,15 @@ def dumped(folder: Path, *collectives: int | None) -> list[Path]:
     for rank, begun in enumerate(collectives):
         if begun is not None:
             paths.append(folder / f"{rank}.txt")
-            hang = Hang(rank, hosts, 4096, "D steps", 600.3, begun, f"pipeline/data/loader.py:{rank} __next__")
+            hang = Hang(
+                rank=rank,
+                hosts=hosts,
+                images=4096,
+                phase="D steps",
+                seconds=600.3,
+                collectives=begun,
+                at=f"pipeline/data/loader.py:{rank} __next__",
+            )
             paths[-1].write_text(json.dumps(asdict(hang)) + "\nFile ...\n")
     return paths
 

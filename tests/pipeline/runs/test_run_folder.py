@@ -44,7 +44,13 @@ def manifest(shards: Path) -> Manifest:
 
 @pytest.fixture
 def config(tmp_path: Path, shards: Path) -> RunConfig:
-    return RunConfig(str(tmp_path / "run"), 1000, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+    return RunConfig(
+        run=str(tmp_path / "run"),
+        total_images=1000,
+        model=ModelConfig(32, 4),
+        data=DataConfig(uri=str(shards)),
+        batch=BatchConfig(8, 8),
+    )
 
 
 def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
@@ -145,7 +151,7 @@ def test_a_run_of_an_earlier_version_keeps_its_discriminator(config: RunConfig, 
 def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_grey: Path) -> None:
     prepare(config, manifest)
     before = content(Path(config.run))
-    other = replace(config, data=DataConfig(str(shards_grey)))
+    other = replace(config, data=DataConfig(uri=str(shards_grey)))
     with pytest.raises(ConfigError, match="holds other shards than"):
         prepare(other, load_manifest(str(shards_grey)))
     assert content(Path(config.run)) == before
@@ -153,7 +159,7 @@ def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_gr
 
 def test_the_same_images_may_move(config: RunConfig, manifest: Manifest) -> None:
     prepare(config, manifest)
-    assert prepare(replace(config, data=DataConfig("s3://bucket/shards")), manifest) == [
+    assert prepare(replace(config, data=DataConfig(uri="s3://bucket/shards")), manifest) == [
         f"data.uri: {config.data.uri} -> s3://bucket/shards"
     ]
 
