@@ -50,7 +50,11 @@ def run(args: argparse.Namespace) -> None:
         assumed = {"gpu": asdict(device), "machines": asdict(machines)}
         print(json.dumps(asdict(found) | {"total_memory": found.total_memory, "price": price} | assumed))
         return
-    print("\n".join(f"{name:<20} {text}" for name, text in _rows(args, config, device, machines, found, price)))
+    print(
+        "\n".join(
+            f"{name:<20} {text}" for name, text in _rows(args, config, device, machines=machines, found=found, price=price)
+        )
+    )
 
 
 def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Machines]":

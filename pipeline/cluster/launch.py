@@ -86,7 +86,7 @@ def _train(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     with launch_folder() as place, open(logs / name, "ab+") as errors, stop.forwarded(folder, place):
         began = errors.seek(0, os.SEEK_END)
         print(f"starting {plural(processes, 'worker')} with accelerate launch; their stderr is in {errors.name}", flush=True)
-        end, trace = _run(job, topology, processes, errors, roll, place)
+        end, trace = _run(job, topology, processes, errors=errors, roll=roll, place=place)
         if roll:
             end = _most_telling(end, roll, folder)
         if topology.rank == 0 and end.state not in ("finished", "stopped"):
@@ -218,7 +218,9 @@ def _run(
     errors.seek(began)  # not by its name: RUN may be gone
     said = errors.read().decode(errors="replace")
     dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
-    return outcome(folder, Path(errors.name), end, code, said, dumps, deserted), first_cause(said).trace
+    return outcome(folder, Path(errors.name), end, code=code, said=said, dumps=dumps, deserted=deserted), first_cause(
+        said
+    ).trace
 
 
 def _detach() -> None:

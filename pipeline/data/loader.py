@@ -178,10 +178,10 @@ class DataLoader:
             config.shape(manifest),
             config.decode_threads,
             self.quarantine,
-            config.crop,
-            config.transform,
-            config.transform_workers,
-            seed,
+            crop=config.crop,
+            transform=config.transform,
+            workers=config.transform_workers,
+            seed=seed,
         )
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(config.read_ahead)
         self._failure: BaseException | None = None

@@ -136,9 +136,13 @@ def make_document(
                 f"pass --samples {images.count}"
             )
     floor = {} if "floor" in left_out else {name: judged for name, (_, judged) in real.items() if name != request.reference}
-    figures = document.figures(extractor, request.reference, real, floor, drawn, names, classes, peers.device)
+    figures = document.figures(
+        extractor, request.reference, real, floor_of=floor, drawn=drawn, names=names, classes=classes, device=peers.device
+    )
     against = real[request.reference][0]
-    recipe = document.recipe(extractor, request.reference, against, samples, trained, request.standing)
+    recipe = document.recipe(
+        extractor, request.reference, images=against, samples=samples, trained=trained, standing=request.standing
+    )
     about = {"run": request.model, "images": trained.images, "weights_sha256": trained.weights_sha256}
     about |= {"samples": request.samples, "seed": request.seed, "truncation": truncation}
     return about | figures | {"left_out": left_out} | recipe

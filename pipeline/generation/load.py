@@ -111,7 +111,9 @@ def stand(
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, samples, _STANDING_BATCH):
             n = min(_STANDING_BATCH, samples - start)
-            z = latents(0, RandomStream.STANDING, start, n, config.latent_dim, truncation, method).to(device)
+            z = latents(0, RandomStream.STANDING, start, n, dim=config.latent_dim, truncation=truncation, method=method).to(
+                device
+            )
             yield z, random_labels(0, RandomStream.STANDING, start, n, config.num_classes).to(device)
             tell(n)  # the generator has taken the batch by now
 

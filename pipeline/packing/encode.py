@@ -76,14 +76,14 @@ def encoded(source: Source, i: int, config: PackConfig) -> EncodedSample:
     name, label, item = source.names[i], int(source.labels[i]), source.read(i)
     if not isinstance(item, bytes):
         image = Image.fromarray(item)
-        return _saved(image, name, label, config, min(image.size), item.nbytes)
+        return _saved(image, name, label, config=config, side=min(image.size), size=item.nbytes)
     image, extension = _opened(item, name, config)
     side = min(image.size)
     if extension:
         return EncodedSample(
             label=label, image=item, extension=extension, grey=image.mode == "L", side=side, original_bytes=len(item)
         )
-    return _saved(image, name, label, config, side, len(item))
+    return _saved(image, name, label, config=config, side=side, size=len(item))
 
 
 def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, str]:

@@ -94,7 +94,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
         progress(state.position)
         _write(_encoded(source, config, state.position, progress), uri, state, config.shard_bytes, save)
         state.seconds = time.monotonic() - began
-        return _finish(uri, state, source.classes, config, recipe, source)
+        return _finish(uri, state, source.classes, config=config, recipe=recipe, source=source)
     except UserError as error:
         error.args = (f"{error}{_what_stays(uri, done)}",)
         raise

@@ -169,7 +169,7 @@ def test_a_part_that_fails_is_a_row(tmp_path: Path) -> None:
     assert attempt(bench, bad, 1) == {"error": "IndexError: list index out of range", "ok": False}
     assert "Traceback" in bench.log.read_text()
     assert attempt(bench, gpu_parts.trained, 1) == {"error": "no step has been measured", "ok": False}
-    gpu.run(bench, [gpu.Part(uri="late", tars=60, shards=bad)], budget=1)
+    gpu.run(bench, [gpu.Part("late", 60, bad)], budget=1)
     assert bench.rows["late"]["ok"] is None and "no time left" in bench.rows["late"]["error"]
     assert json.loads((tmp_path / "rows.jsonl").read_text())["commit"]
 
@@ -180,7 +180,7 @@ def test_a_part_that_the_budget_cuts_is_no_fault(budget: float, ok: bool | None,
         raise FailedError(f"no end after {limit:.0f} s: on it")
 
     bench = Bench(tmp_path, gpu_parts.TINY)
-    gpu.run(bench, [gpu.Part(uri="slow", tars=100, shards=slow)], budget)
+    gpu.run(bench, [gpu.Part("slow", 100, slow)], budget)
     assert bench.rows["slow"]["ok"] is ok
 
 

@@ -52,8 +52,12 @@ SCHEDULERS: dict[str, tuple[dict[str, str], Topology]] = {
     "Vertex AI": (
         {"CLUSTER_SPEC": json.dumps(VERTEX)},
         Topology(
-            *(3, 2, "cmle-training-workerpool0-ab-0", 2222, "Vertex AI"),
-            ("cmle-training-workerpool0-ab-0", "cmle-training-workerpool1-ab-0", "cmle-training-workerpool1-ab-1"),
+            nodes=3,
+            rank=2,
+            address="cmle-training-workerpool0-ab-0",
+            port=2222,
+            source="Vertex AI",
+            hosts=("cmle-training-workerpool0-ab-0", "cmle-training-workerpool1-ab-0", "cmle-training-workerpool1-ab-1"),
         ),
     ),
     "JobSet": (
