@@ -23,7 +23,7 @@ from pipeline.data.collate import Collator, Pending
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import Manifest
 from pipeline.data.mixture import make_order
-from pipeline.data.order import LANES, Order, flips
+from pipeline.data.order import LANES, Order, OrderRule, flips
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.reader import Reader
 from pipeline.data.sampler import RankSampler, SamplePlan
@@ -167,7 +167,7 @@ class DataLoader:
     ) -> None:
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
-        self._order = make_order(manifest, seed, config.lanes, rollbacks)
+        self._order = make_order(manifest, OrderRule(seed, config.lanes, rollbacks))
         self._config, self._mirror = config, mirror
         self._share = RankSampler(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
