@@ -9,7 +9,8 @@ from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.profiling.costs import Costs, DeviceSpec, Machines
+    from pipeline.profiling.costs import Costs, Machines
+    from pipeline.profiling.devices import DeviceSpec
 
 HELP = "memory, time, messages, checkpoints and money that a config takes on N nodes of M GPUs"
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Machines]":
     from pipeline.errors import ConfigError
-    from pipeline.profiling.costs import DEVICES, Machines
+    from pipeline.profiling.costs import Machines
+    from pipeline.profiling.devices import DEVICES
 
     for name in ("nodes", "gpus"):
         if getattr(args, name) < 1:

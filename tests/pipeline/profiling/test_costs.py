@@ -17,18 +17,8 @@ from hypothesis import strategies as st
 from pipeline.config import RunConfig, build, load_config
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.zero import ZeroConfig
-from pipeline.profiling.costs import (
-    DEVICES,
-    Costs,
-    Machines,
-    Sizes,
-    costs,
-    memory,
-    messages,
-    network_sizes,
-    norm_collectives,
-    steps,
-)
+from pipeline.profiling.costs import Costs, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives, steps
+from pipeline.profiling.devices import DEVICES
 from pipeline.profiling.step_memory import LiveBytes, StepMemory, step_memory
 from tests.support.measured_step import ENVIRONMENT
 from tests.support.servers import free_port
