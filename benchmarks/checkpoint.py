@@ -67,8 +67,8 @@ def measure(folder: Path) -> None:
         figures["step while storing"] = _slowest(ranks, train)
     found = format.newest(str(folder / "ours"))
     assert found
-    figures["bytes"] = sum(row["bytes"] for row in found.files.values())
-    own = [row["bytes"] for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
+    figures["bytes"] = sum(row.bytes for row in found.files.values())
+    own = [row.bytes for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
     figures["plain files"] = _slowest(ranks, lambda: _plain(folder / "plain" / str(ranks.rank), own))
     if ranks.main:
         rank_files.remove(found.uri, found.files)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.extractors import PRETRAINED
 
 if TYPE_CHECKING:
     from pipeline.evaluation.request import EvaluationRequest
@@ -56,15 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--extractor",
         metavar="NAME",
-        help="in FID[NAME]: efflite0, inception, or what to call the judge, a classifier that learns from the training shards "
-        "(default: the judge, as clf-HASH)",
+        help=f"in FID[NAME]: {', '.join(PRETRAINED)}, or what to call the judge, a classifier that learns from the training "
+        "shards (default: the judge, as clf-HASH)",
     )
-    add("--weights", metavar="URI", help="of --extractor inception: pt_inception-2015-12-05")
+    files = ", ".join(f"of --extractor {name}: {one.weights}" for name, one in PRETRAINED.items() if one.weights)
+    add("--weights", metavar="URI", help=files)
     add("--weights-sha256", metavar="HEX", help="of --weights: their hash")
     add(
         "--resizer",
         metavar="NAME-PIXELS",
-        help="clean-N or tf1-bilinear-N (default: efflite0 clean-224, inception tf1-bilinear-299)",
+        help=f"clean-N or tf1-bilinear-N (default: {', '.join(f'{name} {one.resizer}' for name, one in PRETRAINED.items())})",
     )
     add("--cache", metavar="URI", help="folder that keeps the judge; share it between runs (default: RUN/evaluation)")
     add("--processes", type=int, metavar="N", help="that share the work (default: one per GPU, or one)")
@@ -104,8 +106,8 @@ def _check(args: argparse.Namespace) -> list[float | None]:
             raise ConfigError(f"{flag} {value}: must be at least {least}")
     if args.checkpoint is not None and not args.checkpoint.isdecimal():
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
-    from pipeline.evaluation.extractors import PRETRAINED, parse_resizer
     from pipeline.evaluation.measure import OPTIONAL
+    from pipeline.evaluation.networks import parse_resizer
 
     if unknown := set(args.metrics.split(",") if args.metrics else ()) - set(OPTIONAL):
         raise ConfigError(f"--metrics {','.join(sorted(unknown))}: there are {', '.join(OPTIONAL)} (FID always)")
@@ -115,14 +117,10 @@ def _check(args: argparse.Namespace) -> list[float | None]:
             raise ConfigError(f"--extractor {name}: did you mean {near[0]}? Call a judge something less like it")
         if name and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"--extractor {name}: use letters, digits, _ - and . for the name of a judge")
-    for flag, fits in (
-        ("weights", name == "inception"),
-        ("weights_sha256", name == "inception"),
-        ("resizer", name in PRETRAINED),
-    ):
-        if getattr(args, flag) is not None and not fits:
-            partner = "inception" if flag != "resizer" else " or ".join(PRETRAINED)
-            raise ConfigError(f"--{flag.replace('_', '-')} goes only with --extractor {partner}")
+    own_weights = [known for known, entry in PRETRAINED.items() if entry.weights]
+    for flag, partners in (("weights", own_weights), ("weights_sha256", own_weights), ("resizer", list(PRETRAINED))):
+        if getattr(args, flag) is not None and name not in partners:
+            raise ConfigError(f"--{flag.replace('_', '-')} goes only with --extractor {' or '.join(partners)}")
     if args.resizer:
         parse_resizer(args.resizer)
     if args.follow and (args.checkpoint or not Path(args.model, "config.yaml").is_file()):
@@ -213,7 +211,6 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
 def _splits(args: argparse.Namespace) -> "dict[str, Split]":
     """`test`, and `train` where it is needed or known."""
     from pipeline.data.manifest import load_manifest
-    from pipeline.evaluation.extractors import PRETRAINED
     from pipeline.evaluation.splits import Split, held_out, training_shards
 
     train = args.train

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.measure import DrawnSamples, Judged, Real, measure, too_few
+from pipeline.evaluation.networks import Extractor
 from pipeline.generation import load
 from pipeline.generation.load import TrainedGenerator
 from pipeline.storage.run_lock import is_training

@@ -12,8 +12,9 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.evaluation import document
 from pipeline.evaluation.classifier import obtain_judge
-from pipeline.evaluation.extractors import PRETRAINED, Extractor, from_judge, pretrained
+from pipeline.evaluation.extractors import PRETRAINED
 from pipeline.evaluation.measure import OPTIONAL, DrawnSamples, Judged, Real, extract, too_few
+from pipeline.evaluation.networks import Extractor, from_judge, pretrained
 from pipeline.evaluation.reference_cache import obtain
 from pipeline.evaluation.splits import Split, read_alike
 from pipeline.evaluation.worker_pool import WorkerPool

@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
 from pipeline.signals import SIGNALS
@@ -50,14 +51,13 @@ class StopConfig:
 
     max_time: float | str | None = None
     """Seconds, or as in 3h50m, after which a start saves and stops; saving comes on top. Default: no limit."""
-    grace: int = 120
+    grace: Annotated[int, Bounds(ge=1)] = 120
     """Seconds that `accelerate launch`, when a signal reaches it, leaves the workers to save before it kills them."""
     spot_notice: Literal["none", "aws", "gcp", "azure"] = "none"
     """Whose metadata server each node asks whether it is about to be taken away."""
 
     def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ValueError(f"grace={self.grace}: must be at least 1")
+        check_bounds(self)
         if self.max_time is not None and not self.seconds > 0:
             raise ValueError(f"max_time={self.max_time}: must be above 0")
 

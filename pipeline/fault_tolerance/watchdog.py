@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine import agreement
 from pipeline.engine.zero import Ranks
 from pipeline.errors import DataError
@@ -55,15 +56,12 @@ _COLLECTIVES = "200"
 class HangConfig:
     """When a run that does not get on ends itself. A store that is late is asked again for 180 s, which is no hang."""
 
-    first_timeout: float = 1800.0
+    first_timeout: Annotated[float, Bounds(gt=0)] = 1800.0
     """Seconds that any phase of the first update may take, and any wait for a checkpoint's store."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Bounds(gt=0)] = 600.0
     """Seconds that any phase of a later update may take."""
 
-    def __post_init__(self) -> None:
-        for name in ("first_timeout", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+    __post_init__ = check_bounds
 
 
 _Count = Annotated[int, Field(ge=0, le=BIG)]

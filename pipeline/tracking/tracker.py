@@ -10,11 +10,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.images.pillow import png
 from pipeline.liveness import this_process
 from pipeline.storage import trusted_stores
@@ -46,16 +47,12 @@ class TrackingConfig:
     """MLflow tracking URI. Default: a sqlite store inside the run's folder, with the artifacts beside it."""
     experiment: str = "biggan"
     """MLflow experiment that the run belongs to; made if it is not there."""
-    flush_seconds: float = 10.0
+    flush_seconds: Annotated[float, Bounds(gt=0)] = 10.0
     """Seconds between deliveries."""
-    system_seconds: float = 30.0
+    system_seconds: Annotated[float, Bounds(ge=0, because="; 0 takes no samples")] = 30.0
     """Seconds between samples of processor, memory, disk, network and GPUs, on every node; 0: none."""
 
-    def __post_init__(self) -> None:
-        if not self.flush_seconds > 0:
-            raise ValueError(f"flush_seconds={self.flush_seconds}: must be above 0")
-        if self.system_seconds < 0:
-            raise ValueError(f"system_seconds={self.system_seconds}: must not be negative; 0 takes no samples")
+    __post_init__ = check_bounds
 
 
 def _check_name(name: str) -> None:

@@ -64,7 +64,7 @@ def final(run: Path) -> tuple[dict[str, str], int]:
     """Hashes of all tensors at the end, and the rollbacks that the checkpoint knows of."""
     found = format.newest(str(run / "checkpoints"))
     assert found and found.images == 320
-    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
+    hashes = {name: row.sha256 for name, row in found.files.items() if name.endswith(".safetensors")}
     return hashes, found.progress().rollbacks
 
 

@@ -14,8 +14,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import reference_cache
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.document import curve, table, tracked_names
-from pipeline.evaluation.extractors import from_judge
 from pipeline.evaluation.measure import Judged, Real
+from pipeline.evaluation.networks import from_judge
 
 
 def document(truncation: float | None, **values: float) -> dict[str, Any]:
