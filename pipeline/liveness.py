@@ -22,7 +22,9 @@ PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
 """Environment variable: the process that started `accelerate launch`."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that ask a training to stop: by schedulers, clouds and terminals."""
+"""Signals that ask a training to stop: by schedulers, clouds, and terminals that close.
+
+Ctrl-C is not among them: it ends a run at once, without saving."""
 
 Verdict = Literal["alive", "gone", "unknown"]
 _Number = Annotated[str, Field(pattern=r"^\d{1,9}$")]
