@@ -201,7 +201,9 @@ def run(arm: str, where: str, cache: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.arms.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("arm", help="GROUP/NAME, as in benchmarks.data")
     parser.add_argument("where", help="folder or address of the set")
     args = parser.parse_args()
