@@ -184,7 +184,7 @@ def hashes(run: Path, images: int) -> dict[str, str]:
 
 
 def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
-    """Continue with 4 ranks, then with 1, and compare with 2 ranks; return statements that must hold, and the losses' distance."""
+    """Continue with 4 ranks, then with 1, and compare with 2 ranks; return what must hold, and the losses' distance."""
     marks = [STEPS * BATCH * n for n in (1, 2, 3)]
     # Other ranks add up in another order, and Adam makes a whole step of a gradient's sign: a small one.
     gently = [f"optim.{key}={1e-5}" for key in ("g_lr", "d_lr")]
