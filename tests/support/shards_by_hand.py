@@ -7,7 +7,7 @@ import google_crc32c
 import numpy as np
 
 from pipeline.data.manifest import ROW, Manifest, Shard, dump_index, dump_manifest, index_name
-from tests.pipeline.packing.test_indexer import write
+from tests.support.tars import write_tar
 
 
 def write_shards(folder: Path, images: list[tuple[str, bytes]], **changed: Any) -> Path:
@@ -15,7 +15,7 @@ def write_shards(folder: Path, images: list[tuple[str, bytes]], **changed: Any) 
 
     `changed`: `rows`, a function of the index's rows that returns others; or fields of the manifest.
     """
-    data = write(folder / "0.tar", images).read_bytes()
+    data = write_tar(folder / "0.tar", images).read_bytes()
     rows, place = [], 0
     for _, image in images:
         rows.append((place // 512 + 1, len(image), google_crc32c.value(image), 0))
