@@ -65,6 +65,12 @@ def imported(tree: ast.AST) -> set[str]:
     return {name for name in found if name.partition(".")[0] in FOLDERS and exists(name)}
 
 
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """`imported` of every file."""
+    return {name: imported(tree) for name, (_, tree) in sources().items()}
+
+
 def test_no_file_is_too_long() -> None:
     long = {name: lines for name, (text, _) in sources().items() if (lines := text.count("\n")) > LINES}
     assert not long.keys() - LONG_FILES, f"of at most {LINES} lines, split along a seam: {long}"
@@ -83,7 +89,7 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_no_module_imports_half_of_the_house() -> None:
-    counts = {name: len(imported(tree)) for name, (_, tree) in sources().items() if not name.startswith("tests/")}
+    counts = {name: len(modules) for name, modules in imports().items() if not name.startswith("tests/")}
     many = {name: count for name, count in counts.items() if count > IMPORTS}
     assert not many.keys() - MANY_IMPORTS, f"of at most {IMPORTS} modules of ours: {many}"
     assert not MANY_IMPORTS - many.keys(), "no longer many: take it off the list"
@@ -92,11 +98,11 @@ def test_no_module_imports_half_of_the_house() -> None:
 def test_tests_import_nothing_of_each_other() -> None:
     """What they share is in tests/support or a fixture; of the benchmarks only tests/benchmarks sees more than the servers."""
     wrong = []
-    for name, (_, tree) in sources().items():
+    for name, modules in imports().items():
         if name.startswith("tests/"):
-            others = {module for module in imported(tree) if module.startswith("tests.") and not is_in(module, "tests.support")}
+            others = {module for module in modules if is_in(module, "tests") and not is_in(module, "tests.support")}
             if not name.startswith(("tests/benchmarks/", "tests/support/")):
-                measured = {module for module in imported(tree) if is_in(module, "benchmarks")}
+                measured = {module for module in modules if is_in(module, "benchmarks")}
                 others |= {module for module in measured if not is_in(module, "benchmarks.servers")}
             wrong += [f"{name} imports {module}" for module in sorted(others)]
     assert not wrong
