@@ -6,12 +6,14 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support.nodes import Nodes, require
+from tests.support.once import once
 from tests.support.patterns import write_tree
 from tests.support.refusals import REFUSALS
 from tests.support.servers import S3Server, address
@@ -38,7 +40,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(REFUSALS.summary())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share a worker, and so do all tests on Slurm: its machines have fixed names. Those come first."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return
@@ -60,24 +68,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _packed(folder: Path, *, grey: bool) -> Path:
+def _pack(folder: Path, *, grey: bool) -> None:
     from jobs.cli import main
 
     tree = write_tree(folder / "tree", 64, grey=grey)
     assert main(["shard", str(tree), str(folder / "shards"), "--resolution", "32", "--shard-size", "1"]) == 0
-    return folder / "shards"
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 4 classes x 64 RGB images of 32 px, learnable. Read only: copy them before you damage them."""
-    return _packed(tmp_path_factory.mktemp("rgb"), grey=False)
+    return once(tmp_path_factory, "rgb", partial(_pack, grey=False)) / "shards"
 
 
 @pytest.fixture(scope="session")
 def shards_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in grey."""
-    return _packed(tmp_path_factory.mktemp("grey"), grey=True)
+    return once(tmp_path_factory, "grey", partial(_pack, grey=True)) / "shards"
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +92,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
     from pipeline.tracking.mlflow_store import connect
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
+    return once(tmp_path_factory, "store", lambda folder: connect(f"sqlite:///{folder / 'mlflow.db'}")) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

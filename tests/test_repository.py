@@ -93,17 +93,29 @@ def test_the_commands_in_a_document_exist(document: str) -> None:
     )
     assert (made or typed) and made <= MAKEFILE_TARGETS
     assert typed <= set(commands())
-    modules = re.findall(r"-m (benchmarks\.[a-z_]+)", code)
+    modules = re.findall(r"-m (benchmarks\.[a-z_.]*[a-z_])", code)
     assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in modules), modules
 
 
-def test_every_benchmark_can_be_run() -> None:
-    texts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
-    assert texts
-    for name, text in texts.items():
-        used = rf"from benchmarks(\.{name} import| import .*\b{name}\b)|\"benchmarks\.{name}\""
-        shared = any(re.search(used, other) for other in texts.values())
-        assert shared or ("def main(" in text and '__name__ == "__main__"' in text), f"benchmarks/{name}.py"
+def test_every_benchmark_can_be_run_and_is_in_the_table() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text()
+    entry_points = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
+    assert entry_points
+    for name, text in entry_points.items():
+        assert "def main(" in text and '__name__ == "__main__"' in text, f"benchmarks/{name}.py"
+        assert re.search(rf"`(python -m benchmarks\.)?{name}[` ]", table), f"benchmarks/README.md lacks {name}"
+    for linked in re.findall(r"\]\((results/[^)]+)\)", table):
+        assert (ROOT / "benchmarks" / linked).is_file(), linked
+
+
+def test_what_benchmarks_are_built_of_imports_no_entry_point() -> None:
+    entry_points = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for path in (ROOT / "benchmarks").glob("*/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                used = {name.split(".")[1] for name in names if name.startswith("benchmarks.")}
+                assert not used & entry_points, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def test_every_preset_is_a_configuration() -> None:

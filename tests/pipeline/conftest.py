@@ -130,7 +130,7 @@ def fake_gcs() -> Iterator[str]:
         pytest.skip("the package has no server for this kind of processor")
     behind = free_port()
     front = ThreadingHTTPServer(("127.0.0.1", 0), partial(_PlainPut, behind))
-    threading.Thread(target=front.serve_forever, daemon=True).start()
+    threading.Thread(target=front.serve_forever, args=(0.01,), daemon=True).start()
     place = f"127.0.0.1:{front.server_port}"
     # Objects are at /BUCKET/NAME, where obstore looks, only under the public host's name; the wrapper does not set that.
     options = {"scheme": "http", "backend": "memory", "host": "127.0.0.1", "port": str(behind), "public-host": place}

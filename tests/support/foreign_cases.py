@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.import_equivalence import imported_outputs, some
 from benchmarks.support import foreign_checkpoints
+from benchmarks.support.imported import imported_outputs, some
 from pipeline.checkpoint.importers import detect
 from pipeline.checkpoint.importers.convert import Imported, Options
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import pytest
 import torch
-from pipeline.runs.trusted_places import checkpoint_uri
 
 from model.biggan import Generator
 from model.ema import EMA
@@ -17,6 +16,7 @@ from pipeline.config import RunConfig, build, flatten
 from pipeline.data.manifest import load_manifest
 from pipeline.generation import load
 from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.tracking.tracker import Tracker
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

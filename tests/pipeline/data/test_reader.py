@@ -141,7 +141,7 @@ def test_what_is_missing_is_named(copy: Path) -> None:
 def served(shards: Path) -> Iterator[str]:
     """The shards over HTTP."""
     server = Server(("127.0.0.1", 0), partial(Handler, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -179,7 +179,7 @@ def test_a_dead_store_is_an_error_after_a_bounded_time(shards: Path) -> None:
                 super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Dying, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}", capacity=1)
     found.image(0)
     dead.set()
@@ -218,7 +218,7 @@ def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.Monk
             super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Hanging, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}", capacity=1)
     runs = np.tile(found.order.starts[:-1], 8)[:40]
     for sample in runs.tolist():
@@ -241,7 +241,7 @@ def test_a_store_that_refuses_is_not_asked_again(shards: Path, monkeypatch: pyte
                 super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Refusing, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}")
     began = time.monotonic()
     with pytest.raises(storage.RefusedError, match=r"the server refused it \(403 Forbidden\)"):

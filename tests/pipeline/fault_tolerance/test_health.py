@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.runs.trusted_places import checkpoint_uri
 
 from model.config import ModelConfig
 from model.ema import EMA
@@ -28,6 +27,7 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.fault_tolerance.health import _LASTING, _NORMS, Failure, Health, HealthConfig, History, Norms
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from tests.support.ranks import on_ranks
 from tests.support.servers import free_port
 from tests.support.small_config import small_config

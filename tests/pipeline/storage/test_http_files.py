@@ -219,7 +219,7 @@ def test_a_redirect_takes_no_credentials_along_and_leads_to_no_file(tmp_path: Pa
                 pass
 
         found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+        threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
         return found
 
     last = server("")

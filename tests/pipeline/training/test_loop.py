@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.runs.trusted_places import checkpoint_uri
 
 from model.config import ModelConfig
 from pipeline.checkpoint import pruning
@@ -17,6 +16,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
+from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.training.loop import _due, on_device
 from tests.support.small_config import small_config
 
