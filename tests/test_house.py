@@ -16,9 +16,8 @@ LINES, FUNCTION_LINES, IMPORTS = 300, 60, 12
 LONG_FILES = {
     *("pipeline/checkpoint/saver.py", "pipeline/data/loader.py", "pipeline/data/manifest.py", "pipeline/data/reader.py"),
     *("pipeline/doctor/node.py", "pipeline/doctor/verdict.py", "jobs/sample.py"),
-    *("benchmarks/equality.py", "benchmarks/kill_command.py"),
 }
-LONG_FUNCTIONS = {"pipeline/training/loop.py: _attempt", "benchmarks/kill_command.py: main"}
+LONG_FUNCTIONS = {"pipeline/training/loop.py: _attempt", "benchmarks/tracking.py: main"}
 MANY_IMPORTS = {
     "pipeline/training/loop.py",  # joins all that a training is made of, and stays
     *("pipeline/checkpoint/saver.py", "pipeline/cluster/launch.py", "pipeline/cluster/submission.py", "pipeline/config.py"),
@@ -26,7 +25,7 @@ MANY_IMPORTS = {
     *("pipeline/generation/load.py", "pipeline/packing/sources/detect.py", "pipeline/runs/resume.py"),
     *("pipeline/runs/run_folder.py", "pipeline/tracking/delivery.py", "pipeline/training/recorder.py"),
     *("jobs/doctor.py", "jobs/evaluate.py", "jobs/explore.py", "jobs/sample.py", "jobs/status.py", "jobs/train.py"),
-    *("benchmarks/arms/step.py", "benchmarks/checkpoint.py", "benchmarks/equality.py"),
+    *("benchmarks/arms/step.py", "benchmarks/checkpoint.py"),
     *("benchmarks/support/fuzz/run_readers.py", "benchmarks/support/fuzz/run_seeds.py"),
 }
 ABSENT = {"slurm/site.sh": "the user's own copy of slurm/site.example.sh", "slurm/slurm.h": "Slurm's"}
