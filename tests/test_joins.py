@@ -18,7 +18,7 @@ OURS = {
     "pipeline/checkpoint/importers/huggingface.py: files['weights']": "the same",
     "pipeline/data/manifest.py: path": "`tars` of an earlier version, below each folder above the manifest: see `check_read`",
     "pipeline/tracking/moved_store.py: found.file.name": "the name of the user's own store",
-    "pipeline/checkpoint/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
+    "pipeline/checkpoint/saver.py: format.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
     "pipeline/tracking/mlflow_records.py: there[0].name": "the last part of a path, with our own mark in it",
     "pipeline/tracking/mlflow_records.py: there[0].stem + '+compressed.webp'": "the same",
     "jobs/status.py: speed": "a division of numbers",
