@@ -17,6 +17,7 @@ from pydantic import Field
 from model.config import from_saved
 from pipeline.checkpoint import format as checkpoints
 from pipeline.tracking import journal
+from pipeline.tracking.records import OpenRecord
 from pipeline.fault_tolerance import run_mirror
 from pipeline.runs.trusted_places import kept_checkpoints
 from pipeline.storage import trusted_stores, small_files, removal
@@ -127,8 +128,8 @@ def _as_recorded(config: RunConfig) -> RunConfig:
     data = config.data
     if all("://" in uri or Path(uri).is_absolute() for uri in [data.uri or "/", *(part.uri for part in data.mix.values())]):
         return config
-    opened = [record["open"] for record, _ in journal.read(Path(config.run)) if "open" in record]
-    known = {row["name"]: row["uri"] for row in opened[-1].get("datasets", ())} if opened else {}
+    opened = [record.open for record, _ in journal.read(Path(config.run)) if isinstance(record, OpenRecord)]
+    known = {row.name: row.uri for row in opened[-1].datasets} if opened else {}
     parts = {name: replace(part, uri=known.get(name, part.uri)) for name, part in data.mix.items()}
     name = data.uri.rstrip("/").rpartition("/")[2]
     return replace(config, data=replace(data, uri=known.get(name, data.uri), mix=parts))

@@ -16,7 +16,8 @@ from webdataset.tariterators import base_plus_ext
 
 from pipeline import storage
 from pipeline.data.loader import DataConfig, load_all
-from pipeline.data.manifest import load_index, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing.indexer import find_shards, index_shards
 from pipeline.packing.sample_rules import Rules

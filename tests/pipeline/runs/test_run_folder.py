@@ -20,7 +20,18 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.liveness import machine, started
-from pipeline.runs.run_folder import STATUS_VARIABLE, RunState, as_begun, check_model, load_run_config, locate, prepare, read_identity, read_status, write_status
+from pipeline.runs.run_folder import (
+    STATUS_VARIABLE,
+    RunState,
+    as_begun,
+    check_model,
+    load_run_config,
+    locate,
+    prepare,
+    read_identity,
+    read_status,
+    write_status,
+)
 from pipeline.storage.run_lock import is_training, lock
 from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.data.loader import DataConfig
