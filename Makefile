@@ -9,7 +9,11 @@ export VENV TORCH_INDEX HASHES
 
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help demo test test-slow lint lock clean install install-dev azurite fidelity skypilot sbom
+# The tests of a file stay together (tests/conftest.py), as what a file shares is made once. 0 runs all in one process.
+WORKERS ?= 2
+TESTS := pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo check test test-slow lint lock clean install install-dev azurite fidelity skypilot sbom
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -18,11 +22,14 @@ help:            ## this list
 demo: install    ## images to a registered generator on this machine, in demo/
 	$(RUN) jobs.cli demo
 
+check: lint      ## for each save: lint, and the tests that take less than half a second each
+	$(RUN) $(TESTS) -m "not long and not slow and not gpu"
+
 test: install-dev ## the tests
-	$(RUN) pytest -q -m "not slow and not gpu"
+	$(RUN) $(TESTS) -m "not slow and not gpu"
 
 test-slow: install-dev ## the tests that start whole runs (and, with a GPU, those that need one)
-	$(RUN) pytest -q -m "slow or gpu" --durations=25
+	$(RUN) $(TESTS) -m "slow or gpu" --durations=25
 
 lint: install-dev ## style, types and the arrows between packages
 	$(RUN) ruff check .

@@ -1,1 +1,1 @@
-"""What we claim, re-runnable: `python -m benchmarks.NAME` prints a table and, last, one JSON line."""
+"""Check the claims of this project again: `python -m benchmarks.NAME` prints a table and, last, one line of JSON."""

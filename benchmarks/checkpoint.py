@@ -1,9 +1,11 @@
-"""`python -m benchmarks.checkpoint`: how long a save holds up training, and how fast it is stored.
+"""`python -m benchmarks.checkpoint`: measure how long a save stops training, and how fast it is stored.
 
-BigGAN-128 (ch=96: 158 M parameters in G and D, their moments, the EMA) in 2 processes, ZeRO-1, fp32. Seconds that a step waits
-for a save beside seconds of a step of one image per rank, which is as short as a step gets; bytes stored in a second beside
-those of plain files of the same sizes; then the same with a store that takes 100 MB/s from each rank, where the first save
-must not wait, and a second right behind it must wait for the first.
+BigGAN-128 trains in 2 processes with ZeRO-1 in fp32: 158 M parameters (ch=96), their moments and the EMA. The table has:
+
+- the seconds that a step waits for a save, beside the seconds of a step of one image per rank, the shortest step there is;
+- the bytes stored per second, beside those of plain files of the same sizes;
+- the same with a store that takes 100 MB/s from each rank. The first save must not wait there. A second save right after it
+  must wait for the first.
 """
 
 import argparse
@@ -110,7 +112,9 @@ def _slow_down() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="where to write, 7 GB (default: a temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="biggan-checkpoint-", dir=args.folder) as name:

@@ -227,7 +227,9 @@ def measure(work: Path, samples: int, count: int, latency: float) -> tuple[Round
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each arm runs (default 3)")
     parser.add_argument("--samples", type=int, default=8192, help="pictures in the set (default 8192)")
     parser.add_argument("--latency", type=float, default=20, metavar="MS", help="of the server's first byte (default 20)")

@@ -1,10 +1,10 @@
-"""BigGAN with the hinge loss beside the older form of a conditional GAN, on Fashion-MNIST, for equally long.
+"""Compare BigGAN with the hinge loss with an older conditional GAN on Fashion-MNIST, for equally long.
 
     python -m benchmarks.fashion_mnist --seeds 0 1 2        (eleven minutes on 2 cores for each of the six runs)
 
-The presets `fashion-mnist` and `fashion-mnist-transposed` (transposed and strided convolutions, batch norm, the label
-concatenated, the minimax loss), each for as many images as 2 cores took in ten minutes with nothing else running; judged by one
-classifier on 10,000 samples.
+The presets are `fashion-mnist` and `fashion-mnist-transposed`. The older form has transposed and strided convolutions, batch
+norm, the label concatenated to its input, and the minimax loss. Each trains on as many images as 2 idle cores take in ten
+minutes. One classifier judges 10,000 samples of each.
 """
 
 import argparse
@@ -21,11 +21,17 @@ IMAGES = {"fashion-mnist": 256_000, "fashion-mnist-transposed": 320_000}
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="folder for shards and runs")
-    parser.add_argument("--share", type=float, default=1.0, help="of the images, for a quick look")
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fashion_mnist", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each (default: 0 1 2)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/compare"), help="folder for shards and runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="train on this share of the images, for a quick look (default: 1)"
+    )
+    parser.add_argument("--samples", type=int, default=10_000, help="to judge a run by (default: 10,000)")
     args = parser.parse_args()
     shards = args.work / "shards"
     biggan("shard", "fashion-mnist", shards)

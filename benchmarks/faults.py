@@ -1,9 +1,9 @@
-"""Reads a set through a store that fails, under one seeded plan after another; what arrives must be what the disk gives.
+"""Read a data set through a store that fails by a seeded plan, and compare what arrives with the files on disk.
 
     python -m benchmarks.faults --plans 20 --seed 0
 
-Two epochs of small shards, by HTTP. For each plan: requests, faults of each kind, images that a substitute stood in for, and
-whether the hash of all images, labels, sample ids and positions is that of reading the same folder from the disk.
+Each plan serves two epochs of small shards over HTTP. The table has its requests, its faults of each kind, and the images that
+a substitute replaced. It also says whether the hash of all images, labels, sample ids and positions equals that of the disk.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _BATCH = 64
 
 
 def digest(uri: str, batches: int) -> tuple[str, int]:
-    """(hash of everything that a stream gives, how many images stand in for damaged ones)."""
+    """Return the hash of everything that a data loader gives, and the number of images that replaced damaged ones."""
     found, bad = hashlib.sha256(), 0
     with DataLoader(
         DataConfig(uri), load_manifest(uri), seed=1, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
@@ -40,9 +40,11 @@ def digest(uri: str, batches: int) -> tuple[str, int]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plans", type=int, default=20, help="how many (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first plan")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first plan; the next plans count up (default: 0)")
     args = parser.parse_args()
     object_stores.REQUEST_SECONDS, stall = 2.0, 3.0
     with tempfile.TemporaryDirectory() as folder:

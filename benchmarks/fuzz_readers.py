@@ -1,9 +1,10 @@
-"""Damaged files of every kind for every reader: each try ends in silence or in one line. No traceback, no hang, no memory.
+"""Give damaged files of every kind to every reader: each try must end in silence or in one line.
 
     python -m benchmarks.fuzz_readers --seconds 600 [--reader NAME] [--seed N]
 
-Real files, made here by the product itself, are damaged by chance and by rules of their formats (`fuzz_mutations`), and given
-to what reads them (`fuzz_table`). `--reader NAME --seed N --tries 1` does the try again that a failure names.
+The product makes the real files. `support/fuzz/mutations` damages them at random and by the rules of their formats, and
+`support/fuzz/readers` reads them. A traceback, a hang or too much memory is a failure, and the output names its seed. Repeat
+that try with `--reader NAME --seed N --tries 1`.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def _make_seeds(folder: Path, readers: Sequence[Reader]) -> None:
 
 
 def rows(outcomes: dict[str, Outcome]) -> list[dict[str, object]]:
-    """A line for each reader."""
+    """Return a row for each reader."""
     return [
         {
             "reader": name,
@@ -63,11 +64,15 @@ def rows(outcomes: dict[str, Outcome]) -> list[dict[str, object]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz_readers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600, help="for all readers together (default 600)")
     parser.add_argument("--reader", action="append", choices=[reader.name for reader in ALL], help="only this one, or these")
-    parser.add_argument("--seed", type=int, default=0, help="of the first try of each reader; the next one has the next")
-    parser.add_argument("--tries", type=int, help="of each reader, instead of --seconds")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of each reader's first try; the next tries count up (default: 0)"
+    )
+    parser.add_argument("--tries", type=int, help="tries of each reader, instead of --seconds")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     readers = [reader for reader in ALL if not args.reader or reader.name in args.reader]
@@ -86,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _tell_failures(outcomes: dict[str, Outcome]) -> None:
-    """The first of each kind, with its traceback, and how to see it again."""
+    """Print the first failure of each kind with its traceback, and how to repeat it."""
     for name, found in outcomes.items():
         for what in dict.fromkeys(what for _, what, _ in found.failures):
             same = [(seed, text) for seed, other, text in found.failures if other == what]

@@ -1,10 +1,11 @@
-"""Damaged tars, without end, for the scanner: each must be refused, or be read as Python's tarfile reads it. No crash, no hang.
+"""Give damaged tars to the tar scanner: it must refuse each, or read it as Python's `tarfile` does.
 
     python -m benchmarks.fuzz_tar --seconds 600 --seed 0
 
-Tars of random small files in every format are cut, and have bytes changed, blocks removed, repeated, exchanged or zeroed.
-What is read must begin with tarfile's members (which stops at damage without a word), byte for byte. A long name has no
-checksum in a tar: where one was damaged, each reads something, and the table counts it.
+The tars hold random small files in every format. They are cut, bytes are changed, and blocks are removed, repeated, exchanged
+or zeroed. What the scanner reads must begin with the members that `tarfile` finds, byte for byte: `tarfile` stops at damage
+without an error. Long names have no checksum in a tar. After damage to one, the two may read different names, and the table
+counts that.
 """
 
 import argparse
@@ -15,8 +16,9 @@ import tarfile
 import time
 from collections import Counter
 
+from benchmarks.support.fuzz.mutations import damage_tar
 from benchmarks.support.report import report
-from pipeline.data.tar import BLOCK, TarError, members
+from pipeline.data.tar import TarError, members
 
 _FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
@@ -30,32 +32,6 @@ def _tar(rng: random.Random) -> bytearray:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return bytearray(out.getvalue())
-
-
-def damage(data: bytearray, rng: random.Random) -> str:
-    """Change a tar in place; returns how."""
-    kind = rng.choice(["nothing", "cut", "bytes", "remove", "repeat", "exchange", "zero", "digits"])
-    blocks = len(data) // BLOCK
-    a, b = (BLOCK * rng.randrange(blocks) for _ in range(2))
-    if kind == "cut":
-        del data[rng.randrange(len(data)) :]
-    elif kind == "bytes":
-        for _ in range(rng.randint(1, 5)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-    elif kind == "remove":
-        del data[a : a + BLOCK]
-    elif kind == "repeat":
-        data[a:a] = data[b : b + BLOCK]
-    elif kind == "exchange":
-        data[a : a + BLOCK], data[b : b + BLOCK] = data[b : b + BLOCK], data[a : a + BLOCK]
-    elif kind == "zero":
-        data[a : a + BLOCK] = bytes(BLOCK)
-    elif kind == "digits":  # a header that says something else, with a checksum that is right
-        place = a + rng.choice([rng.randrange(0, 100), rng.randrange(124, 136), 156, rng.randrange(257, 500)])
-        data[place] = rng.choice(b"0123456789\0 xgLKS\x80\xff")
-        header = data[a : a + 148] + b" " * 8 + data[a + 156 : a + BLOCK]
-        data[a + 148 : a + 156] = b"%06o\0 " % sum(header)
-    return kind
 
 
 def _ours(data: bytes, step: int) -> list[tuple[str, bytes]] | None:
@@ -79,9 +55,11 @@ def _theirs(data: bytes) -> list[tuple[str, bytes]]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz_tar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=600, help="time to try (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: 0)")
     args = parser.parse_args()
     rng, began, slowest = random.Random(args.seed), time.monotonic(), 0.0
     refused: Counter[str] = Counter()
@@ -90,7 +68,7 @@ def main() -> None:
     names: Counter[str] = Counter()
     while time.monotonic() - began < args.seconds:
         data = _tar(rng)
-        kind = damage(data, rng)
+        kind = damage_tar(data, rng)
         start = time.monotonic()
         found = _ours(bytes(data), rng.choice([1 << 16, 700, 37]))
         slowest = max(slowest, time.monotonic() - start)

@@ -1,12 +1,17 @@
-"""`python -m benchmarks.gpu --out DIR`: all that there is to measure on a machine with one GPU, in less than nine minutes.
+"""`python -m benchmarks.gpu --out DIR`: measure everything that needs a GPU, on one GPU, in less than nine minutes.
 
-The rates of a matrix product; our step (`benchmarks.step`) of biggan-128 with one D step, and of biggan-256, by mode and
-micro-batch; the originals (`benchmarks.peers`) where checkouts of them are named; a training on packed shards, with the time
-it waits for data; the dearest kernels of the first steps and the longest gaps between them. Every part has processes of its
-own and a limit; one that fails is a row with the error, and the rest goes on. The parts come in the order of their importance,
-until the `--budget` is spent. DIR gets `rows.jsonl`, a line of each as it ends, `result.json`, the traces, and the `log`.
+The parts, the most important first, until `--budget` is spent:
 
-Without a GPU the parts run at tiny sizes, to show that they run: figures of a CPU are not held against the bars.
+- the rate of a matrix product;
+- our step (`benchmarks.step`) of biggan-128 with one D step, and of biggan-256, by mode and micro-batch;
+- the originals (`benchmarks.peers`), for each checkout that is named;
+- a training on packed shards, with the time that it waits for data;
+- the slowest kernels of the first steps, and the longest gaps between kernels.
+
+Each part has its own processes and a time limit. A part that fails becomes a row with the error, and the others continue. DIR
+gets `rows.jsonl` (one line as each part ends), `result.json`, the traces and the `log`.
+
+Without a GPU the parts run at tiny sizes, which shows that they run. The bars do not judge the figures of a CPU.
 """
 
 import argparse
@@ -94,7 +99,9 @@ def show(bench: Bench, judged: list[Row]) -> None:
 
 def main() -> int:
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for results; must be empty or new")
     for project in KNOWN:
         parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,13 @@ from torch import Tensor, nn
 from benchmarks.others import originals
 from benchmarks.others.originals import Original
 from benchmarks.support import foreign_checkpoints
+from benchmarks.support.imported import Outputs, forward, imported_networks, imported_outputs, inputs, some
 from benchmarks.support.report import report
-from model.networks import build_discriminator, build_generator
-from model.spectral import power_iteration
-from pipeline.checkpoint.importers import detect, studiogan
+from pipeline.checkpoint.importers import detect
 from pipeline.checkpoint.importers.convert import Imported, Options
 
 LIMIT = 1e-5
 _COLUMNS = ("case", "G train", "G eval", "standing", "G Adam", "D train", "D eval", "D Adam", "ok")
-N, KEPT = 2, 200
-"""Samples of a case; numbers of each output that --write keeps."""
 
 
 def _biggan(resolution: int, dim_z: int, g_attn: str, d_attn: str, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -76,8 +73,6 @@ CASES = {
 }
 """Name -> function of benchmarks.others.originals and its options: small widths, attention not where the defaults have it."""
 
-Outputs = dict[str, Tensor]
-
 
 def shapes(network: nn.Module, parameters: bool = False) -> dict[str, list[int]]:
     tensors = dict(network.named_parameters()) if parameters else network.state_dict()
@@ -97,12 +92,6 @@ def states(original: Original) -> dict[str, dict[str, Any]]:
     return found
 
 
-def inputs(name: str, z_dim: int, classes: int, resolution: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """What G and D of a case are called with."""
-    z, y, x = foreign_checkpoints.inputs(name, N, z_dim, classes, resolution)
-    return {"G": (z, y), "D": (x, y)}
-
-
 def through_files(original: Original, states: dict[str, dict[str, Any]], folder: Path) -> Imported:
     """Save `states` in the original's own format, and import them."""
     saved = foreign_checkpoints.save(folder, original.form, states, original.settings)
@@ -119,32 +108,6 @@ def original_outputs(name: str, original: Original) -> Outputs:
             with torch.no_grad():
                 outputs[f"{which} {mode}"] = original.call[which](network.train(mode == "train"), *given[which])
     return outputs
-
-
-def imported_outputs(name: str, imported: Imported, modes: Iterable[str]) -> Outputs:
-    """The same from networks of ours with the imported weights."""
-    outputs = {}
-    for which, network in imported_networks(imported).items():
-        for mode in sorted(modes):  # eval first: what training does to the vectors stays
-            with torch.no_grad():
-                outputs[f"{which} {mode}"] = forward(name, imported, which, network.train(mode == "train"))
-    return outputs
-
-
-def imported_networks(imported: Imported) -> dict[str, nn.Module]:
-    found = {"G": build_generator(imported.config)}
-    if imported.discriminator:
-        found["D"] = build_discriminator(imported.config)
-    for which, tensors in zip(found, (imported.generator, imported.discriminator), strict=False):
-        found[which].double().load_state_dict(tensors)
-    return found
-
-
-def forward(name: str, imported: Imported, which: str, network: nn.Module) -> Tensor:
-    if network.training and imported.source["format"] == studiogan.NAME:
-        power_iteration(network)  # torch's spectral norm makes one before each forward in training mode
-    config = imported.config
-    return network(*inputs(name, config.z_dim, config.num_classes, config.resolution)[which])
 
 
 def adam_step(network: nn.Module, state: dict[str, Any], output: Callable[[], Tensor]) -> None:
@@ -226,13 +189,12 @@ def keep(folder: Path, kept: dict[str, tuple[Original, Outputs]]) -> None:
     safetensors.torch.save_file(outputs, folder / "outputs.safetensors")
 
 
-def some(output: Tensor) -> Tensor:
-    """At most KEPT numbers from all over an output."""
-    return output.flatten()[:: max(1, output.numel() // KEPT)][:KEPT].clone()
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.import_equivalence", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.import_equivalence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for project in ("biggan-pytorch", "studiogan", "huggingface"):
         parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")
     parser.add_argument("--only", default="", help="cases whose name contains this")

@@ -1,10 +1,13 @@
-"""`python -m benchmarks.kill --kills N --seed S`: ranks killed N times while they save at every update, against none killed.
+"""`python -m benchmarks.kill --kills N --seed S`: kill ranks N times while they save, and compare with a run without kills.
 
-A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). Half of the kills (SIGKILL, of one rank or of all) come at a named
-place inside a save (`pipeline.checkpoint.failpoints`), half at a moment that the seed decides. Every restart must find an
-intact checkpoint, no older than the newest that was committed; in the end all tensors must be the same, bit for bit. Then the
-run goes on with 4 ranks, then with 1: the same images in every batch, and losses within 1e-4 of those of 2 ranks.
-The ranks are forks (`benchmarks.support.workers`); `benchmarks.kill_command` kills the whole command, its launcher included.
+A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32) and saves at every update. SIGKILL hits one rank or all. Half of the
+kills come at a named place inside a save (`pipeline.checkpoint.failpoints`), half at a moment that the seed decides.
+
+Every restart must find an intact checkpoint, no older than the newest committed one. In the end all tensors must be the same,
+bit for bit. The run then continues with 4 ranks, and after that with 1. Every batch must have the same images, and losses must
+be within 1e-4 of those of 2 ranks.
+
+The ranks are forks (`benchmarks.support.workers`). `benchmarks.kill_command` kills the whole command with its launcher.
 """
 
 import argparse
@@ -203,7 +206,9 @@ def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10, help="kills of one training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides what is killed, and when (default: %(default)s)")
     args = parser.parse_args()

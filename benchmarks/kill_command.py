@@ -1,29 +1,25 @@
-"""`python -m benchmarks.kill_command --kills N --seed S`: a training that is killed N times against one that nobody touched.
+"""`python -m benchmarks.kill_command --kills N --seed S`: kill a training command N times, and compare.
 
-A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). The same command is typed again after each kill -9: of a worker, of
-the launcher, or of everything; while it starts, trains or writes a checkpoint, at moments that the seed decides. In the end
-all tensors (G, D, EMA, Adam's moments) must be the same, bit for bit, and MLflow must hold one run with one row per metric
-and step.
+A tiny BigGAN trains in 2 processes (ZeRO-1, gloo, fp32). SIGKILL hits a worker, the launcher or everything, at a moment that
+the seed decides: during the start, a step or a save. The same command then runs again.
+
+In the end all tensors (G, D, EMA, Adam's moments) must be those of a run without kills, bit for bit. MLflow must hold one run,
+with one row per metric and step.
 """
 
 import argparse
-import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.support.attempts import Attempt, Process, kill, processes_of
 from benchmarks.support.patterns import pack_patterns
 from benchmarks.support.report import report
 from pipeline.checkpoint import format
@@ -33,9 +29,6 @@ from pipeline.tracking.mlflow_store import connect
 
 BATCH, CHECKPOINT_EVERY, TOTAL = 64, 320, 3200
 TARGETS = ("worker", "launcher", "everything")
-HANGS = 300.0
-"""Seconds after which an attempt is taken to hang."""
-
 CONFIG: dict[str, Any] = {
     "total_images": TOTAL,
     "model": {"resolution": 32, "num_classes": 4, "channels": 3, "ch": 4, "shared_dim": 8, "z_dim": 16},
@@ -52,87 +45,12 @@ CONFIG: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process that cannot be mistaken for a later one with its id."""
-
-    pid: int
-    started: str
-
-    def alive(self) -> bool:
-        return started(self.pid) == self.started
-
-
-@dataclass(frozen=True)
 class Kill:
     """What is killed, and when: so long after the start, or after the line of progress that reaches `images`."""
 
     target: str
     images: int | None
     delay: float
-
-
-class Attempt:
-    """One typing of the command; a thread keeps the lines that it prints."""
-
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.began = time.monotonic()
-        self.lines: list[str] = []
-        self.log = log
-        # A process group of its own would survive Ctrl-C on this benchmark, so the group stays; we clean up by id.
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        with self.log.open("a") as log:
-            for line in self.process.stdout:
-                self.lines.append(line)
-                log.write(line)
-
-    @property
-    def images(self) -> int:
-        """Of the last line of progress; -1 before training starts."""
-        for line in reversed(self.lines):
-            if found := re.match(r"\s*([\d,]+) img ", line) or re.search(r"(?:from|at) image ([\d,]+) of", line):
-                return int(found[1].replace(",", ""))
-        return -1
-
-    @property
-    def first(self) -> int | None:
-        """Images at which this attempt took up the training; None if it did not get that far."""
-        found = (re.search(r"(?:from|at) image ([\d,]+) of", line) for line in list(self.lines))
-        return next((int(match[1].replace(",", "")) for match in found if match), None)
-
-    def wait_until(self, reached: Callable[[], bool]) -> bool:
-        """Whether `reached` before the attempt ended by itself. Raises SystemExit if it hangs."""
-        while self.process.poll() is None:
-            if reached():
-                return True
-            if time.monotonic() - self.began > HANGS:
-                _kill(processes_of(self.process.pid))
-                raise SystemExit(f"benchmarks.kill_command: no end after {HANGS:.0f} s; see {self.log}")
-            time.sleep(0.002)
-        return False
-
-    def end(self) -> int:
-        """Wait for the end; the exit code."""
-        self.wait_until(lambda: False)
-        # Not for the end of the output: an orphan that we are to find would keep that open.
-        self.reader.join(1)
-        return self.process.returncode
-
-
-def processes_of(root: int) -> dict[int, list[str]]:
-    """Command lines of process `root` and all that descend from it, by id."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _read(entry / "stat")):
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = [root]
-    for pid in found:  # grows while we walk it
-        found += [child for child, parent in parents.items() if parent == pid]
-    return {pid: command.split("\0") for pid in found if (command := _read(Path(f"/proc/{pid}/cmdline")))}
 
 
 def victims(root: int, target: str, rng: random.Random) -> tuple[str, list[int]]:
@@ -163,17 +81,17 @@ def plan(kills: int, rng: random.Random, start_seconds: float, update_seconds: f
     return planned
 
 
-def kill_once(attempt: Attempt, kill: Kill, rng: random.Random) -> tuple[str, set[Process]]:
+def kill_once(attempt: Attempt, planned: Kill, rng: random.Random) -> tuple[str, set[Process]]:
     """Wait for the moment and kill; returns what was killed (or `nothing`) and all processes that there were."""
-    if not attempt.wait_until(lambda: kill.images is None or attempt.images >= kill.images):
+    if not attempt.wait_until(lambda: planned.images is None or attempt.images >= planned.images):
         return "nothing", set()
-    due = time.monotonic() + kill.delay if kill.images is not None else attempt.began + kill.delay
+    due = time.monotonic() + planned.delay if planned.images is not None else attempt.began + planned.delay
     if not attempt.wait_until(lambda: time.monotonic() >= due):
         return "nothing", set()
     root = attempt.process.pid
     there = {Process(pid, started(pid)) for pid in processes_of(root)}
-    hit, chosen = victims(root, kill.target, rng)
-    _kill(chosen)
+    hit, chosen = victims(root, planned.target, rng)
+    kill(chosen)
     return hit, there
 
 
@@ -220,8 +138,58 @@ def compare_tracking(killed: Path, untouched: Path) -> dict[str, bool]:
     }
 
 
+def untouched(config: Path, uri: str, log: Path) -> tuple[dict[str, Any], float, float]:
+    """Train once without a kill; returns the row, and the seconds of the start and of an update."""
+    run = log.with_name("untouched")
+    attempt = Attempt(train(run, config, uri), log)
+    attempt.wait_until(lambda: attempt.images >= 0)
+    start_seconds = time.monotonic() - attempt.began
+    code = attempt.end()
+    seconds = time.monotonic() - attempt.began
+    if code:
+        raise SystemExit(f"benchmarks.kill_command: the untouched training failed:\n{''.join(attempt.lines)[-3000:]}")
+    return (
+        {"attempt": "untouched", "exit code": code, "seconds": seconds},
+        start_seconds,
+        (seconds - start_seconds) / (TOTAL / BATCH),
+    )
+
+
+@dataclass
+class Killed:
+    """What the killed training shows: a row for each attempt, what was hit, and all processes that there ever were."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    hits: Counter[str] = field(default_factory=Counter)
+    seen: set[Process] = field(default_factory=set)
+
+
+def killed(command: list[str], planned: list[Kill], rng: random.Random, log: Path) -> Killed:
+    """Run `command` once for each kill, and once more to its end. Raises SystemExit if that one fails."""
+    found = Killed()
+    for one in planned:
+        attempt = Attempt(command, log)
+        hit, there = kill_once(attempt, one, rng)
+        code = attempt.end()
+        found.hits[hit] += 1
+        found.seen |= there
+        seconds = time.monotonic() - attempt.began
+        after = attempt.images if attempt.images >= 0 else "start-up"
+        row = {"attempt": f"killed {hit}", "exit code": code, "seconds": seconds}
+        found.rows.append(row | {"from image": attempt.first, "killed after": after})
+    attempt = Attempt(command, log)
+    code = attempt.end()
+    seconds = time.monotonic() - attempt.began
+    found.rows.append({"attempt": "last", "exit code": code, "seconds": seconds, "from image": attempt.first})
+    if code:
+        raise SystemExit(f"benchmarks.kill_command: the last attempt failed:\n{''.join(attempt.lines)[-3000:]}")
+    return found
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_command", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kill_command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=6, help="kills of one training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides what is killed, and when (default: %(default)s)")
     args = parser.parse_args()
@@ -232,73 +200,26 @@ def main() -> int:
         uri = pack_patterns(folder, classes=4, images=64)
         config = folder / "tiny.yaml"
         config.write_text(yaml.safe_dump(CONFIG))
-        rows: list[dict[str, Any]] = []
-
-        attempt = Attempt(train(folder / "untouched", config, uri), folder / "log")
-        attempt.wait_until(lambda: attempt.images >= 0)
-        start_seconds = time.monotonic() - attempt.began
-        code = attempt.end()
-        rows.append({"attempt": "untouched", "exit code": code, "seconds": time.monotonic() - attempt.began})
-        if code:
-            raise SystemExit(f"benchmarks.kill_command: the untouched training failed:\n{''.join(attempt.lines)[-3000:]}")
-        update_seconds = (time.monotonic() - attempt.began - start_seconds) / (TOTAL / BATCH)
-
-        command, seen, hits = train(folder / "killed", config, uri), set[Process](), Counter[str]()
-        for kill in plan(args.kills, rng, start_seconds, update_seconds):
-            attempt = Attempt(command, folder / "log")
-            hit, there = kill_once(attempt, kill, rng)
-            code = attempt.end()
-            hits[hit] += 1
-            seen |= there
-            rows.append(
-                {
-                    "attempt": f"killed {hit}",
-                    "exit code": code,
-                    "seconds": time.monotonic() - attempt.began,
-                    "from image": attempt.first,
-                    "killed after": attempt.images if attempt.images >= 0 else "start-up",
-                }
-            )
-        attempt = Attempt(command, folder / "log")
-        code = attempt.end()
-        rows.append(
-            {"attempt": "last", "exit code": code, "seconds": time.monotonic() - attempt.began, "from image": attempt.first}
-        )
-        if code:
-            raise SystemExit(f"benchmarks.kill_command: the last attempt failed:\n{''.join(attempt.lines)[-3000:]}")
-
+        row, start_seconds, update_seconds = untouched(config, uri, folder / "log")
+        planned = plan(args.kills, rng, start_seconds, update_seconds)
+        found = killed(train(folder / "killed", config, uri), planned, rng, folder / "log")
         ours, wanted = tensor_files(folder / "killed"), tensor_files(folder / "untouched")
         checks = {f"{file} bit for bit": ours.get(file) == digest for file, digest in wanted.items()}
         checks |= compare_tracking(folder / "killed", folder / "untouched")
-        left = [process.pid for process in seen if process.alive()]
-        checks |= {"no process left behind": not left, "every kill hit": hits["nothing"] == 0}
-    _kill(left)
+        left = [process.pid for process in found.seen if process.alive()]
+        checks |= {"no process left behind": not left, "every kill hit": found.hits["nothing"] == 0}
+    kill(left)
     ok = all(checks.values())
     figures = {
-        "kills": sum(hits.values()) - hits["nothing"],
-        "killed": dict(hits),
+        "kills": sum(found.hits.values()) - found.hits["nothing"],
+        "killed": dict(found.hits),
         "images": TOTAL,
         "checkpoint_every": CHECKPOINT_EVERY,
         "checks": checks,
         "seconds": round(time.monotonic() - began, 1),
     }
-    report("kill_command", [*rows, *({"check": check, "ok": held} for check, held in checks.items())], figures, ok)
+    report("kill_command", [row, *found.rows, *({"check": check, "ok": held} for check, held in checks.items())], figures, ok)
     return 0 if ok else 1
-
-
-def _kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a larger batch does to a BigGAN on Fashion-MNIST, update for update: batch 64 against 512.
+"""Compare batch 64 with batch 512 for a BigGAN on Fashion-MNIST, after equally many updates.
 
     python -m benchmarks.large_batch --updates 250 500 --seeds 0 1 2
     python -m benchmarks.large_batch --images 4096 --seeds 0 --samples 1000     (a quick look: so many images in all of a run)
 
-The preset `fashion-mnist` with only the batch changed: the same learning rates, statistics of batch norm over groups of the
-same size, and EMA counted in updates. Each run is evaluated after each of `--updates`, by one classifier. At equal updates the
-larger batch has seen eight times the images: the table has both.
+Only the batch of the preset `fashion-mnist` changes. Learning rates and batch norm's groups stay the same, and the EMA counts
+updates. One classifier evaluates each run after each of `--updates`. At equal updates the larger batch has seen eight times
+the images, so the table has both numbers.
 """
 
 import argparse
@@ -37,12 +37,16 @@ def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, nargs="+", default=[250, 500])
-    parser.add_argument("--images", type=int, help="of a run at most, in place of --updates")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/large-batch"), help="folder for shards and runs")
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.large_batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--updates", type=int, nargs="+", default=[250, 500], help="evaluate after so many (default: 250 500)")
+    parser.add_argument("--images", type=int, help="train each run on at most so many, in place of --updates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each (default: 0 1 2)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/large-batch"), help="folder for shards and runs (default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=10_000, help="to judge a run by (default: 10,000)")
     args = parser.parse_args()
     updates = sorted(args.updates) if args.images is None else [max(1, args.images // max(BATCHES))]
     biggan("shard", "fashion-mnist", args.work / "shards")

@@ -1,15 +1,15 @@
-"""`python -m benchmarks.peers --biggan-pytorch DIR --studiogan DIR --resolution R`: our training step beside the originals'.
+"""`python -m benchmarks.peers --biggan-pytorch DIR --studiogan DIR --resolution R`: our training step beside theirs.
 
-DIR is a checkout of an original, of which nothing is changed; either may be left out. All sides have the same network, real
-images, batch, threads and machine. Each is a process of its own, started as its users start it, and they take turns: an update
-of each, again and again. An update is one D step, one G step and the average. The figures are medians over the rounds:
-images/s, real images that D has seen, and the ratio to the original's update in the same round.
+DIR is a checkout of an original, which stays unchanged; either may be left out. All sides have the same network, real images,
+batch, threads and machine. Each side has its own process, started as its users start it. They take turns: one update each,
+again and again. An update is one D step, one G step and the average. The figures are medians over the rounds: images/s (real
+images that D sees), and the ratio to the original's update in the same round.
 
-Beside BigGAN-PyTorch both have the same weights (they go through `biggan import`), latents and labels, too, and first, three
-updates in fp32 show that both train the same thing: their losses of D and G agree. For that, ours moves spectral norm's vectors
-before every forward, as theirs does (`objective.power_iteration=forward`), in the mode `fp32`; in `fp32, once a step` it does
-not, and there the losses must not agree. StudioGAN's D sees real and fake images in two forwards, between which its vectors
-move, so its losses are others.
+With BigGAN-PyTorch both sides also share weights (through `biggan import`), latents and labels. First, three updates in fp32
+check that both train the same thing: their losses of D and G must agree. In the mode `fp32` ours therefore moves spectral
+norm's vectors before every forward, as theirs does (`objective.power_iteration=forward`). In `fp32, once a step` it does not,
+and the losses must differ. StudioGAN's D sees real and fake images in two forwards, and its vectors move between them, so its
+losses are not compared.
 """
 
 import argparse
@@ -35,9 +35,21 @@ from benchmarks.support.workers import one_rank
 from jobs import cli
 
 SETTINGS = {
-    32: Setting(32, 64, 32, 10, 80, 128, (), ()),
-    128: Setting(128, 96, 4, 1000, 120, 128, (64,), (64,)),
-    256: Setting(256, 96, 2, 1000, 140, 128, (128,), (64,)),
+    side: Setting(
+        resolution=side,
+        ch=ch,
+        micro_batch=micro_batch,
+        classes=classes,
+        z_dim=z_dim,
+        shared_dim=128,
+        g_attention=g_attention,
+        d_attention=d_attention,
+    )
+    for side, ch, micro_batch, classes, z_dim, g_attention, d_attention in (
+        (32, 64, 32, 10, 80, (), ()),
+        (128, 96, 4, 1000, 120, (64,), (64,)),
+        (256, 96, 2, 1000, 140, (128,), (64,)),
+    )
 }
 """By resolution, with micro-batches that a CPU can take."""
 CIFAR = {"z_dim": 128, "shared_dim": 0}
@@ -143,7 +155,7 @@ def race(arms: list[Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def measure(
-    project: str, checkout: Path, setting: Setting, modes: list[str], rounds: int, threads: int, half: bool
+    project: str, checkout: Path, setting: Setting, *, modes: list[str], rounds: int, threads: int, half: bool
 ) -> dict[str, Any]:
     """Beside one original: the losses, whether they agree, and the rows of the table."""
     common = {"setting": asdict(setting), "checkout": str(checkout.resolve()), "save": None}
@@ -186,7 +198,9 @@ def ratios(said: dict[str, list[dict[str, Any]]], images: int) -> list[dict[str,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for project in KNOWN:
         parser.add_argument(f"--{project}", type=Path, metavar="DIR", help=f"a checkout of {project}")
     parser.add_argument("--resolution", type=int, choices=SETTINGS, default=32, help="pixels (default: 32)")
@@ -211,7 +225,8 @@ def main() -> int:
     setting, found = replace(SETTINGS[args.resolution], **given), {}
     for project, checkout in checkouts.items():
         own = replace(setting, **CIFAR) if (project, args.resolution) == ("biggan-pytorch", 32) else setting
-        found[project] = measure(project, checkout, own, args.modes, args.rounds, args.threads, args.half)
+        asked = {"modes": args.modes, "rounds": args.rounds, "threads": args.threads, "half": args.half}
+        found[project] = measure(project, checkout, own, **asked)
         if found[project]["losses"]:
             print("\n".join(table(found[project]["losses"])), end="\n\n")
     rows = [row for figures in found.values() for row in figures["rows"]]

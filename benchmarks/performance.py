@@ -1,8 +1,8 @@
-"""`python -m benchmarks.performance`: write the tables of docs/performance.md anew, from benchmarks/results/.
+"""`python -m benchmarks.performance`: write the tables of docs/performance.md again, from benchmarks/results/.
 
-peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison, step-*.json those of `python -m
-benchmarks.step` and quality-*.json those of `python -m benchmarks.quality`, for one table each; scale.json is that of
-`python -m benchmarks.scale`, for two.
+peers-*.json are the last lines of `python -m benchmarks.peers`, one file for each comparison. step-*.json come from `python -m
+benchmarks.step`, and quality-*.json from `python -m benchmarks.quality`, for one table each. scale.json comes from `python -m
+benchmarks.scale`, for two tables.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""The plan of a very large run: time, memory, and how often each byte of the data would be read.
+"""Plan the order of a very large run: measure time, memory, and how often each byte of the data would be read.
 
     python -m benchmarks.plan_scale [--samples 1e9 --ranks 1024 --sample-bytes 110000 --shard-bytes 1e9]
 
-No data is read: shards are described, the plan is built and used as a rank uses it, and the runs that ranks would fetch
-are counted with the cache of runs that each of them keeps, over several windows of every lane, once the caches are full;
-`if_dropped`: with a cache that lets go of a run once all of its samples are drawn.
-`expected` is what `Order.amplification` says beforehand. Ends with `ok` false if a limit of the project is broken: 200 MB
-and 2 s for the plan, milliseconds to seek, 1.1 where the lanes are those that `lanes_for` says; or if `expected` is off by a
-fifth.
+No data is read. Shards are described, and the plan is built and used as a rank uses it. The runs of samples that ranks would
+fetch are counted over several windows of every lane, once the caches are full. Each rank keeps a cache of runs; `if_dropped`
+counts with a cache that drops a run after its last sample.
+
+`expected` is what `Order.amplification` predicts. `ok` is false if a limit of the project is exceeded: 200 MB and 2 s for the
+plan, milliseconds to seek, an amplification of 1.1 with the lanes that `lanes_for` advises, or 20 % off the prediction.
 """
 
 import argparse
@@ -37,10 +37,10 @@ WINDOWS = 3  # that each lane walks while they are counted
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_scale", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--samples", type=float, default=1e9)
-    parser.add_argument("--ranks", type=int, default=1024)
-    parser.add_argument("--sample-bytes", type=float, default=110_000)
-    parser.add_argument("--shard-bytes", type=float, default=1e9)
+    parser.add_argument("--samples", type=float, default=1e9, help="images of the set (default: 1e9)")
+    parser.add_argument("--ranks", type=int, default=1024, help="of the training (default: 1024)")
+    parser.add_argument("--sample-bytes", type=float, default=110_000, help="mean size of an image (default: 110000)")
+    parser.add_argument("--shard-bytes", type=float, default=1e9, help="size of a shard (default: 1e9)")
     args = parser.parse_args()
     ranks, batch = args.ranks, args.ranks * MICRO
 

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.quality`: what is quicker trains as well: the preset `fashion-mnist` to equal images in several ways.
+"""`python -m benchmarks.quality`: check that the quick ways to compute train as well as the network as it is written.
 
-Beside fp32 with the network as it is written (`benchmarks.arms.quality`) trains what is quicker: fp32, bf16 and, on a GPU, bf16
-compiled. Each run is one process with all threads, and is judged by one classifier on `--samples` samples. `ok`: in no way is
-the mean over the seeds worse than the plain one's by more than `ERRORS` standard errors of the difference.
+The preset `fashion-mnist` trains on equally many images in each way: fp32 with the network as it is written
+(`benchmarks.arms.quality`), fp32, bf16, and on a GPU compiled bf16. Each run is one process with all threads, and one
+classifier judges `--samples` samples of it. `ok` means that no way's mean over the seeds is worse than the first one's by more
+than `ERRORS` standard errors of the difference.
 """
 
 import argparse
@@ -65,7 +66,9 @@ def good(found: dict[str, dict[str, float]]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ways = WAYS_ON_A_GPU if torch.cuda.is_available() else WAYS
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two (default: 0 1 2)")
     parser.add_argument("--ways", nargs="+", choices=ways, default=list(ways), help=f"beside {PLAIN!r}, which is always there")

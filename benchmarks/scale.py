@@ -1,24 +1,22 @@
-"""The same training on 1, 2, 4 processes at each ZeRO stage; and what `biggan plan` expects of 8 to 512 GPUs.
+"""Train the same on 1, 2 and 4 processes at each ZeRO stage, and print what `biggan plan` expects of 8 to 512 GPUs.
 
     python -m benchmarks.scale [CONFIG key=value ...] --processes 1 2 4 --stages 0 1 2 3 --rounds 5
 
-Every row trains the same global batches (`batch.global_batch`, `batch.norm_group`) with our engines and steps, each process on
-a GPU of its own or, without one, on its part of the CPU's cores over gloo. More processes than cores are oversubscribed: a
-thread each, and the cores take turns. All trainings are alive at once and take their updates in turns; one that waits uses no
-core.
+Every row trains the same global batches (`batch.global_batch`, `batch.norm_group`) with our engines and steps. Each process
+has its own GPU or, without one, its part of the CPU's cores over gloo. More processes than cores get one thread each. All
+trainings are alive at once and take their updates in turns. One that waits uses no core.
 
-Ratios are medians over the rounds: what one process at stage 0 with all cores takes for an update, over what this row takes in
-the same round; efficiency is the ratio for each core or GPU that is used. `communication` is the share of an update in which a
-rank stands still in a collective of torch.distributed, or for the handle of one, the mean of all ranks: also while it waits for
-slower ranks, but not while messages travel and it computes. MB is what a rank sends in an update, counted from the collectives'
-tensors as if each were a ring, beside what `pipeline.profiling.costs` says; GB the most that building and training took on any
-rank.
+Ratios are medians over the rounds: the time of an update on one process at stage 0 with all cores, over the time of this row
+in the same round. Efficiency is the ratio per used core or GPU. `communication` is the mean share of an update in which a rank
+stands still in a collective of torch.distributed or waits for its handle. That includes waiting for slower ranks, but not
+messages that travel while the rank computes. MB is what a rank sends in an update, counted from the collectives' tensors as if
+each were a ring, beside what `pipeline.profiling.costs` says. GB is the most that building and training took on any rank.
 
-`apart` is how far the parameters of G or D are from the first row's before the timed updates, over how far training has moved
-them: all rows train the same thing, so in fp32 `ok` needs all of them within `LIMIT`. (Later than that, rounding has grown with
-every update.) It also needs an efficiency of `BAR` of two processes at stage 1, if they are among the rows.
+`apart` is the distance of the parameters of G or D from the first row's before the timed updates, over how far training has
+moved them. In fp32 `ok` needs all rows within `LIMIT`, since all train the same. Later updates would add more rounding. `ok`
+also needs an efficiency of `BAR` from two processes at stage 1, if they are among the rows.
 
-The second table is `biggan plan`'s arithmetic for H100s, of which nothing is measured.
+The second table is the arithmetic of `biggan plan` for H100s. Nothing of it is measured.
 """
 
 import argparse
@@ -41,11 +39,11 @@ import safetensors.torch
 import torch
 
 from benchmarks.arms.scale import rank
-from benchmarks.equality import distance
-from benchmarks.step import PRESET, SMALL
 from benchmarks.support import workers
+from benchmarks.support.distance import distance
 from benchmarks.support.limited import FailedError, last_line
 from benchmarks.support.report import report, table
+from benchmarks.support.step_rows import PRESET, SMALL
 from jobs import cli
 from pipeline.cluster.worker_command import ON_A_CPU
 from pipeline.config import RunConfig, load_config

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.tracking --steps N`: what tracking costs a training, and what it loses, when MLflow misbehaves.
+"""`python -m benchmarks.tracking --steps N`: measure what tracking costs a training, and what it loses, when MLflow fails.
 
-A loop of small steps (two layers, forward and backward, 12 metrics each, now and then an image) runs in a process of its own
-against a real MLflow server that is absent, killed, restarted, gone at the end, that answers 403, is slow, or loses one
-request of two. Before and after each such run, one without a tracker is timed. When all is over and the server well,
-`biggan sync` delivers the rest; then the server's own tables are compared with the journal, row by row.
+A loop of small steps runs in its own process against a real MLflow server. A step is a forward and backward of two layers with
+12 metrics, and now and then an image. The server is absent, killed, restarted, gone at the end, refusing with 403, slow, or
+losing one request of two. A run without a tracker is timed before and after each of these runs.
+
+When the server works again, `biggan sync` delivers the rest. The server's own tables must then equal the journal, row by row.
 """
 
 import argparse
@@ -130,7 +131,9 @@ def cases(server: MlflowServer, proxy: Proxy, steps: int) -> dict[str, tuple[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tracking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2000, help="of each run, about 10 ms each (default: %(default)s)")
     parser.add_argument("--cases", help="some of the cases, with commas between them (default: all)")
     parser.add_argument("--times", action=argparse.BooleanOptionalAction, default=True, help="also run without a tracker")

@@ -12,7 +12,6 @@ from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.fault_tolerance import stop
 from pipeline.messaging import job_token
 from pipeline.messaging.job_token import Token
-from pipeline.runs import trusted_places
 from pipeline.tracking import terminal
 from pipeline.wording import printable
 
@@ -71,6 +70,7 @@ def launch_here(
     began = time.monotonic()
     from pipeline.cluster.launch import Launch, launch
     from pipeline.config import load_config, to_yaml
+    from pipeline.runs.trusted_places import note_run
 
     config = load_config(args.config, args.overrides)
     if args.profile < 0:
@@ -78,7 +78,7 @@ def launch_here(
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
-    trusted_places.note_run(config)
+    note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
     return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
@@ -139,8 +139,8 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     from pipeline.data.dataset import load_data
     from pipeline.engine.zero import start_workers
     from pipeline.fault_tolerance.watchdog import record_collectives
-    from pipeline.liveness import ignore_signals
     from pipeline.runs import run_folder
+    from pipeline.signals import ignore_signals
     from pipeline.storage import run_lock
     from pipeline.training.loop import train
     from pipeline.training.precision import settle

@@ -21,9 +21,6 @@ from typing_extensions import TypedDict
 PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
 """Environment variable: the process that started `accelerate launch`."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Signals that ask a training to stop: by schedulers, clouds and terminals."""
-
 Verdict = Literal["alive", "gone", "unknown"]
 _Number = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 
@@ -123,9 +120,3 @@ def outlived_launcher() -> bool:
         return Path("/proc/self").exists()
     grandparent = status.rpartition(")")[2].split()[1]
     return os.environ.get(PARENT_VARIABLE, grandparent) != grandparent
-
-
-def ignore_signals() -> None:
-    """Ignore `SIGNALS`: for a worker that is done, and for its children, as the launcher signals whole process groups."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -1,24 +1,22 @@
 """What every test folder shares."""
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import settings
-from numpy.typing import NDArray
-from PIL import Image
 
 from tests.support.nodes import Nodes, require
+from tests.support.once import once
+from tests.support.patterns import write_tree
 from tests.support.refusals import REFUSALS
+from tests.support.servers import S3Server, address
 from tests.support.slurm import Slurm, install, running
 
 settings.register_profile("unhurried", deadline=None)  # how long an example takes depends on what else the machine does
@@ -42,7 +40,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(REFUSALS.summary())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share a worker, and so do all tests on Slurm: its machines have fixed names. Those come first."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return
@@ -64,64 +68,31 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-PATTERNS = ("bars", "blob", "checks", "stripes")
-
-
-def pattern(kind: int, rng: np.random.Generator, size: int = 32) -> NDArray[np.uint8]:
-    """A noisy picture of one of the `PATTERNS`, uint8 [size, size]: a class that a small network learns at once."""
-    y, x = np.mgrid[:size, :size] / size
-    shift = rng.uniform(0, 0.25)
-    picture = (
-        np.sin(2 * np.pi * (3 * x + shift)),
-        2 * np.exp(-((x - 0.5 - shift / 2) ** 2 + (y - 0.5) ** 2) / 0.05) - 1,
-        np.sin(2 * np.pi * (2 * x + shift)) * np.sin(2 * np.pi * (2 * y + shift)),
-        np.sin(2 * np.pi * (3 * y + shift)),
-    )[kind]
-    return np.clip(128 + 100 * picture + rng.normal(0, 8, (size, size)), 0, 255).astype(np.uint8)
-
-
-def write_tree(root: Path, images: int, *, grey: bool, size: int = 32) -> Path:
-    """A folder of 4 class folders with `images` PNG files each."""
-    rng = np.random.default_rng(0)
-    tints = np.array([[255, 120, 60], [80, 255, 80], [60, 120, 255], [255, 255, 80]]) / 255
-    for kind, name in enumerate(PATTERNS):
-        (root / name).mkdir(parents=True)
-        for i in range(images):
-            pixels = pattern(kind, rng, size)
-            if not grey:
-                pixels = (pixels[..., None] * tints[kind]).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:04d}.png", compress_level=1)
-    return root
-
-
-def _packed(folder: Path, *, grey: bool) -> Path:
+def _pack(folder: Path, *, grey: bool) -> None:
     from jobs.cli import main
 
     tree = write_tree(folder / "tree", 64, grey=grey)
     assert main(["shard", str(tree), str(folder / "shards"), "--resolution", "32", "--shard-size", "1"]) == 0
-    return folder / "shards"
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 4 classes x 64 RGB images of 32 px, learnable. Read only: copy them before you damage them."""
-    return _packed(tmp_path_factory.mktemp("rgb"), grey=False)
+    return once(tmp_path_factory, "rgb", partial(_pack, grey=False)) / "shards"
 
 
 @pytest.fixture(scope="session")
 def shards_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in grey."""
-    return _packed(tmp_path_factory.mktemp("grey"), grey=True)
+    return once(tmp_path_factory, "grey", partial(_pack, grey=True)) / "shards"
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A local S3 server with one bucket."""
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
+    from pipeline.tracking.mlflow_store import connect
 
-    env: dict[str, str]
-    """Variables that lead AWS's tools and ours to it: for `monkeypatch.setenv`, or for a child process."""
-    uri: str = "s3://biggan-test"
-    """The bucket."""
+    return once(tmp_path_factory, "store", lambda folder: connect(f"sqlite:///{folder / 'mlflow.db'}")) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -148,16 +119,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def address(log: Path, server: subprocess.Popen[bytes], said: str) -> str:
-    """Where a server listens, once it has said so in its log: the group of the expression `said`."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        if match := re.search(said, log.read_text()):
-            return match[1]
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pipeline.checkpoint.format import COMMIT
 from pipeline.config import build
 from pipeline.data.manifest import MANIFEST, load_manifest
 from pipeline.runs.run_folder import prepare
-from tests.conftest import PATTERNS, write_tree
 from tests.support.advice import Advice, advice, follow, typed, wrong
+from tests.support.patterns import PATTERNS, write_tree
 from tests.support.saved_run import save_run
 from tests.support.tiny_runs import TINY
 

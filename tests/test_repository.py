@@ -32,23 +32,36 @@ def test_the_arrows_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("module", "line"),
-    [
-        ("model/layers.py", "import mlflow"),
-        ("model/layers.py", "from pathlib import Path"),
-        ("model/layers.py", "def late():\n    from pipeline import errors"),
-        ("pipeline/errors.py", "import jobs.cli"),
-    ],
-)
-def test_an_arrow_the_wrong_way_is_caught(module: str, line: str, tmp_path: Path) -> None:
+MATHEMATICS = "model is mathematics: no files, processes, launchers or trackers"
+PACKAGES = "jobs -> pipeline -> model"
+FLOORS = "the floors of pipeline: arrows go down, none goes sideways"
+# (contract, file, line in it): each is an arrow that its contract forbids.
+PLANTED = [
+    (MATHEMATICS, "model/layers.py", "import mlflow"),
+    (MATHEMATICS, "model/losses.py", "from pathlib import Path"),
+    (PACKAGES, "model/ema.py", "def late():\n    import pipeline.errors"),
+    (PACKAGES, "pipeline/wording.py", "import jobs.cli"),
+    (FLOORS, "pipeline/storage/retry.py", "import pipeline.data.order"),  # upward
+    (FLOORS, "pipeline/messaging/mailbox.py", "import pipeline.engine.batch"),  # sideways
+]
+
+
+def test_arrows_the_wrong_way_are_caught(tmp_path: Path) -> None:
+    """All at once: an interpreter and a graph of imports for each would take as many seconds."""
     for package in ("model", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with (tmp_path / module).open("a") as file:
-        file.write(f"\n{line}\n")
+    for _, module, line in PLANTED:
+        with (tmp_path / module).open("a") as file:
+            file.write(f"\n{line}\n")
     done = _lint_imports(tmp_path)
-    assert done.returncode == 1 and "BROKEN" in done.stdout and module.removesuffix(".py").replace("/", ".") in done.stdout
+    assert done.returncode == 1
+    summary, _, details = done.stdout.partition("Broken contracts")
+    for contract, module, line in PLANTED:
+        assert f"{contract} BROKEN" in summary
+        (said,) = re.findall(rf"^{re.escape(contract)}\n-+\n(.*?)(?=^-{{3,}}$|\Z)", details, re.DOTALL | re.MULTILINE)
+        importer, target = module.removesuffix(".py").replace("/", "."), re.findall(r"(?:import|from) (\S+)", line)[0]
+        assert re.search(rf"^- +{importer} -> {re.escape(target)} \(l\.\d+\)\n\n", said, re.MULTILINE), (importer, target, said)
 
 
 def test_model_imports_itself_relatively() -> None:
@@ -80,17 +93,29 @@ def test_the_commands_in_a_document_exist(document: str) -> None:
     )
     assert (made or typed) and made <= MAKEFILE_TARGETS
     assert typed <= set(commands())
-    modules = re.findall(r"-m (benchmarks\.[a-z_]+)", code)
+    modules = re.findall(r"-m (benchmarks\.[a-z_.]*[a-z_])", code)
     assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in modules), modules
 
 
-def test_every_benchmark_can_be_run() -> None:
-    texts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
-    assert texts
-    for name, text in texts.items():
-        used = rf"from benchmarks(\.{name} import| import .*\b{name}\b)|\"benchmarks\.{name}\""
-        shared = any(re.search(used, other) for other in texts.values())
-        assert shared or ("def main(" in text and '__name__ == "__main__"' in text), f"benchmarks/{name}.py"
+def test_every_benchmark_can_be_run_and_is_in_the_table() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text()
+    entry_points = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "__init__.py"}
+    assert entry_points
+    for name, text in entry_points.items():
+        assert "def main(" in text and '__name__ == "__main__"' in text, f"benchmarks/{name}.py"
+        assert re.search(rf"`(python -m benchmarks\.)?{name}[` ]", table), f"benchmarks/README.md lacks {name}"
+    for linked in re.findall(r"\]\((results/[^)]+)\)", table):
+        assert (ROOT / "benchmarks" / linked).is_file(), linked
+
+
+def test_what_benchmarks_are_built_of_imports_no_entry_point() -> None:
+    entry_points = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for path in (ROOT / "benchmarks").glob("*/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                used = {name.split(".")[1] for name in names if name.startswith("benchmarks.")}
+                assert not used & entry_points, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def test_every_preset_is_a_configuration() -> None:

@@ -1,4 +1,4 @@
-"""`biggan train` for `benchmarks.quality`, as the only worker: `plain` or `quick`, then its arguments.
+"""Run `biggan train` for `benchmarks.quality`, as the only worker: `plain` or `quick`, then its arguments.
 
 `plain` is the network as it is written: convolutions by `benchmarks.support.as_written`, attention as a table of all pairs.
 """

@@ -1,4 +1,4 @@
-"""What `benchmarks.scale` measures: a rank of a training that takes an update whenever it is told to."""
+"""A rank of a training that takes an update when `benchmarks.scale` tells it to."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
-"""What `benchmarks.step` and `benchmarks.gpu` measure in a process of its own, which is the only worker of its group.
+"""Measure a step for `benchmarks.step` and `benchmarks.gpu`, in the only worker of its group.
 
-stdin says what, as JSON; stdout has the figures, as JSON. It exits with `pipeline.training.micro_batch.DOES_NOT_FIT` if there
-was not enough memory.
+stdin says what to measure, as JSON. stdout gets the figures, as JSON. The exit code is
+`pipeline.training.micro_batch.DOES_NOT_FIT` if there was not enough memory.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Original:
     """One configuration of an original: its networks and how to call them."""
 

@@ -12,7 +12,7 @@ Noise = Callable[[], tuple[Tensor, Tensor]]
 """The next latents [micro_batch, z_dim] and labels [micro_batch]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One network and one batch, in the terms of our `model` and `batch` keys."""
 

@@ -99,5 +99,5 @@ class _Faulty(Handler):
 def serve_with_faults(folder: Path, plan: Plan) -> ThreadingHTTPServer:
     """A server at 127.0.0.1, on a free port, until its `shutdown`."""
     server = Server(("127.0.0.1", 0), partial(_Faulty, plan, folder.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server

@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
 def serve(folder: Path, latency: float) -> Server:
     """A server at 127.0.0.1, on a free port, that answers in threads until its `shutdown`."""
     server = Server(("127.0.0.1", 0), partial(Handler, folder.resolve(), latency))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
 

@@ -26,7 +26,7 @@ class Proxy:
         self.requests = itertools.count()
         self._server = Server(("127.0.0.1", 0), partial(_Handler, self))
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import step
+from benchmarks.support import step_rows
 from benchmarks.support.limited import DoesNotFitError, FailedError, call, last_line
 from benchmarks.support.photos import CLASSES, jpeg
 from pipeline.tracking.journal import read
@@ -32,7 +32,7 @@ training does neither, so they are nothing for bars."""
 DOES_NOT_FIT = "does not fit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What is measured on a kind of machine."""
 
@@ -118,7 +118,7 @@ def steps(rows: Mapping[str, Row], pixels: int) -> list[Row]:
 
 
 def rates(bench: Bench, limit: float) -> Row:
-    found = step.ask({"what": "rates"}, limit, bench.log)
+    found = step_rows.ask({"what": "rates"}, limit, bench.log)
     matrix = {f"{name} TFLOP/s": found[name] and found[name] / 1e12 for name in ("fp32", "tf32", "bf16")}
     return matrix | {"device": found["device"], "type": found["type"], "ok": None}
 
@@ -134,7 +134,8 @@ def one_step(bench: Bench, limit: float, pixels: int, mode: str, micro_batch: in
     more = dict(TRIALS.get(mode, {}))
     if (pixels, mode, micro_batch) in bench.sizes.first[: bench.sizes.traced]:
         more["trace"] = str(bench.out / f"{mode.replace(', ', '-')}.trace.json.gz")
-    row = step.row(step.PRESET, overrides, micro_batch, bench.sizes.updates, limit, bench.log, more)
+    run = {"updates": bench.sizes.updates, "limit": limit, "log": bench.log, "more": more}
+    row = step_rows.row(step_rows.PRESET, overrides, micro_batch, **run)
     return begun | row | {"ok": None if row.get("error") in (None, DOES_NOT_FIT) else False}
 
 
@@ -196,7 +197,7 @@ def _train(bench: Bench, best: Row, folder: Path, end: float) -> str | None:
     overrides += [f"batch.{key}={batch}" for key in ("global_batch", "norm_group", "micro_batch")]
     overrides += [f"log_every={every}", "tracking.mode=offline", "checkpoint.every=1_000_000_000"]
     try:
-        said = call([*biggan, "train", step.PRESET, *overrides], end - time.monotonic(), bench.log)
+        said = call([*biggan, "train", step_rows.PRESET, *overrides], end - time.monotonic(), bench.log)
     except FailedError as error:
         return str(error)
     with open(bench.log, "a") as log:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.fault_tolerance import stop, watchdog
-from pipeline.liveness import SIGNALS
 from pipeline.runs import run_folder
 from pipeline.runs.run_folder import RunState
+from pipeline.signals import SIGNALS
 
 RANKING = ("failed", "finished", "stopped", "hung", "crashed", "interrupted", "torn")
 """Of what nodes say of the end, the first counts. `torn` is a node that ended only because another had."""

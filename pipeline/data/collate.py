@@ -19,7 +19,7 @@ from pipeline.data.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.data.reader import Reader
 from pipeline.data.transform import find_transform, transformed
 from pipeline.errors import DataError
-from pipeline.liveness import ignore_signals
+from pipeline.signals import ignore_signals
 from pipeline.wording import command
 
 _THREAD_BYTES = 8 << 10  # where a sample is smaller, threads lose more to the interpreter lock than they gain

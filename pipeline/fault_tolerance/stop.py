@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
-from pipeline.liveness import SIGNALS
+from pipeline.signals import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.engine.zero import Ranks

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.storage import removal
 from pipeline import storage, untrusted
 from pipeline.errors import ConfigError
 from pipeline.runs.evaluation_document import Document
+from pipeline.storage import removal
 from pipeline.wording import plural
 
 TAG = "evaluation"

@@ -5,10 +5,10 @@ from typing import Any
 
 from model.config import ModelConfig
 from pipeline.checkpoint.format import Checkpoint
+from pipeline.checkpoint.saved_network import networks_of
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.run_folder import locate, refuse_other_classes
-from pipeline.checkpoint.saved_network import networks_of
 from pipeline.wording import plural
 
 

@@ -8,11 +8,11 @@ import socket
 import subprocess
 from pathlib import Path
 
-from pipeline.tracking.records import DatasetRow
-from pipeline.engine.batch import BatchPlan
 from pipeline.config import RunConfig, to_yaml
-from pipeline.engine.zero import Ranks
 from pipeline.data.manifest import Manifest
+from pipeline.engine.batch import BatchPlan
+from pipeline.engine.zero import Ranks
+from pipeline.tracking.records import DatasetRow
 from pipeline.wording import hide_secrets
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME", "SLURM_ARRAY_TASK_ID")

@@ -10,15 +10,15 @@ from collections import deque
 from pathlib import Path
 from typing import Literal
 
-from pipeline.storage import trusted_stores
 from pipeline.errors import ConfigError
+from pipeline.liveness import machine, verdict
+from pipeline.storage import trusted_stores
+from pipeline.storage.run_lock import lock
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import Journal, read
 from pipeline.tracking.mlflow_store import absolute
 from pipeline.tracking.records import CloseRecord, Opening, OpenRecord
-from pipeline.liveness import machine, verdict
-from pipeline.storage.run_lock import lock
 from pipeline.tracking.tracker import CLOSE_SECONDS, TrackingConfig
-from pipeline.tracking.delivery import Delivery
 
 
 def reap(folder: Path, killed: bool = False) -> str | None:

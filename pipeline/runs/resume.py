@@ -15,21 +15,21 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from pipeline.engine import agreement
-from pipeline.fault_tolerance import run_mirror
-from pipeline.storage import small_files, removal
 from pipeline import storage
 from pipeline.checkpoint import format as checkpoints
-from pipeline.storage.best_effort import best_effort
 from pipeline.checkpoint.format import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint.rank_files import holds_any
 from pipeline.config import RunConfig
+from pipeline.engine import agreement
 from pipeline.engine.zero import Ranks
 from pipeline.errors import ConfigError, DataError, StorageError, TrainingError
+from pipeline.fault_tolerance import run_mirror
 from pipeline.fault_tolerance.health import History
 from pipeline.runs.initial_weights import check_networks
 from pipeline.runs.run_folder import load_run_config, read_identity, read_status
 from pipeline.runs.trusted_places import checkpoint_uri
+from pipeline.storage import removal, small_files
+from pipeline.storage.best_effort import best_effort
 
 _OF_A_TRAINING = ("run.json", "status.json", "saved.json", "health.json", "restarts.json", "journal.jsonl", "journal.offset")
 """What of a run's folder another training there would continue."""

@@ -6,32 +6,29 @@ RUN/run.json      the run's own id               RUN/lock         held by the tr
 
 import json
 import os
-import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from model.config import from_saved
+from pipeline import storage
 from pipeline.checkpoint import format as checkpoints
+from pipeline.checkpoint.format import Checkpoint
+from pipeline.checkpoint.saved_network import networks_of
+from pipeline.config import RunConfig, build, flatten, located, to_yaml
+from pipeline.data.manifest import Manifest
+from pipeline.errors import ConfigError, DataError
+from pipeline.fault_tolerance import run_mirror
+from pipeline.redaction import hidden
+from pipeline.runs.trusted_places import kept_checkpoints
+from pipeline.storage import small_files
+from pipeline.storage.best_effort import best_effort
 from pipeline.tracking import journal
 from pipeline.tracking.records import OpenRecord
-from pipeline.fault_tolerance import run_mirror
-from pipeline.runs.trusted_places import kept_checkpoints
-from pipeline.storage import trusted_stores, small_files, removal
-from pipeline import storage
-from pipeline.storage.best_effort import best_effort
-from pipeline.checkpoint.format import Checkpoint
-from pipeline.config import RunConfig, build, flatten, located, to_yaml
-from pipeline.errors import ConfigError, DataError
-from pipeline.data.manifest import Manifest
-from pipeline.storage.file_locks import lock_file
-from pipeline.liveness import Process, superseded, this_process, verdict
-from pipeline.redaction import hidden
-from pipeline.checkpoint.saved_network import networks_of
-from pipeline.untrusted import parse, parsing
+from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
 
 STATUS_VARIABLE = "BIGGAN_STATUS"

@@ -78,7 +78,7 @@ def refuses_its_own(folder: Path) -> None:
 
 
 PLANTED = {
-    key: "Error at benchmarks/test_fuzz_readers.py",
+    key: "Error at tests/benchmarks/test_fuzz_readers.py",
     memory: "takes more than 10 x its files + 200 MiB",
     claimed: "asks for memory that a header claims",
     killed: "died with -11",

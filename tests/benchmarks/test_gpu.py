@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, step
-from benchmarks.support import gpu_parts
+from benchmarks.support import gpu_parts, step_rows
 from benchmarks.support.gpu_parts import TRIALS, Bench, against, attempt, bars, one_step, waiting
 from benchmarks.support.limited import DoesNotFitError, FailedError, call
 from benchmarks.support.timeline import kernel_times, longest_gaps, work
@@ -107,7 +107,7 @@ def test_the_first_report_of_a_training_is_of_its_start() -> None:
 def test_figures_of_a_step() -> None:
     found = {"images": 640, "seconds": 2.0, "updates": 10, "rate": 500e12, "memory": 3e9, "warm": 5.0, "type": "cuda"}
     found |= {"phases": {"d_step": 0.12, "g_step": 0.07, "ema": 0.01}, "device": H100}
-    row = step.figures(found, 250e9)
+    row = step_rows.figures(found, 250e9)
     assert (row["images/s"], row["GFLOP/image"], row["GB"]) == (320, 250, 3)
     assert row["MFU"] == pytest.approx(250e9 * 320 / 500e12) and "threads" not in row
     assert step.good([row, {"error": "does not fit"}]) and not step.good([{"error": "does not fit"}])
@@ -126,12 +126,12 @@ def test_a_row_is_one_micro_batch_unless_it_is_told_otherwise() -> None:
 def test_every_step_has_a_configuration(sizes: gpu_parts.Sizes, tmp_path: Path) -> None:
     for pixels, mode, micro_batch in [*sizes.first, *sizes.then]:
         overrides = [key for key in gpu_parts.MODES.get(mode, []) if not key.startswith("compile=")]
-        config = step.config_of(step.PRESET, [*sizes.model[pixels], *overrides], micro_batch)
+        config = step.config_of(step_rows.PRESET, [*sizes.model[pixels], *overrides], micro_batch)
         assert config.model.resolution == pixels and config.batch.d_steps == 1
     names = [part.name for part in gpu.plan(Bench(tmp_path, sizes))]
     assert len(set(names)) == len(names)
     if sizes is gpu_parts.GPU:
-        assert load_config(step.PRESET).model.ch == 96
+        assert load_config(step_rows.PRESET).model.ch == 96
         assert {n for pixels, mode, n in sizes.first + sizes.then if (pixels, mode) == (128, "fp32")} == {32, 64, 128, 256, 512}
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_command import BATCH, TARGETS, TOTAL, Process, plan, processes_of, victims
+from benchmarks.kill_command import BATCH, TARGETS, TOTAL, plan, victims
+from benchmarks.support.attempts import Process, processes_of
 from pipeline.liveness import started
 
 

@@ -18,7 +18,9 @@ from pipeline.checkpoint.importers import detect
 from pipeline.checkpoint.importers.convert import Options
 from pipeline.errors import ConfigError
 
-AT_32 = Setting(32, ch=8, micro_batch=4, classes=5, z_dim=20, shared_dim=12, g_attention=(16,), d_attention=(16,), d_steps=2)
+AT_32 = Setting(
+    resolution=32, ch=8, micro_batch=4, classes=5, z_dim=20, shared_dim=12, g_attention=(16,), d_attention=(16,), d_steps=2
+)
 AT_128 = replace(AT_32, resolution=128, z_dim=24, g_attention=(64,), d_attention=(64,))
 CHECKOUT = Path(os.environ.get("STUDIOGAN", "/nowhere"))
 with_a_checkout = pytest.mark.skipif(

@@ -22,7 +22,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def test_the_proxy_passes_on_refuses_and_loses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("there")
     behind = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=behind.serve_forever, daemon=True).start()
+    threading.Thread(target=behind.serve_forever, args=(0.01,), daemon=True).start()
     proxy = Proxy(behind.server_port)
 
     def get() -> tuple[int, bytes] | None:

@@ -1,6 +1,7 @@
 """What the tests of commands share: a small configuration, and a run in MLflow's registry."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -17,9 +18,9 @@ from pipeline.registry import versions
 from pipeline.runs.run_folder import RunState, read_identity, read_status
 from pipeline.storage import trusted_stores
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.mlflow_store import connect
-from tests.conftest import write_tree
 from tests.support import background
+from tests.support.once import once
+from tests.support.patterns import write_tree
 from tests.support.saved_run import save_checkpoint, save_run, short_standing_statistics
 from tests.support.strangers import CANARY, Stranger
 from tests.support.tiny_runs import TINY, Resumed, log, mlflow_runs, train, train_forked
@@ -38,22 +39,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture(scope="session")
 def registered_run(tmp_path_factory: pytest.TempPathFactory, shards_grey: Path, empty_store: Path) -> Path:
     """The folder of a finished run of grey images, registered as models:/tiny@first. Read only."""
-    folder = tmp_path_factory.mktemp("registered") / "run"
-    save_run(folder, shards_grey, store=empty_store)
-    with pytest.MonkeyPatch.context() as patch:
-        short_standing_statistics(patch)
-        versions.register(Delivery(folder), load_generator(folder), "tiny", "first")
-    return folder
+
+    def make(folder: Path) -> None:
+        save_run(folder / "run", shards_grey, store=empty_store)
+        with pytest.MonkeyPatch.context() as patch:
+            short_standing_statistics(patch)
+            versions.register(Delivery(folder / "run"), load_generator(folder / "run"), "tiny", "first")
+
+    return once(tmp_path_factory, "registered", make) / "run"
 
 
 @pytest.fixture
@@ -67,11 +62,13 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Grey shards, `train` and `test`, of 4 classes."""
-    folder = tmp_path_factory.mktemp("splits")
-    for split, images in (("train", 64), ("test", 16)):
-        tree = write_tree(folder / "trees" / split, images, grey=True)
-        assert main(["shard", str(tree), str(folder / split), "--resolution", "32"]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        for split, images in (("train", 64), ("test", 16)):
+            tree = write_tree(folder / "trees" / split, images, grey=True)
+            assert main(["shard", str(tree), str(folder / split), "--resolution", "32"]) == 0
+
+    return once(tmp_path_factory, "splits", make)
 
 
 @pytest.fixture
@@ -105,8 +102,13 @@ def other_programs(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
-    run = tmp_path_factory.mktemp("resumed") / "run"
-    first = train(tiny, run, "total_images=128", **other_programs(run.parent))
+    folder = once(tmp_path_factory, "resumed", lambda folder: _resume(folder, tiny))
+    return Resumed(folder / "run", *pickle.loads((folder / "said").read_bytes()))
+
+
+def _resume(folder: Path, tiny: str) -> None:
+    run = folder / "run"
+    first = train(tiny, run, "total_images=128", **other_programs(folder))
     assert first.returncode == 0, first.stderr + log(run)
     assert read_status(run / "status.json") == RunState("finished", 128, 0)
     assert sorted(os.listdir(run / "checkpoints")) == ["0000000064-0001", "0000000128-0001", "fence-0000000001.json"]
@@ -115,15 +117,13 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Resumed:
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\1")
     second = train(tiny, run)
     assert second.returncode == 0, second.stderr + log(run)
-    return Resumed(run, first, second, uid, mlflow_id)
+    (folder / "said").write_bytes(pickle.dumps((first, second, uid, mlflow_id)))
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     """The same run in one go, which nobody interrupts. Read only."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train_forked(tiny, run, "tracking.mode=off")
-    return run
+    return once(tmp_path_factory, "whole", lambda folder: train_forked(tiny, folder / "run", "tracking.mode=off")) / "run"
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from jobs.cli import main
 from pipeline.data.manifest import load_manifest
 from pipeline.data.shard_index import ROW
 from pipeline.storage import object_stores
-from tests.conftest import write_tree
-from tests.jobs.test_register import refusal
-from tests.pipeline.data.test_loader import joined, take
-from tests.pipeline.packing.test_indexer import GOOD, picture, write
+from tests.support.loading import joined, take
+from tests.support.mistakes import refusal
+from tests.support.patterns import write_tree
+from tests.support.tars import GOOD, picture_of, write_tar
 from tests.support.tiny_runs import TINY, assert_one_line, disk
 
 
@@ -31,7 +31,7 @@ def tiny(tmp_path: Path, shards: Path) -> str:
     return str(tmp_path / "tiny.yaml")
 
 
-TWO = [("b.cls", b"0"), ("b.png", picture(0))]
+TWO = [("b.cls", b"0"), ("b.png", picture_of(0))]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ TWO = [("b.cls", b"0"), ("b.png", picture(0))]
         ([*GOOD, *TWO, *GOOD], [], 65, "sample a is a second one with this key: write the shard again"),
         ([*GOOD, ("../../b.cls", b"0"), ("../../b.png", b"")], [], 65, "'../../b.cls', which points outside"),
         ([*GOOD, ("/etc/b.png", b"")], [], 65, "'/etc/b.png', which points outside"),
-        ([("a.cls", b"1"), ("a.png", picture(1, 12_000, 9_000, mode="1"))], [], 65, "12000 x 9000 pixels are more than"),
+        ([("a.cls", b"1"), ("a.png", picture_of(1, 12_000, 9_000, mode="1"))], [], 65, "12000 x 9000 pixels are more than"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Image size")
@@ -56,8 +56,8 @@ def test_tars_that_cannot_be_indexed(
 ) -> None:
     """One good shard does not make up for a bad one: neither gets an index."""
     (tmp_path / "names.txt").write_text("x\ny\n")
-    write(tmp_path / "tars/000.tar", [("z.json", b'{"x": 1}'), *((name.replace("a.", "z."), data) for name, data in GOOD)])
-    write(tmp_path / "tars/001.tar", files)
+    write_tar(tmp_path / "tars/000.tar", [("z.json", b'{"x": 1}'), *((name.replace("a.", "z."), data) for name, data in GOOD)])
+    write_tar(tmp_path / "tars/001.tar", files)
     flags = [str(tmp_path / "names.txt") if flag == "NAMES" else flag for flag in flags]
     found, line = refusal(capsys, "index", str(tmp_path / "tars"), *flags)
     assert found == code and line.startswith("biggan: error: ") and says in line
@@ -80,7 +80,7 @@ def test_a_bomb_and_a_path_out_of_a_zip(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_shards_of_others_with_a_path_that_leads_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "src/000.tar", [("../x.cls", b"1"), ("../x.png", picture(1))])
+    write_tar(tmp_path / "src/000.tar", [("../x.cls", b"1"), ("../x.png", picture_of(1))])
     for command in (["index", "SRC"], ["shard", "SRC", "DST", "--resolution", "16"]):
         places = {"SRC": str(tmp_path / "src"), "DST": str(tmp_path / "dst")}
         code, line = refusal(capsys, *(places.get(part, part) for part in command))
@@ -156,7 +156,7 @@ class _ElsewhereS3(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(params=["PermanentRedirect", "AuthorizationHeaderMalformed"])
 def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_ElsewhereS3, request.param))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

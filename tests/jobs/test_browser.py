@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from tests.conftest import address
+from tests.support.servers import address
 from tests.support.tiny_runs import Resumed, mlflow_runs
 
 pytestmark = pytest.mark.slow
@@ -90,9 +90,26 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     assert page.title() == f"{run} · biggan explore"
     assert {"256 images seen", "biggan, 32 × 32"} <= set(page.locator("dd").all_inner_texts())
     assert drawn.all_inner_texts()[:5] == ["bars", "blob", "checks", "stripes", "bars"]
-    first = files(page, "#samples")
 
-    # Another class, truncation, seed and count: other images, and those that the command shown writes.
+    shown = _samples_are_those_of_the_command(page, drawn, run, tmp_path)
+    _a_sample_begins_a_walk(page, drawn, shown[2])
+    _the_nearest_training_images_are_shown(page)
+    _mistakes_are_said_at_their_field(page, drawn)
+
+    # Nothing is cut off, wide or narrow, and small images keep their pixels.
+    for width in (1280, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert drawn.nth(0).locator("img").evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+    assert faults == []
+    page.close()
+
+
+def _samples_are_those_of_the_command(page: Any, drawn: Any, run: Path, tmp_path: Path) -> list[bytes]:
+    """Another class, truncation, seed and count: other images, and those that the command shown writes. Returns them."""
+    from playwright.sync_api import expect
+
+    first = files(page, "#samples")
     page.get_by_label("Class", exact=True).first.fill("blob")
     page.get_by_label("Truncate the latents").check()
     page.get_by_role("slider").fill("0.7")
@@ -105,17 +122,21 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     assert command == f"biggan sample {run} set/ --count 6 --seed 11 --classes blob --truncation 0.7"
     assert main([f"{tmp_path}/set/" if part == "set/" else part for part in shlex.split(command)[1:]]) == 0
     assert shown == [path.read_bytes() for path in sorted((tmp_path / "set" / "blob").iterdir())]
+    return shown
 
-    # A sample, chosen by keyboard, as the beginning of a walk: both ends are samples.
+
+def _a_sample_begins_a_walk(page: Any, drawn: Any, sample: bytes) -> None:
+    """Chosen by keyboard; both ends of the walk are samples, and its truncation stays, whatever the next samples have."""
+    from playwright.sync_api import expect
+
     drawn.nth(2).locator("button").focus()
     page.keyboard.press("Space")
     assert page.locator("#chosen-name").inner_text() == "blob, sample 2 of seed 11, truncation 0.7"
     page.get_by_role("button", name="Walk from here").click()
     expect(page.locator("#walk:not([hidden], [aria-busy]) li")).to_have_count(9)
     walk = [pixels(file) for file in files(page, "#walk")]
-    assert abs(walk[0] - pixels(shown[2])).max() <= 1 < abs(walk[4] - walk[0]).max()
+    assert abs(walk[0] - pixels(sample)).max() <= 1 < abs(walk[4] - walk[0]).max()
 
-    # Its truncation is the walk's, whatever the next samples are drawn with.
     page.get_by_label("Truncate the latents").uncheck()
     expect(page.locator("#command")).not_to_contain_text("truncation")
     page.get_by_role("button", name="Walk from here").click()
@@ -123,7 +144,10 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     assert page.locator("#walk-how").inner_text().endswith("truncation 0.7.")
     assert [pixels(file).tolist() for file in files(page, "#walk")] == [image.tolist() for image in walk]
 
-    # The training images nearest to it.
+
+def _the_nearest_training_images_are_shown(page: Any) -> None:
+    from playwright.sync_api import expect
+
     page.get_by_role("button", name="Nearest training images").click()
     expect(page.locator("#nearest:not([hidden], [aria-busy]) li")).to_have_count(8)
     assert "Nearest of 256 of the 256 training images, by pixel distance" in page.locator("#how").inner_text()
@@ -132,7 +156,11 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
     assert len(distances) == 8 and distances == sorted(distances)
     assert len(set(files(page, "#nearest"))) == 8
 
-    # A mistake is said at its field, and the images stay; the next good input clears it.
+
+def _mistakes_are_said_at_their_field(page: Any, drawn: Any) -> None:
+    """And the images stay; the next good input clears it."""
+    from playwright.sync_api import expect
+
     for label, wrong, good, says in (
         ("Class", "hat", "", "class 'hat': no such class; the model has 0 to 3"),
         ("Count", "1000", "6", "count '1000': must be a whole number from 1 to 64"),
@@ -148,14 +176,6 @@ def test_the_page_of_a_run(explorer: str, browser: Any, run: Path, tmp_path: Pat
         assert page.locator("[aria-invalid]").count() == 0
     assert page.get_by_text("From 1 to 64", exact=True).is_visible()
     drawn.nth(5).wait_for()
-
-    # Nothing is cut off, wide or narrow, and small images keep their pixels.
-    for width in (1280, 400):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert drawn.nth(0).locator("img").evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
-    assert faults == []
-    page.close()
 
 
 def test_the_sample_grids_in_mlflow(run: Path, browser: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from jobs import demo
 from jobs.cli import commands, main
 from pipeline.runs.run_folder import load_run_config
-from tests.conftest import write_tree
+from tests.support.patterns import write_tree
 from tests.support.tiny_runs import mlflow_runs
 
 

@@ -1,8 +1,6 @@
 """What `biggan describe` prints, and how it counts."""
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,9 @@ from pipeline.config import load_config
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks, Update
-from tests.jobs.test_register import refusal
+from pipeline.engine.zero import Ranks
+from tests.support.mistakes import refusal
+from tests.support.plain_engine import Plain
 
 PARTS = ("generator", "discriminator")
 
@@ -114,33 +113,6 @@ def test_training_is_counted_as_what_the_steps_compute(
         "d_step": counted[0],
         "g_step": counted[1],
     }
-
-
-class Plain:
-    """A network as `pipeline.engine.steps` sees an engine, without DeepSpeed."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.module(*inputs)
-
-    apply = __call__
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        self.module.requires_grad_(False)
-        yield
-        self.module.requires_grad_(True)
-
-    def backward(self, loss: Tensor, added: object = None) -> None:
-        loss.backward()
-
-    def gathered(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def step(self) -> Update:
-        return Update(torch.zeros(()), skipped=False)
 
 
 def step_flops(model: ModelConfig) -> list[float]:

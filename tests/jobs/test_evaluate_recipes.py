@@ -15,7 +15,7 @@ from pipeline.runs import evaluations
 from pipeline.runs.run_folder import load_run_config
 from pipeline.tracking import journal
 from pipeline.tracking.records import MetricsRecord
-from tests.conftest import write_tree
+from tests.support.patterns import write_tree
 from tests.support.saved_run import save_checkpoint, save_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_recipe")

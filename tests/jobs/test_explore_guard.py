@@ -20,8 +20,8 @@ from jobs.explore import subject as subject_of
 from pipeline.ui import explore_server
 from pipeline.ui.explore_app import Subject, shown
 from pipeline.ui.explore_server import hosts_of
-from tests.jobs.test_explore import Page, arguments, served
 from tests.support.background import wait_for as until
+from tests.support.explore_page import Page, arguments, served
 from tests.support.saved_run import short_standing_statistics
 
 

@@ -9,8 +9,8 @@ from jobs.cli import main
 from pipeline.cluster import launch
 from pipeline.data.manifest import dump_manifest, load_manifest
 from pipeline.errors import ConfigError
-from tests.jobs.test_register import refusal
-from tests.pipeline.packing.test_indexer import GOOD, picture, write
+from tests.support.mistakes import refusal
+from tests.support.tars import GOOD, picture_of, write_tar
 from tests.support.tiny_runs import TINY, disk, remount
 
 
@@ -45,7 +45,7 @@ def test_index_then_verify_then_train_on_them(
 def test_a_pass_that_stops_and_one_that_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What the refusal advises works as it is typed, and says what it cost."""
     folder = tmp_path / "my tars"
-    write(folder / "0.tar", [*GOOD, ("b.png", b"<html>"), ("b.cls", b"1"), ("c.png", picture(2)), ("c.cls", b"2")])
+    write_tar(folder / "0.tar", [*GOOD, ("b.png", b"<html>"), ("b.cls", b"1"), ("c.png", picture_of(2)), ("c.cls", b"2")])
     (folder / "1.tar").write_bytes(b"")
     (folder / "0.parquet").touch()
     assert main(["index", str(folder)]) == 65

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.runs.run_folder import read_status
-from tests.pipeline.cluster.test_rendezvous import free_port
 from tests.support.network_neighbour import Neighbour, Recorder
+from tests.support.servers import free_port
 from tests.support.tiny_runs import tensors_of
 
 

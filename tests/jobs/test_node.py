@@ -17,8 +17,8 @@ import pytest
 from pipeline.checkpoint import format
 from pipeline.messaging.job_token import VARIABLE
 from pipeline.runs.run_folder import read_identity, read_status
-from tests.pipeline.cluster.test_rendezvous import free_port
 from tests.support.background import wait_for
+from tests.support.servers import free_port
 from tests.support.tiny_runs import tensors_of
 
 TOKEN = "0123456789abcdef" * 2

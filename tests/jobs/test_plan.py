@@ -6,7 +6,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline import progress
-from tests.jobs.test_register import refusal
+from tests.support.mistakes import refusal
 
 SMALL = ("plan", "fashion-mnist", "--nodes", "2", "--gpus", "2", "batch.micro_batch=32")
 

@@ -9,6 +9,7 @@ import pytest
 from jobs.cli import main
 from pipeline.runs.run_folder import load_run_config
 from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.mistakes import refusal
 from tests.support.registered_models import FID, RECIPE, evaluation, write_evaluation
 from tests.support.saved_run import COMMIT, save_checkpoint, save_run
 
@@ -23,13 +24,6 @@ def run_dir(registered_run: Path) -> Path:
 def versions(run_dir: Path, name: str) -> list[Any]:
     found = connect(store_uri(run_dir, None)).search_model_versions(f"name = '{name}'")
     return sorted(found, key=lambda version: int(version.version))
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    """Exit code and the only line on stderr of a command that must fail."""
-    code = main(argv)
-    (line,) = capsys.readouterr().err.splitlines()
-    return code, line
 
 
 def test_register_makes_one_version_per_weights(
@@ -119,15 +113,20 @@ def test_a_folder_without_a_run_or_without_a_checkpoint_is_named(
     assert code == 78 and "no checkpoint" in line
 
 
-def test_an_evaluation_of_the_very_weights_goes_with_them(
-    tmp_path: Path, shards_grey: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_dir = tmp_path / "run"
-    config = save_run(run_dir, shards_grey, store=empty_store)
+@pytest.fixture
+def two_checkpoints(tmp_path: Path, shards_grey: Path, empty_store: Path) -> Path:
+    """The folder of a run with checkpoints at 4,096 and 8,192 images, and a document of before there were recipes."""
+    config = save_run(tmp_path / "run", shards_grey, store=empty_store)
     save_checkpoint(config, 8192)
-    older = run_dir / "evaluation" / "0000004096.json"
+    older = tmp_path / "run" / "evaluation" / "0000004096.json"
     older.parent.mkdir()
     older.write_text(json.dumps({"images": 4096, "FID[clf]": 5.0}))
+    return tmp_path / "run"
+
+
+def test_an_evaluation_of_the_very_weights_goes_with_them(two_checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = two_checkpoints
+    older = run_dir / "evaluation" / "0000004096.json"
     register = ["register", str(run_dir), "--name", "tiny"]
 
     # No evaluation yet, but an older document: said, and registered without.
@@ -169,8 +168,17 @@ def test_an_evaluation_of_the_very_weights_goes_with_them(
     assert main([*register, "--checkpoint", "4096", "--evaluation", str(small)]) == 0
     assert json.loads(versions(run_dir, "tiny")[0].tags["evaluation"])["metrics"][FID] == 29
     assert "beside it: FID[clf] 6.5, accuracy 0.9 (10,000 samples" in capsys.readouterr().out
-    small.unlink()
+
+
+def test_evaluations_that_do_not_compare_or_are_not_theirs_are_refused(
+    two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = two_checkpoints
+    older = run_dir / "evaluation" / "0000004096.json"
+    register = ["register", str(run_dir), "--name", "tiny"]
     write_evaluation(run_dir, 4096, 6.5)
+    assert main([*register, "--checkpoint", "4096"]) == 0
+    capsys.readouterr()
 
     # Figures of two recipes do not compare; a file about other weights is not theirs.
     other = write_evaluation(run_dir, 8192, 1.0, recipe_id="f" * 16)

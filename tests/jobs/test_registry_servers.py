@@ -48,7 +48,7 @@ def received() -> Iterator[tuple[str, list[tuple[Message, bytes]]]]:
             """Nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/hook", sent
     server.shutdown()
     server.server_close()

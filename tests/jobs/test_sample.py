@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.generation import sample_files
 from pipeline.generation.load import load_generator
 from pipeline.tracking.mlflow_store import store_uri
-from tests.jobs.test_register import refusal
+from tests.support.mistakes import refusal
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -28,7 +28,7 @@ from pipeline.generation import client as clients
 from pipeline.generation import pyfunc_model
 from pipeline.generation.client import Client, NoServerError, is_server
 from pipeline.tracking.mlflow_store import store_uri
-from tests.pipeline.conftest import _free_port
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -96,7 +96,7 @@ def test_a_fresh_environment_serves_it(registered_run: Path, tmp_path: Path, cap
     assert found == "None None None None\n"
 
     environment |= {"MLFLOW_TRACKING_URI": store_uri(registered_run, None), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    port = _free_port()
+    port = free_port()
     serve = ["mlflow", "models", "serve", "-m", "models:/tiny@first", "--env-manager", "local", "-p", str(port)]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(serve, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)

@@ -12,8 +12,9 @@ import pytest
 from jobs.cli import main
 from pipeline.data.loader import DataConfig, load_all
 from pipeline.data.manifest import load_manifest
-from tests.conftest import S3Server, write_tree
-from tests.pipeline.packing.sources.test_detect import write_idx
+from tests.support.datasets.idx import write_idx
+from tests.support.patterns import write_tree
+from tests.support.servers import S3Server
 
 
 @pytest.fixture

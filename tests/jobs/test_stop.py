@@ -15,6 +15,7 @@ from pipeline.checkpoint import format
 from pipeline.runs.run_folder import RunState, read_status, write_status
 from pipeline.storage.run_lock import lock
 from tests.support.background import Started, biggan
+from tests.support.servers import free_port
 from tests.support.tiny_runs import mlflow_runs
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -27,12 +28,6 @@ open(f"rank{os.environ['RANK']}.code", "w").write(str(code))
 sys.exit(code)
 """
 BOTH = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def node(rank: int, port: int, config: str, run: Path) -> Started:

@@ -24,8 +24,8 @@ from pipeline.checkpoint import format
 from pipeline.cluster.job_specs import MARGIN
 from pipeline.messaging.job_token import VARIABLE
 from pipeline.tracking.mlflow_store import connect
-from tests.conftest import address
 from tests.support.nodes import Node, Nodes, require, until
+from tests.support.servers import address
 from tests.support.tiny_runs import TINY
 
 REPOSITORY = Path(__file__).parents[2]

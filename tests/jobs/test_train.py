@@ -24,8 +24,8 @@ from pipeline.profiling.costs import checkpoint_bytes, network_sizes
 from pipeline.runs.run_folder import RunState, read_identity, read_status, write_status
 from pipeline.storage import run_lock
 from pipeline.tracking.mlflow_store import connect, store_uri
-from tests.conftest import S3Server
 from tests.support import background
+from tests.support.servers import S3Server
 from tests.support.tiny_runs import Resumed, assert_one_line, disk, log, mlflow_runs, remount, tensors_of, train, train_forked
 
 LINE = re.compile(

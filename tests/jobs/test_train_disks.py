@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.support import workers
 from jobs import cli
 from pipeline.checkpoint import format
 from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.training import loop
 from tests.support.background import biggan
+from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import disk, fill
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -91,7 +91,7 @@ def test_what_happens_to_the_runs_folder_does_not_end_a_training(tiny: str, shar
             "total_images=640",
             "data.read_ahead=1",
         ]
-        workers.run(
+        run_ranks(
             _spoilt,
             tiny,
             [*overrides, "tracking.mode=offline", "tracking.system_seconds=0"],

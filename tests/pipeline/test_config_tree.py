@@ -18,7 +18,7 @@ from pipeline.data.loader import DataConfig, PartConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
 from pipeline.runs.run_folder import load_run_config, prepare
-from tests.pipeline.test_config import message
+from tests.support.mistakes import message
 
 BIGGAN = to_yaml(load_config("cifar10"))
 

@@ -10,8 +10,8 @@ import yaml
 
 from jobs.cli import main
 from pipeline.cluster import submission
-from tests.slurm.conftest import IMAGES
 from tests.support.slurm import Slurm
+from tests.support.slurm_runs import IMAGES
 from tests.support.tiny_runs import assert_one_line
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -14,10 +14,11 @@ from pipeline.checkpoint import format
 from pipeline.cluster import submission
 from pipeline.runs.run_folder import RunState, read_status
 from pipeline.tracking.mlflow_store import connect, store_uri
-from tests.conftest import address, write_tree
-from tests.slurm.conftest import IMAGES, on_one_machine
 from tests.support.nodes import until
+from tests.support.patterns import write_tree
+from tests.support.servers import address
 from tests.support.slurm import Slurm
+from tests.support.slurm_runs import IMAGES, on_one_machine
 from tests.support.tiny_runs import mlflow_runs, tensors_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]

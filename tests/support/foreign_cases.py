@@ -1,16 +1,23 @@
 """Folders as other projects leave them, made again from what benchmarks/import_equivalence.py kept of the originals."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.support import foreign_checkpoints
+from benchmarks.support.imported import imported_outputs, some
+from pipeline.checkpoint.importers import detect
+from pipeline.checkpoint.importers.convert import Imported, Options
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "foreign"
 CASES: dict[str, dict[str, Any]] = json.loads((FIXTURES / "cases.json").read_text())
+TINY = "biggan-32-unshared"
 _BUFFERS = ("u0", "sv0", "weight_u", "weight_v", "accumulation_counter", "num_batches_tracked")
 
 
@@ -18,6 +25,11 @@ def outputs(name: str) -> dict[str, Tensor]:
     """Some numbers of each output of the originals, by network and mode, such as `G eval`."""
     found = load_file(FIXTURES / "outputs.safetensors")
     return {key.partition("/")[2]: value for key, value in found.items() if key.startswith(f"{name}/")}
+
+
+def outputs_of(name: str, imported: Imported, modes: Iterable[str]) -> dict[str, Tensor]:
+    """The same numbers of networks of ours with the imported weights."""
+    return {key: some(output) for key, output in imported_outputs(name, imported, modes).items()}
 
 
 def states(name: str, *networks: str) -> dict[str, dict[str, Any]]:
@@ -43,3 +55,12 @@ def moments(name: str) -> dict[str, dict[str, Any]]:
 def save(folder: Path, name: str, states: dict[str, dict[str, Any]]) -> str:
     """Write `states` as the case's project does; returns the folder."""
     return str(foreign_checkpoints.save(folder, CASES[name]["form"], states, CASES[name]["settings"]))
+
+
+def read(src: Path | str, **options: Any) -> Imported:
+    return detect.read(str(src), Options(**options), lambda line: None)
+
+
+def refused(error: type[Exception], *parts: str) -> Any:
+    """Expects `error` in one line that has all `parts`."""
+    return pytest.raises(error, match=r"\A" + "".join(f"(?=.*{re.escape(part)})" for part in parts) + r".*\Z")

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.support import workers
+from benchmarks.support.workers import run as run_ranks
 
 
 def on_ranks(world_size: int, work: Callable[..., None], *args: Any) -> str:
     """Run `work(ranks, *args)` on `world_size` ranks, and return what they said; fails the test if one of them fails."""
     with tempfile.NamedTemporaryFile() as log:
-        workers.run(_rank, work, args, ranks=world_size, log=Path(log.name))
+        run_ranks(_rank, work, args, ranks=world_size, log=Path(log.name))
         return Path(log.name).read_text()
 
 

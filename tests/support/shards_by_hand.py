@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.data.manifest import Manifest, Shard, dump_manifest
 from pipeline.data.shard_index import ROW, dump_index, index_name
-from tests.pipeline.packing.test_indexer import write
+from tests.support.tars import write_tar
 
 
 def write_shards(folder: Path, images: list[tuple[str, bytes]], **changed: Any) -> Path:
@@ -16,7 +16,7 @@ def write_shards(folder: Path, images: list[tuple[str, bytes]], **changed: Any) 
 
     `changed`: `rows`, a function of the index's rows that returns others; or fields of the manifest.
     """
-    data = write(folder / "0.tar", images).read_bytes()
+    data = write_tar(folder / "0.tar", images).read_bytes()
     rows, place = [], 0
     for _, image in images:
         rows.append((place // 512 + 1, len(image), google_crc32c.value(image), 0))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.support import workers
 from jobs import cli
 from pipeline.checkpoint import format
 from pipeline.tracking.mlflow_store import connect, store_uri
+from tests.support.ranks import run_ranks
 
 # 2 ranks x 2 micro-batches, batch-norm groups that span both ranks, a D step more than G steps.
 TINY: dict[str, Any] = {
@@ -43,7 +43,7 @@ def train_forked(config: str, run: Path, *overrides: str, ranks: int = 2, **envi
     """The workers of `train` without their launcher, to a good end, and what they said: 3 seconds where that takes 15."""
     said = run.parent / f"{time.monotonic_ns()}.log"
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)  # as the launcher gives them: the same numbers to the last bit
-    workers.run(_worker, config, [f"run={run}", *overrides], ranks=ranks, log=said, OMP_NUM_THREADS=str(threads), **environment)
+    run_ranks(_worker, config, [f"run={run}", *overrides], ranks=ranks, log=said, OMP_NUM_THREADS=str(threads), **environment)
     return said.read_text()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.fuzz_tar import damage as damage_tar
+from pipeline.data.tar import BLOCK
 
 NUMBERS = (
     0,
@@ -229,3 +229,29 @@ _FORMS: dict[tuple[str, ...], Callable[[bytes, random.Random], bytes]] = {
     (".png",): _png,
     (".safetensors",): _safetensors,
 }
+
+
+def damage_tar(data: bytearray, rng: random.Random) -> str:
+    """Change a tar in place; returns how."""
+    kind = rng.choice(["nothing", "cut", "bytes", "remove", "repeat", "exchange", "zero", "digits"])
+    blocks = len(data) // BLOCK
+    a, b = (BLOCK * rng.randrange(blocks) for _ in range(2))
+    if kind == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif kind == "bytes":
+        for _ in range(rng.randint(1, 5)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    elif kind == "remove":
+        del data[a : a + BLOCK]
+    elif kind == "repeat":
+        data[a:a] = data[b : b + BLOCK]
+    elif kind == "exchange":
+        data[a : a + BLOCK], data[b : b + BLOCK] = data[b : b + BLOCK], data[a : a + BLOCK]
+    elif kind == "zero":
+        data[a : a + BLOCK] = bytes(BLOCK)
+    elif kind == "digits":  # a header that says something else, with a checksum that is right
+        place = a + rng.choice([rng.randrange(0, 100), rng.randrange(124, 136), 156, rng.randrange(257, 500)])
+        data[place] = rng.choice(b"0123456789\0 xgLKS\x80\xff")
+        header = data[a : a + 148] + b" " * 8 + data[a + 156 : a + BLOCK]
+        data[a + 148 : a + 156] = b"%06o\0 " % sum(header)
+    return kind

@@ -120,4 +120,4 @@ READERS: tuple[Reader, ...] = (
     Reader("checkpoint-sample", "run", ("kept/*/*",), _sample("kept"), _right_commit),
     Reader("exported", "run", ("exported/*",), _sample("exported"), _right_weights),
 )
-"""Files of data sets, of models; and `fuzz_table_run` has those of runs and answers of servers."""
+"""Files of data sets, of models; and `run_readers` has those of runs and answers of servers."""

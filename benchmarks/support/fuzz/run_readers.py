@@ -1,4 +1,4 @@
-"""What reads the files of a run that somebody has sent, and what servers answer; see `fuzz_table`."""
+"""What reads the files of a run that somebody has sent, and what servers answer; see `readers`."""
 
 import json
 from collections.abc import Callable

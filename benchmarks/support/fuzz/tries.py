@@ -32,6 +32,7 @@ _MOST_MEMORY = 3 << 30
 _SPARE = 200 << 20
 _GRACE = 60.0
 """Seconds more, after which a try that does not even see its alarm, in a library, is killed."""
+_ROOT, _OURS = Path(__file__).parents[3], ("pipeline", "jobs", "model", "benchmarks", "tests")
 UNDAMAGED = "its own files, undamaged: "
 
 
@@ -50,7 +51,7 @@ class Reader:
     """Makes sums over the damaged files right again, as somebody with bad intentions does: in most tries."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What became of the tries of one reader."""
 
@@ -221,11 +222,12 @@ def _asked_for_too_much(error: BaseException | None) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """`KeyError at pipeline/runs/run_folder.py:113`: the innermost line of ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if re.search(r"/(pipeline|jobs|model|benchmarks|tests)/[^/]+\.py$", f.filename)]
-    last = (ours or list(frames))[-1]
-    return f"{type(error).__name__} at {'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"
+    """Return the error's type and the innermost line of this project: `KeyError at pipeline/runs/run_folder.py:113`."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    inside = [(path.relative_to(_ROOT), line) for path, line in frames if path.is_relative_to(_ROOT)]
+    ours = [(path, line) for path, line in inside if path.parts[0] in _OURS]
+    path, line = (ours or frames)[-1]
+    return f"{type(error).__name__} at {path.as_posix()}:{line}"
 
 
 def _bare(text: str, folder: Path) -> str:

@@ -52,7 +52,7 @@ class Imported:
     """The averaged generator, with its own buffers; the same as `generator` where the source has only one of the two."""
     discriminator: Tensors | None
     optimizers: dict[str, Tensors]
-    """`generator`, `discriminator`: Adam's moments as in `pipeline.engine.slices.moments`, where the source has them."""
+    """`generator`, `discriminator`: Adam's moments as in `pipeline.engine.slices.slice_moments`, where the source has them."""
     statistics: Tensors
     """`truncations` [K] and each batch norm's `NAME.mean` and `NAME.var` [K, C], recorded with the weights of `ema`."""
     progress: Progress

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.checkpoint import fencing
 from pipeline.checkpoint.fencing import FencedError, take
 from pipeline.errors import ConfigError
-from tests.conftest import S3Server
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(params=["path", "memory", "s3"])

@@ -22,30 +22,13 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.checkpoint import format, rank_files
 from pipeline.checkpoint.commit_document import Files
-from pipeline.checkpoint.format import COMMIT, Checkpoint, Progress, Tensors, committed, newest
+from pipeline.checkpoint.format import COMMIT, Progress, committed, newest
 from pipeline.checkpoint.pruning import save
 from pipeline.engine.slices import Slice, share, whole
 from pipeline.engine.zero import Ranks
 from pipeline.errors import ConfigError, DataError
-from tests.conftest import S3Server
-
-
-def tensors(images: int) -> dict[str, Tensors]:
-    """Contents that tell checkpoints apart."""
-    return {name: {"w": torch.full((64, 64), float(images)), "b": torch.arange(3.0)} for name in ("generator", "ema")}
-
-
-def save_at(uri: str, *images: int, keep: int = 2) -> None:
-    for n in images:
-        save(uri, Progress(n, n // 10), tensors(n), {"world_size": 2}, keep)
-
-
-def assert_whole(found: Checkpoint | None, images: int) -> None:
-    assert found is not None and found.images == images
-    assert found.progress() == Progress(images, images // 10)
-    assert found.state()["world_size"] == 2
-    for name, part in tensors(images).items():
-        assert all(torch.equal(found.tensors(name)[key], value) for key, value in part.items())
+from tests.support.checkpoints import assert_whole, damage, save_at
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(params=["path", "memory", "s3"])
@@ -177,12 +160,6 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
         last = found.images
     save_at(str(tmp_path), last + 1)
     assert len(storage.names(str(tmp_path))) == 2
-
-
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def cut(path: Path) -> None:

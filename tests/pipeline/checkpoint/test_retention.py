@@ -15,8 +15,8 @@ from pipeline.checkpoint.pruning import save
 from pipeline.checkpoint.rank_files import write_part, write_state
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.engine.slices import Slice, whole
-from tests.conftest import S3Server
-from tests.pipeline.checkpoint.test_format import assert_whole, damage, save_at, tensors
+from tests.support.checkpoints import assert_whole, damage, save_at, tensors
+from tests.support.servers import S3Server
 
 
 def test_what_is_kept_beside_the_newest(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.support import workers
 from pipeline import storage
 from pipeline.checkpoint import fencing, format, saver
 from pipeline.checkpoint.format import Progress
@@ -16,6 +15,7 @@ from pipeline.engine import agreement
 from pipeline.engine.slices import share, whole
 from pipeline.engine.zero import Ranks, start_workers
 from pipeline.errors import NodeError, StorageError, UserError
+from tests.support.ranks import run_ranks
 
 
 def save(s: Saver, images: int) -> None:
@@ -119,7 +119,7 @@ def play(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saver")
-    workers.run(play, folder, ranks=2, log=folder / "log")
+    run_ranks(play, folder, ranks=2, log=folder / "log")
     return folder
 
 

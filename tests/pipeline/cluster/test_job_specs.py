@@ -1,68 +1,20 @@
-"""What is handed to clusters, against the schemas that their makers publish: JobSet's models, SkyPilot's parser, AWS's API."""
+"""What is handed to Kubernetes, against the models that JobSet's makers publish; and the token, wherever it goes."""
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from botocore.loaders import Loader
-from botocore.model import ServiceModel
-from botocore.validate import ParamValidator
 from kubeflow_trainer_api.models.io_k8s_api_core_v1_config_map import IoK8sApiCoreV1ConfigMap
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from pipeline.cluster.job import ClusterJob
 from pipeline.cluster.job_specs import FINAL, PREEMPTED, as_yaml, aws_batch, config_map, hosts, jobset, skypilot, token_secret
-from pipeline.errors import ConfigError
 from pipeline.messaging.job_token import VARIABLE
-
-CONFIG = "run: /scratch/run\ntotal_images: 1000\ncheckpoint:\n  uri: s3://bucket/run\n"
-SMALL = ClusterJob("gan", "ghcr.io/acme/biggan:1.0", CONFIG, gpu="H100")
-FULL = ClusterJob(
-    "biggan-128",
-    "ghcr.io/acme/biggan@sha256:" + "0" * 64,
-    CONFIG,
-    nodes=4,
-    gpu="H100",
-    cpus=96,
-    memory_gb=900,
-    env={"NCCL_DEBUG": "WARN", "AWS_REGION": "eu-west-1"},
-    secrets=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    queue="gpu",
-    service_account="trainer",
-    node_selector={"cloud.google.com/gke-spot": "true"},
-    instance_type="p5.48xlarge",
-)
-BATCH = replace(FULL, secrets=())
-
-
-def places(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each key of a tree is, but for keys that are data (labels, limits, environment)."""
-    if isinstance(tree, dict) and (not at or at[-1] not in ("labels", "requests", "limits", "nodeSelector", "data", "envs")):
-        for key, value in tree.items():
-            yield (*at, key)
-            yield from places(value, (*at, key))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from places(value, (*at, index))
-
-
-def renamed(tree: Any, at: tuple[Any, ...]) -> Any:
-    """The tree with one key misspelt."""
-    tree = copy.deepcopy(tree)
-    node = tree
-    for part in at[:-1]:
-        node = node[part]
-    node[at[-1] + "s"] = node.pop(at[-1])
-    return tree
+from tests.support.cluster_jobs import BATCH, FULL, SMALL, places, renamed
 
 
 def check_kubernetes(tree: dict[str, Any]) -> None:
@@ -196,102 +148,6 @@ def test_names_that_the_jobset_controller_refuses_are_not_made() -> None:
 def test_what_a_cluster_would_refuse_is_refused_here(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(SMALL, **change)
-
-
-# SkyPilot's own parser, in an environment of its own (`make skypilot`).
-SKYPILOT = Path(sys.prefix, "share/skypilot/bin/python")
-PARSE = """
-import json, sys, sky
-secrets = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]
-for line in sys.stdin:
-    try:
-        task = sky.Task.from_yaml_config(json.loads(line), secrets_overrides=secrets)
-        (resources,) = task.resources
-        print(json.dumps([task.num_nodes, resources.accelerators, resources.use_spot, resources.job_recovery, task.run]))
-    except Exception as error:
-        print(json.dumps(f"{type(error).__name__}: {error}"))
-"""
-
-
-@pytest.fixture(scope="module")
-def parsed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[Any]], list[Any]]:
-    """What SkyPilot makes of tasks: a list of what it has read, or its complaint."""
-    if not SKYPILOT.exists():
-        pytest.skip("needs `make skypilot`")
-    home = tmp_path_factory.mktemp("home")
-
-    def parse(tasks: list[Any]) -> list[Any]:
-        done = subprocess.run(
-            [SKYPILOT, "-c", PARSE],
-            input="".join(json.dumps(task) + "\n" for task in tasks),
-            env=os.environ | {"HOME": str(home), "PYTHONPATH": "", "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    return parse
-
-
-@pytest.mark.slow
-def test_skypilot_reads_its_task_and_refuses_every_misspelt_key(parsed: Callable[[list[Any]], list[Any]]) -> None:
-    task = skypilot(FULL)
-    # Below `config` are its users' own keys of other programs; it leaves the keys of job_recovery to its server, as we do not.
-    wrong = [at for at in places(task) if at[:2] != ("resources", "job_recovery") and at[0] not in ("config", "secrets")]
-    assert set(task["resources"]["job_recovery"]) == {"max_restarts_on_errors", "recover_on_exit_codes"}
-    answers = parsed([task, yaml.safe_load(as_yaml(task)), skypilot(SMALL), *(renamed(task, at) for at in wrong)])
-    recovery = {"max_restarts_on_errors": 20, "recover_on_exit_codes": list(PREEMPTED), "strategy": None}
-    assert answers[0] == [4, {"H100": 8}, True, recovery, task["run"]] == answers[1]
-    assert answers[2][0] == 1
-    for at, answer in zip(wrong, answers[3:], strict=True):
-        assert isinstance(answer, str), (at, answer)
-
-
-def test_the_script_of_skypilot_writes_the_configuration_and_runs_the_node(tmp_path: Path) -> None:
-    task = skypilot(replace(FULL, config=CONFIG + "seed: $HOME `id` 'x'\n"))
-    node = tmp_path / "biggan"
-    node.write_text('#!/bin/sh\necho "$@"; cat "$2"\n')
-    node.chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:/bin:/usr/bin", "HOME": str(tmp_path)}
-    said = subprocess.run(["bash", "-c", task["run"]], env=environ, capture_output=True, text=True, check=True).stdout
-    assert said == f"node {tmp_path}/biggan.yaml\n{CONFIG}seed: $HOME `id` 'x'\n"
-    assert (
-        int(task["envs"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
-        < (task["config"]["kubernetes"]["pod_config"]["spec"]["terminationGracePeriodSeconds"])
-    )
-
-
-def test_skypilot_needs_the_kind_of_gpu() -> None:
-    with pytest.raises(ConfigError, match="gpu: SkyPilot needs the kind"):
-        skypilot(replace(SMALL, gpu=""))
-    assert "accelerators" not in skypilot(replace(SMALL, gpu="", gpus=0))["resources"]
-
-
-def check_batch(request: dict[str, Any]) -> str:
-    model = ServiceModel(Loader().load_service_model("batch", "service-2"))
-    return ParamValidator().validate(request, model.operation_model("RegisterJobDefinition").input_shape).generate_report()
-
-
-def test_aws_batch_is_what_its_api_takes_and_misspelt_keys_are_not() -> None:
-    request = aws_batch(BATCH)
-    assert check_batch(request) == ""
-    for at in places(request):
-        assert check_batch(renamed(request, at)), at
-    broken = copy.deepcopy(request)
-    broken["nodeProperties"]["numNodes"] = "4"
-    assert "numNodes" in check_batch(broken)
-
-
-def test_aws_batch_says_what_it_needs() -> None:
-    for name in ("cpus", "memory_gb", "instance_type"):
-        with pytest.raises(ConfigError, match=f"{name}: AWS Batch needs it"):
-            aws_batch(replace(BATCH, **{name: type(getattr(BATCH, name))()}))
-    with pytest.raises(ConfigError, match="secrets: on AWS Batch"):
-        aws_batch(FULL)
-    container = aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"][0]["container"]
-    assert {"type": "MEMORY", "value": "921600"} in container["resourceRequirements"]
-    assert aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"][0]["targetNodes"] == "0:3"
 
 
 def test_machines_get_the_token_by_reference() -> None:

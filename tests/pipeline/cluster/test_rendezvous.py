@@ -24,17 +24,10 @@ from pipeline.cluster.topology import Topology
 from pipeline.errors import ConfigError, NodeError
 from pipeline.fault_tolerance import stop
 from pipeline.messaging.job_token import Token
+from tests.support.servers import free_port
 
 CARD = Card("n0", 2, "config", "code", time.time())
-
-
 TOKEN = Token("0123456789abcdef" * 2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

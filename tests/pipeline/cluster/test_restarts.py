@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.cluster.restarts import Crashes, Verdict, after, decide, main, stamp
 from pipeline.runs.run_folder import RunState, write_status
-from tests.conftest import S3Server
 from tests.support.saved_run import save_checkpoint, save_run
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.cluster.topology import Flags, Topology, find, is_worker, without_launchers
 from pipeline.errors import ConfigError
-from tests.pipeline.cluster.test_schedulers import IPS, SCHEDULERS, variables
+from tests.support.scheduler_variables import IPS, SCHEDULERS, variables
 
 
 def test_nothing_at_all_is_a_single_machine_with_a_free_port() -> None:

@@ -7,20 +7,7 @@ from PIL import Image, ImageCms
 
 from pipeline.data.decode import UndecodableError, decode_into, fitted, opened, upright
 from pipeline.images.pillow import SOURCES
-
-RNG = np.random.default_rng(0)
-
-
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Smooth, so that a JPEG of it is close to it."""
-    rough = RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
+from tests.support.encoded_pictures import RNG, encoded, smooth_picture
 
 
 def decoded(data: bytes, side: int, channels: int = 3) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -38,7 +25,7 @@ def pillow(data: bytes, mode: str = "RGB") -> np.ndarray[Any, np.dtype[np.uint8]
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_plain_images_are_as_pillow_decodes_them(form: str, mode: str, channels: int) -> None:
-    data = encoded(picture(48, 48, mode), form)
+    data = encoded(smooth_picture(48, 48, mode), form)
     ours, theirs = decoded(data, 48, channels), pillow(data, "L" if channels == 1 else "RGB")
     # simplejpeg takes a JPEG's own luma for grey, Pillow's convert() computes it from RGB.
     assert np.abs(ours.astype(int) - theirs).max() <= (3 if form == "JPEG" else 0)
@@ -46,7 +33,7 @@ def test_plain_images_are_as_pillow_decodes_them(form: str, mode: str, channels:
 
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 30}])
 def test_jpegs_of_any_kind_are_as_pillow_decodes_them(options: dict[str, Any]) -> None:
-    data = encoded(picture(64, 64), "JPEG", **options)
+    data = encoded(smooth_picture(64, 64), "JPEG", **options)
     assert np.abs(decoded(data, 64).astype(int) - pillow(data)).max() <= 2
 
 
@@ -54,7 +41,7 @@ def test_jpegs_of_any_kind_are_as_pillow_decodes_them(options: dict[str, Any]) -
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("side", "crop"), [(48, None), (40, 40), (20, None), (20, 30)])
 def test_a_mirrored_image_is_the_image_mirrored(form: str, channels: int, side: int, crop: int | None) -> None:
-    data = encoded(picture(48, 48), form)
+    data = encoded(smooth_picture(48, 48), form)
     plain, mirrored = np.empty((2, side, side, channels), np.uint8)
     decode_into(data, plain, crop)
     decode_into(data, mirrored, crop, mirror=True)
@@ -63,9 +50,11 @@ def test_a_mirrored_image_is_the_image_mirrored(form: str, channels: int, side: 
 
 def test_what_is_remembered_of_one_jpeg_is_not_taken_for_another() -> None:
     """Of the same program and size: plain, plain again, turned, of another size, of another colour space, cut."""
-    image, turned = picture(48, 48), Image.Exif()
+    image, turned = smooth_picture(48, 48), Image.Exif()
     turned[0x0112] = 3
-    files = [encoded(one, "JPEG") for one in (image, picture(48, 48), picture(56, 48), picture(48, 48, "CMYK"))]
+    files = [
+        encoded(one, "JPEG") for one in (image, smooth_picture(48, 48), smooth_picture(56, 48), smooth_picture(48, 48, "CMYK"))
+    ]
     files.insert(2, encoded(image, "JPEG", exif=turned))
     for data in [*files, *files[::-1]]:
         wanted = np.asarray(fitted(upright(data).convert("RGB"), 48))
@@ -82,13 +71,13 @@ def test_what_is_remembered_of_one_jpeg_is_not_taken_for_another() -> None:
 
 
 def test_cmyk_jpegs_go_through_pillow() -> None:
-    data = encoded(picture(32, 32, "CMYK"), "JPEG")
+    data = encoded(smooth_picture(32, 32, "CMYK"), "JPEG")
     np.testing.assert_array_equal(decoded(data, 32), pillow(data))
 
 
 def test_palettes_and_bits() -> None:
     for mode in ("P", "1"):
-        data = encoded(picture(32, 32, mode), "PNG")
+        data = encoded(smooth_picture(32, 32, mode), "PNG")
         np.testing.assert_array_equal(decoded(data, 32), pillow(data))
 
 
@@ -99,7 +88,7 @@ def test_sixteen_bits_keep_their_upper_eight() -> None:
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
 def test_transparent_pixels_are_white(mode: str) -> None:
-    image = picture(32, 32).convert("RGBA")
+    image = smooth_picture(32, 32).convert("RGBA")
     image.paste((10, 20, 30, 0), (0, 0, 16, 32))
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     pixels = decoded(encoded(image, "PNG"), 32)
@@ -109,7 +98,7 @@ def test_transparent_pixels_are_white(mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_images_stand_upright(orientation: int, form: str) -> None:
-    original = picture(40, 40)
+    original = smooth_picture(40, 40)
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that makes an image of this orientation
     stored = original if orientation == 1 else original.transpose(Image.Transpose(back[orientation]))
     exif = Image.Exif()
@@ -120,7 +109,7 @@ def test_images_stand_upright(orientation: int, form: str) -> None:
 
 
 def test_other_sizes_are_cropped_in_the_middle_and_resampled() -> None:
-    image = picture(90, 60)
+    image = smooth_picture(90, 60)
     image.paste((255, 0, 0), (0, 0, 15, 60))  # outside the largest centred square
     image.paste((255, 0, 0), (75, 0, 90, 60))
     data = encoded(image, "PNG")
@@ -133,14 +122,14 @@ def test_other_sizes_are_cropped_in_the_middle_and_resampled() -> None:
 
 def test_a_profile_changes_nothing() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image = picture(32, 32)
+    image = smooth_picture(32, 32)
     np.testing.assert_array_equal(decoded(encoded(image, "PNG", icc_profile=profile), 32), np.asarray(image))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_every_cut_is_noticed_or_harmless(form: str) -> None:
     """A cut image is refused, unless all of its pixels are there."""
-    data = encoded(picture(16, 16), form)
+    data = encoded(smooth_picture(16, 16), form)
     whole = decoded(data, 16)
     for end in range(len(data)):
         try:

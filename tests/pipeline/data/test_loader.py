@@ -8,7 +8,6 @@ import threading
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data.loader import DataConfig, DataLoader, MicroBatch, load_all
+from pipeline.data.loader import DataConfig, load_all
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Order, flips
 from pipeline.data.quarantine import Quarantine
@@ -25,23 +24,9 @@ from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources.detect import open_source
-from tests.conftest import S3Server, write_tree
-
-
-def stream(uri: Path | str, **options: Any) -> DataLoader:
-    data = {name: options.pop(name) for name in list(options) if name in DataConfig.__dataclass_fields__}
-    place = {"seed": 1, "global_batch": 96, "micro_batch": 96, "rank": 0, "world_size": 1, "position": 0} | options
-    return DataLoader(DataConfig(str(uri), **data), load_manifest(str(uri)), **place)
-
-
-def take(count: int, uri: Path | str, **options: Any) -> list[MicroBatch]:
-    with stream(uri, **options) as batches:
-        return list(islice(batches, count))
-
-
-def joined(batches: list[MicroBatch], field: str) -> torch.Tensor:
-    return torch.cat([getattr(batch, field) for batch in batches])
-
+from tests.support.loading import joined, stream, take
+from tests.support.patterns import write_tree
+from tests.support.servers import S3Server
 
 FIELDS = ("images", "labels", "samples", "epochs", "positions", "flips", "valid")
 

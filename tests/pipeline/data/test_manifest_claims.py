@@ -22,10 +22,10 @@ from pipeline.data.reader import Reader
 from pipeline.data.shard_index import ROW, Index
 from pipeline.errors import DataError, UserError
 from pipeline.packing.sources.detect import open_source
-from tests.pipeline.packing.test_indexer import picture
 from tests.support.shards_by_hand import write_shards
+from tests.support.tars import picture_of
 
-IMAGES = [(f"{i}.png", picture(i)) for i in range(3)]
+IMAGES = [(f"{i}.png", picture_of(i)) for i in range(3)]
 
 
 def changed(**values: int) -> Callable[[Index], Index]:

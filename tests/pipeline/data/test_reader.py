@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,35 +16,16 @@ from pipeline import storage
 from pipeline.data import hedge, reader
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import load_manifest
-from pipeline.data.order import Order
 from pipeline.data.quarantine import BadSampleError
-from pipeline.data.reader import Reader
 from pipeline.data.shard_index import index_name, load_index
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import object_stores
+from tests.support.loading import images, open_reader
 
 
 @pytest.fixture
 def copy(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "shards"))
-
-
-def open_reader(uri: Path | str, **options: Any) -> Reader:
-    manifest = load_manifest(str(uri))
-    return Reader(str(uri), manifest, Order(manifest.shards, 0), **{"capacity": 50} | options)
-
-
-def images(uri: Path | str, **options: Any) -> list[bytes]:
-    """All of them, in a random order, back in theirs."""
-    found = open_reader(uri, **options)
-    try:
-        order = np.random.default_rng(0).permutation(found.manifest.samples)
-        found.expect(order)
-        read = {int(i): found.image(int(i)) for i in order}
-        assert all(one.sample == i for i, one in read.items())
-        return [read[i].data for i in range(len(read))]
-    finally:
-        found.close()
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 1000])
@@ -162,7 +142,7 @@ def test_what_is_missing_is_named(copy: Path) -> None:
 def served(shards: Path) -> Iterator[str]:
     """The shards over HTTP."""
     server = Server(("127.0.0.1", 0), partial(Handler, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -200,7 +180,7 @@ def test_a_dead_store_is_an_error_after_a_bounded_time(shards: Path) -> None:
                 super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Dying, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}", capacity=1)
     found.image(0)
     dead.set()
@@ -239,7 +219,7 @@ def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.Monk
             super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Hanging, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}", capacity=1)
     runs = np.tile(found.order.starts[:-1], 8)[:40]
     for sample in runs.tolist():
@@ -262,7 +242,7 @@ def test_a_store_that_refuses_is_not_asked_again(shards: Path, monkeypatch: pyte
                 super().do_GET()
 
     server = Server(("127.0.0.1", 0), partial(Refusing, shards.resolve(), 0.0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found = open_reader(f"http://127.0.0.1:{server.server_port}")
     began = time.monotonic()
     with pytest.raises(storage.RefusedError, match=r"the server refused it \(403 Forbidden\)"):

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError
 from pipeline.storage import RefusedError
-from tests.pipeline.data.test_reader import images, open_reader
+from tests.support.loading import images, open_reader
 
 Put = Callable[[Path], None]
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.support import workers
 from pipeline.checkpoint import format
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.checkpoint.saver import Saver, take_fence
 from pipeline.engine import slices
 from pipeline.engine.zero import Engine, Ranks, ZeroConfig, start_workers
+from tests.support.ranks import run_ranks
 
 
 class Network(nn.Module):
@@ -97,7 +97,7 @@ def tensors(uri: str, images: int) -> dict[str, Tensor]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By two ranks."""
     folder = tmp_path_factory.mktemp("slices")
-    workers.run(save_all, folder, ranks=2, log=folder / "log")
+    run_ranks(save_all, folder, ranks=2, log=folder / "log")
     return folder
 
 
@@ -140,7 +140,7 @@ def test_both_ranks_write_their_share(saved: Path, stage: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_stage_goes_on_from_every_other_at_any_number_of_ranks(saved: Path, tmp_path: Path, ranks: int) -> None:
-    workers.run(load_all, saved, tmp_path, ranks=ranks, log=tmp_path / "log")
+    run_ranks(load_all, saved, tmp_path, ranks=ranks, log=tmp_path / "log")
     for before in range(4):
         at_three, at_five = (tensors(str(saved / f"stage{before}"), images) for images in (3, 5))
         for stage in range(4) if ranks == 2 else [(before + ranks) % 4]:

@@ -1,4 +1,4 @@
-"""When spectral norm's vectors move in a step; what the steps compute is compared with autograd in test_engines.py."""
+"""When spectral norm's vectors move in a step; what the steps compute is compared with autograd in test_zero.py."""
 
 import copy
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks
-from tests.jobs.test_describe import Plain
+from tests.support.plain_engine import Plain
 
 MODEL = ModelConfig(32, 3, channels=3, ch=4, shared_dim=4, z_dim=16)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -29,8 +28,9 @@ from pipeline.fault_tolerance.health import _LASTING, _NORMS, Failure, Health, H
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
-from tests.pipeline.training.test_loop import config_of
 from tests.support.ranks import on_ranks
+from tests.support.servers import free_port
+from tests.support.small_config import small_config
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10), st.booleans()), max_size=40))
@@ -58,7 +58,7 @@ def test_a_run_that_creeps_past_its_failure_without_a_checkpoint_makes_no_progre
 
 def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, shards: Path) -> None:
     """Not even after a kill: a new process reads the history, and the doubtful checkpoints are still there."""
-    config = config_of(tmp_path / "run", shards)
+    config = small_config(tmp_path / "run", shards)
     prepare(config, load_manifest(str(shards)))
     state = {"run": read_identity(tmp_path / "run")["uid"], "model": asdict(config.model)}
 
@@ -179,9 +179,3 @@ def test_engines_that_are_closed_leave_no_memory_behind() -> None:
     environment = os.environ | place | {"DS_ACCELERATOR": "cpu"}
     ended = subprocess.run([sys.executable, "-c", _CLOSED], env=environment, capture_output=True, text=True, check=False)
     assert ended.stdout.splitlines() == ["[None, None]"] * 3, ended.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

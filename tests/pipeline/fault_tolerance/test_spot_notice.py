@@ -56,7 +56,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
         pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ours) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv(spot_notice.METADATA_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
         monkeypatch.setattr(spot_notice, "_POLL_SECONDS", 0.02)

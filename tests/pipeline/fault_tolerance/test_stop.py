@@ -22,7 +22,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.engine.zero import Ranks
 from pipeline.fault_tolerance import stop
 from pipeline.fault_tolerance.stop import REASONS, Signals, Stop, StopConfig, duration
-from pipeline.liveness import SIGNALS
+from pipeline.signals import SIGNALS
 from pipeline.storage.run_lock import is_training, lock
 
 

@@ -19,9 +19,9 @@ from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError
 from pipeline.images.pillow import DRAWN, SHARDS, SOURCES, open_image
-from tests.pipeline.data.test_decode import encoded, picture
-from tests.pipeline.packing.test_indexer import write
+from tests.support.encoded_pictures import encoded, smooth_picture
 from tests.support.shards_by_hand import write_shards
+from tests.support.tars import write_tar
 
 PRODUCT = Path(__file__).parents[3]
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
@@ -61,7 +61,7 @@ def test_postscript_called_jpg_starts_no_program(
     (tmp_path / "src" / "a").mkdir(parents=True)
     (tmp_path / "src" / "a" / "0.jpg").write_bytes(POSTSCRIPT)
     assert main(["shard", str(tmp_path / "src"), str(tmp_path / "dst"), "--resolution", "16"]) == 65
-    write(tmp_path / "tars" / "0.tar", [("0.jpg", POSTSCRIPT), ("0.cls", b"0")])
+    write_tar(tmp_path / "tars" / "0.tar", [("0.jpg", POSTSCRIPT), ("0.cls", b"0")])
     assert main(["index", str(tmp_path / "tars")]) == 65
     folder = str(write_shards(tmp_path / "shards", [(f"{i}.jpg", POSTSCRIPT) for i in range(4)]))
     assert main(["doctor", "--data", folder, "--seconds", "0.1"]) == 65
@@ -102,7 +102,7 @@ def test_a_file_of_kilobytes_is_not_given_gigabytes(kind: int) -> None:
 
 
 def test_a_jpeg_that_claims_more_than_it_holds_is_not_decoded() -> None:
-    data = bytearray(encoded(picture(64, 64), "JPEG"))
+    data = bytearray(encoded(smooth_picture(64, 64), "JPEG"))
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = struct.pack(">HH", 9_000, 9_000)
     for crop in (None, 16):

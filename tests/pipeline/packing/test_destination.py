@@ -17,8 +17,9 @@ from pipeline.packing import destination
 from pipeline.packing.indexer import find_shards, index_shards
 from pipeline.packing.sample_rules import Rules
 from pipeline.packing.verify import verify
-from tests.conftest import S3Server
-from tests.pipeline.packing.test_indexer import GOOD, index, picture, silent, write
+from tests.support.packing import quiet
+from tests.support.servers import S3Server
+from tests.support.tars import GOOD, index_tars, picture_of, write_tar
 
 
 def unread(tars: Path | str, out: Path | str | None = None) -> str:
@@ -45,12 +46,12 @@ def unread(tars: Path | str, out: Path | str | None = None) -> str:
     ],
 )
 def test_files_of_other_programs_stay(tmp_path: Path, name: str, content: bytes) -> None:
-    write(tmp_path / "t/a.tar", GOOD)
+    write_tar(tmp_path / "t/a.tar", GOOD)
     (tmp_path / "t" / name).write_bytes(content)
     said = unread(tmp_path / "t")
     assert f"{name} would be replaced, but belongs to another program: add --out DIR" in said
     assert sorted(os.listdir(tmp_path / "t")) == sorted({"a.tar", name}) and (tmp_path / "t" / name).read_bytes() == content
-    index(tmp_path / "t", tmp_path / "o o")  # what the message advises
+    index_tars(tmp_path / "t", tmp_path / "o o")  # what the message advises
     assert load_manifest(str(tmp_path / "o o")).samples == 1
     if name == MANIFEST:
         with pytest.raises(ConfigError, match=r"is not a manifest of biggan .* `biggan index .*/t --out DIR` and name DIR"):
@@ -59,22 +60,22 @@ def test_files_of_other_programs_stay(tmp_path: Path, name: str, content: bytes)
 
 def test_an_earlier_index_is_replaced_but_not_that_of_other_shards(tmp_path: Path) -> None:
     for name in ("train-0.tar", "val-0.tar"):
-        write(tmp_path / name, GOOD)
-    index(tmp_path / "train-0.tar")
+        write_tar(tmp_path / name, GOOD)
+    index_tars(tmp_path / "train-0.tar")
     before = (tmp_path / MANIFEST).read_bytes()
     assert "is that of other shards (train-0.tar, ...): add --out DIR" in unread(tmp_path / "val-0.tar")
-    index(tmp_path / "train-0.tar")
+    index_tars(tmp_path / "train-0.tar")
     assert (tmp_path / MANIFEST).read_bytes() == before
     (tmp_path / MANIFEST).write_bytes(before[:99])  # a damaged one is ours
-    index(tmp_path / "train-0.tar")
+    index_tars(tmp_path / "train-0.tar")
     (tmp_path / "train-0.tar").unlink()
-    index(tmp_path / "val-0.tar")
+    index_tars(tmp_path / "val-0.tar")
     assert load_manifest(str(tmp_path)).shards[0].name == "val-0.tar"
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/biggan/index"])
 def test_a_place_that_cannot_be_written_is_noticed_before_reading(tmp_path: Path, out: str) -> None:
-    write(tmp_path / "t/a.tar", GOOD)
+    write_tar(tmp_path / "t/a.tar", GOOD)
     (tmp_path / "file").touch()
     said = unread(tmp_path / "t", tmp_path / out)
     assert f"cannot write {tmp_path / out}: " in said and "add --out DIR to write the index elsewhere" in said
@@ -87,20 +88,20 @@ def test_http_takes_no_index(tmp_path: Path) -> None:
 
 
 def test_a_store_is_tried_and_left_as_it_was(tmp_path: Path, s3: S3Server) -> None:
-    write(tmp_path / "a.tar", GOOD)
-    index(tmp_path, f"{s3.uri}/probed")
+    write_tar(tmp_path / "a.tar", GOOD)
+    index_tars(tmp_path, f"{s3.uri}/probed")
     assert storage.names(f"{s3.uri}/probed") == ["a.tar.idx", "index-report.json", MANIFEST]
     assert load_manifest(f"{s3.uri}/probed").tars == str(tmp_path)
     with pytest.raises(ConfigError, match=r"add --out DIR to write the index elsewhere"):
-        index(tmp_path, "s3://no-such-bucket/x")
+        index_tars(tmp_path, "s3://no-such-bucket/x")
 
 
 @pytest.mark.parametrize("out", ["tars", "./tars", "tars/", "{cwd}/tars", "link", "tars/../tars"])
 def test_side_by_side_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
-    write(tmp_path / "tars/a.tar", GOOD)
+    write_tar(tmp_path / "tars/a.tar", GOOD)
     (tmp_path / "link").symlink_to("tars")
     monkeypatch.chdir(tmp_path)
-    index("tars", out.format(cwd=tmp_path))
+    index_tars("tars", out.format(cwd=tmp_path))
     (tmp_path / "tars").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
     assert json.loads((tmp_path / "moved" / MANIFEST).read_text())["tars"] == ""
@@ -111,9 +112,9 @@ def test_side_by_side_however_it_is_written(tmp_path: Path, monkeypatch: pytest.
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """data/tars and data/idx, indexed from data/."""
     for i in (0, 1):
-        write(tmp_path / f"data/tars/{i}.tar", [("a.cls", b"%d" % i), ("a.png", picture(i))])
+        write_tar(tmp_path / f"data/tars/{i}.tar", [("a.cls", b"%d" % i), ("a.png", picture_of(i))])
     monkeypatch.chdir(tmp_path / "data")
-    index("tars", "idx")
+    index_tars("tars", "idx")
     return tmp_path / "data"
 
 
@@ -129,7 +130,7 @@ def test_tars_are_found_after_cd_and_mv(apart: Path, tmp_path: Path, monkeypatch
     assert seen("elsewhere/idx") == [0, 1]
     shutil.move("elsewhere/tars", "data/tars")  # back, without the index
     assert seen("elsewhere/idx") == [0, 1]
-    write(tmp_path / "elsewhere/tars/0.tar", [*GOOD, ("more.txt", b"x" * 9000)])  # others in between
+    write_tar(tmp_path / "elsewhere/tars/0.tar", [*GOOD, ("more.txt", b"x" * 9000)])  # others in between
     assert seen("elsewhere/idx") == [0, 1]
     shutil.move("elsewhere/idx", "data/tars/idx")
     assert seen("data/tars/idx") == [0, 1]
@@ -174,7 +175,7 @@ def test_manifests_of_an_earlier_version(apart: Path, tmp_path: Path, monkeypatc
     assert manifest == old | {"tars": str(apart / "tars"), "tars_from_here": "../tars"}  # nothing else has changed
     (apart / "idx" / MANIFEST).write_text(json.dumps(old))
     monkeypatch.chdir(tmp_path / cwd)
-    assert seen(apart / "idx") == [0, 1] and verify(str(apart / "idx"), 1, silent) == []
+    assert seen(apart / "idx") == [0, 1] and verify(str(apart / "idx"), 1, quiet) == []
     shutil.move(apart / "tars", apart / "idx/tars")
     assert seen(apart / "idx") == [0, 1]
     shutil.move(apart / "idx/tars", tmp_path / "tars elsewhere")
@@ -196,7 +197,7 @@ def test_advice_by_who_wrote_the_shards(apart: Path, shards: Path, tmp_path: Pat
 
 
 def test_a_folder_of_tars_leads_to_the_index(tmp_path: Path) -> None:
-    write(tmp_path / "my tars/a.tar", GOOD)
+    write_tar(tmp_path / "my tars/a.tar", GOOD)
     with pytest.raises(ConfigError) as caught:
         load_manifest(str(tmp_path / "my tars"))
     assert f"index the 1 tar there with `biggan index '{tmp_path}/my tars'`" in str(caught.value)

@@ -6,28 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.encode import Form
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources.detect import open_source
-
-
-def quiet(_: int) -> None:
-    pass
-
-
-def samples(folder: Path) -> list[dict[str, bytes]]:
-    tars = [str(path) for path in sorted(folder.glob("*.tar"))]
-    return list(webdataset.WebDataset(tars, shardshuffle=False))
-
-
-def save(path: Path, image: Image.Image, **options: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)  # type: ignore[arg-type]
-    return path
+from tests.support.packing import quiet, samples, save
 
 
 def pack_one(folder: Path, config: PackConfig) -> tuple[np.ndarray, int]:

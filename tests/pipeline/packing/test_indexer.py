@@ -1,4 +1,3 @@
-import io
 import json
 import shutil
 import tarfile
@@ -11,61 +10,30 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
 from pipeline import storage
 from pipeline.data.loader import DataConfig, load_all
 from pipeline.data.manifest import load_manifest
-from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.packing.indexer import find_shards, index_shards
+from pipeline.packing.indexer import find_shards
 from pipeline.packing.sample_rules import Rules
 from pipeline.packing.tar_samples import key_of
 from pipeline.packing.verify import verify
-from tests.conftest import S3Server
-
-
-def silent(samples: int, size: int) -> None:
-    pass
-
-
-def picture(label: int, width: int = 16, height: int = 16, form: str = "PNG", mode: str = "RGB") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (width, height), (40 * label, 100, 255 - 40 * label)).convert(mode).save(out, form)
-    return out.getvalue()
-
-
-def write(path: Path, files: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def index(uri: Path | str, out: Path | str | None = None, **rules: Any) -> Any:
-    """The manifest and the report."""
-    tars = find_shards(str(uri))
-    return index_shards(tars, str(out or tars.folder), Rules(**rules), 2, silent)
-
-
-def labels_of(uri: Path) -> list[int]:
-    manifest = load_manifest(str(uri))
-    return [int(label) for shard in manifest.shards for label in load_index(str(uri), shard)["label"]]
+from tests.support.packing import quiet
+from tests.support.servers import S3Server
+from tests.support.tars import GOOD, index_tars, labels_of, picture_of, write_tar
 
 
 def test_packed_shards_are_indexed_as_they_were_packed(shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     before = load_manifest(str(copy))
-    found, report = index(copy, classes=before.classes)
+    found, report = index_tars(copy, classes=before.classes)
     assert report["faults"] == [] and found.fingerprint == before.fingerprint
     assert found == replace(before, source=found.source)
     for path in shards.glob("*.idx"):
         assert (copy / path.name).read_bytes() == path.read_bytes()
-    assert verify(str(copy), 2, silent) == []
+    assert verify(str(copy), 2, quiet) == []
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -78,12 +46,12 @@ def test_images_and_labels_are_those_that_webdataset_reads(tmp_path: Path, form:
             kind, extension = [("JPEG", "jpg"), ("PNG", "PNG"), ("WEBP", "webp")][i % 3]
             sample = [
                 (f"{key}.cls", f"{i % 4}\n".encode()),
-                (f"{key}.{extension}", picture(i % 4, 20 + i, 30, kind)),
+                (f"{key}.{extension}", picture_of(i % 4, 20 + i, 30, kind)),
                 (f"{key}.txt", b"t"),
             ]
             files += [sample[j] for j in rng.permutation(3)]
-        write(tmp_path / f"{shard}.tar", files, form)
-    manifest, _ = index(tmp_path)
+        write_tar(tmp_path / f"{shard}.tar", files, form)
+    manifest, _ = index_tars(tmp_path)
     assert (manifest.samples, manifest.resolution, manifest.channels) == (27, None, 3)
     assert manifest.classes == ("0", "1", "2", "3") and sum(manifest.class_counts) == 27
     theirs = list(webdataset.WebDataset([str(tmp_path / f"{i}.tar") for i in range(3)], shardshuffle=False))
@@ -124,69 +92,66 @@ def test_labels_from_json_and_names(tmp_path: Path, rules: Any, labels: list[int
     files = []
     for key, label, name in (("n2/a_dog1", 1, "dog"), ("n1/b_cat2", 0, "cat"), ("n2/c_dog3", 1, "dog")):
         meta = {"meta": {"label": label}, "names": [name]}
-        files += [(f"{key}.json", json.dumps(meta).encode()), (f"{key}.png", picture(label))]
-    write(tmp_path / "a.tar", files)
-    manifest, _ = index(tmp_path, **rules)
+        files += [(f"{key}.json", json.dumps(meta).encode()), (f"{key}.png", picture_of(label))]
+    write_tar(tmp_path / "a.tar", files)
+    manifest, _ = index_tars(tmp_path, **rules)
     assert labels_of(tmp_path) == labels and manifest.classes == classes and manifest.resolution == 16
 
 
 def test_indexes_elsewhere_and_braces(tmp_path: Path, s3: S3Server) -> None:
     for i in range(4):
-        data = write(tmp_path / "x.tar", [(f"{i}.cls", b"%d" % i), (f"{i}.jpg", picture(i, form="JPEG"))]).read_bytes()
+        data = write_tar(tmp_path / "x.tar", [(f"{i}.cls", b"%d" % i), (f"{i}.jpg", picture_of(i, form="JPEG"))]).read_bytes()
         storage.write_bytes(f"{s3.uri}/foreign/set-{i:03d}.tar", data)
-    manifest, _ = index(f"{s3.uri}/foreign/set-{{001..003}}.tar", tmp_path / "out")
+    manifest, _ = index_tars(f"{s3.uri}/foreign/set-{{001..003}}.tar", tmp_path / "out")
     assert [shard.name for shard in manifest.shards] == ["set-001.tar", "set-002.tar", "set-003.tar"]
     assert manifest.tars == f"{s3.uri}/foreign" and manifest.class_counts == (0, 1, 1, 1)
     images, labels = load_all(DataConfig(str(tmp_path / "out")), load_manifest(str(tmp_path / "out")))
     assert labels.tolist() == [1, 2, 3] and images.shape == (3, 3, 16, 16)
-    assert verify(str(tmp_path / "out"), 2, silent) == []
+    assert verify(str(tmp_path / "out"), 2, quiet) == []
     assert storage.names(f"{s3.uri}/foreign") == [f"set-{i:03d}.tar" for i in range(4)]
-
-
-GOOD = [("a.cls", b"1"), ("a.png", picture(1))]
 
 
 @pytest.mark.parametrize(
     ("files", "rules", "says"),
     [
         ([("a.cls", b"1")], {}, "sample a has no image among cls: add --image"),
-        ([("a.txt", b"1"), ("a.png", picture(1))], {}, "sample a has no label among txt, png: add --label cls"),
-        ([*GOOD, ("a.jpg", picture(1, form="JPEG"))], {}, "several images (png, jpg): add --image png, or --image jpg"),
-        ([*GOOD, ("b.png", picture(1)), ("b.cls", b"1"), *GOOD], {}, "sample a is a second one with this key"),
-        ([*GOOD, ("a.png", picture(1))], {}, "has two members .png"),
-        ([("../a.png", picture(1))], {}, "points outside"),
-        ([("a.cls", b"\xff\xfe"), ("a.png", picture(1))], {}, "has a label in .cls that cannot be read"),
+        ([("a.txt", b"1"), ("a.png", picture_of(1))], {}, "sample a has no label among txt, png: add --label cls"),
+        ([*GOOD, ("a.jpg", picture_of(1, form="JPEG"))], {}, "several images (png, jpg): add --image png, or --image jpg"),
+        ([*GOOD, ("b.png", picture_of(1)), ("b.cls", b"1"), *GOOD], {}, "sample a is a second one with this key"),
+        ([*GOOD, ("a.png", picture_of(1))], {}, "has two members .png"),
+        ([("../a.png", picture_of(1))], {}, "points outside"),
+        ([("a.cls", b"\xff\xfe"), ("a.png", picture_of(1))], {}, "has a label in .cls that cannot be read"),
         (
-            [("a.cls", b"-1"), ("a.png", picture(1)), ("b.cls", b"0"), ("b.png", picture(1))],
+            [("a.cls", b"-1"), ("a.png", picture_of(1)), ("b.cls", b"0"), ("b.png", picture_of(1))],
             {"classes": ("x", "y")},
             "label '-1', which is below 0",
         ),
-        ([("a.cls", b"7"), ("a.png", picture(1))], {"classes": ("x", "y")}, "label '7', but --classes has 2 names"),
-        ([*GOOD, ("b.cls", b"x1"), ("b.png", picture(1))], {}, "the label 'x1', and others have numbers"),
+        ([("a.cls", b"7"), ("a.png", picture_of(1))], {"classes": ("x", "y")}, "label '7', but --classes has 2 names"),
+        ([*GOOD, ("b.cls", b"x1"), ("b.png", picture_of(1))], {}, "the label 'x1', and others have numbers"),
         (
-            [("a.cls", b"5000000"), ("a.png", picture(1))],
+            [("a.cls", b"5000000"), ("a.png", picture_of(1))],
             {},
             "1 number from 5000000 to 5000000, which would be 5,000,001 classes",
         ),
-        ([("a.json", b"{"), ("a.png", picture(1))], {"label": "json:x"}, "has a label in .json that cannot be read"),
-        ([("a.json", b'{"x": [1]}'), ("a.png", picture(1))], {"label": "json:x"}, "no number and no text"),
+        ([("a.json", b"{"), ("a.png", picture_of(1))], {"label": "json:x"}, "has a label in .json that cannot be read"),
+        ([("a.json", b'{"x": [1]}'), ("a.png", picture_of(1))], {"label": "json:x"}, "no number and no text"),
         ([("a.cls", b"1"), ("a.png", b"junk")], {}, "sample a has no image that can be decoded"),
-        ([("a.cls", b"1"), ("a.png", picture(1, 12_000, 9_000, mode="1"))], {}, "12000 x 9000 pixels"),
+        ([("a.cls", b"1"), ("a.png", picture_of(1, 12_000, 9_000, mode="1"))], {}, "12000 x 9000 pixels"),
         ([], {}, "hold no sample"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_bad_samples_are_named_and_nothing_is_written(tmp_path: Path, files: Any, rules: Any, says: str) -> None:
-    write(tmp_path / "a.tar", files)
+    write_tar(tmp_path / "a.tar", files)
     with pytest.raises(UserError) as caught:
-        index(tmp_path, **rules)
+        index_tars(tmp_path, **rules)
     assert says in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
 def test_incomplete_samples_can_be_left_out(tmp_path: Path) -> None:
-    write(tmp_path / "a.tar", [*GOOD, ("b.cls", b"1"), ("c.png", picture(0)), ("d.cls", b"0"), ("d.png", picture(0))])
-    manifest, report = index(tmp_path, skip_incomplete=True)
+    write_tar(tmp_path / "a.tar", [*GOOD, ("b.cls", b"1"), ("c.png", picture_of(0)), ("d.cls", b"0"), ("d.png", picture_of(0))])
+    manifest, report = index_tars(tmp_path, skip_incomplete=True)
     assert (manifest.samples, report["left_out"]["samples"], labels_of(tmp_path)) == (2, 2, [1, 0])
 
 
@@ -209,19 +174,19 @@ def test_tars_of_the_folders_below_are_named(tmp_path: Path) -> None:
     for name in ("train", "test", "notes"):
         (tmp_path / name).mkdir()
     for name in ("train", "test"):
-        write(tmp_path / name / "a.tar", GOOD)
+        write_tar(tmp_path / name / "a.tar", GOOD)
     with pytest.raises(ConfigError, match=rf"in 2 folders below it: index each, as in `biggan index {tmp_path}/test`"):
-        index(tmp_path)
+        index_tars(tmp_path)
 
 
 def test_compressed_tars_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass
     with pytest.raises(ConfigError, match=r"a\.tar\.gz is compressed: unpack it first"):
-        index(tmp_path)
+        index_tars(tmp_path)
     (tmp_path / "a.tar.gz").rename(tmp_path / "b.tar")
     with pytest.raises(ConfigError, match=r"b\.tar is compressed.*gunzip"):
-        index(tmp_path)
+        index_tars(tmp_path)
 
 
 @pytest.mark.parametrize("label", ["json", "cls:x", "folder", "name:[", "name:abc"])
@@ -232,27 +197,27 @@ def test_wrong_rules(label: str) -> None:
 
 @pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_flipped_byte_of_a_shard_is_found(tmp_path: Path, step: int) -> None:
-    write(tmp_path / "a.tar", [*GOOD, ("b.cls", b"0"), ("b.png", picture(0))], tarfile.USTAR_FORMAT)
-    index(tmp_path)
+    write_tar(tmp_path / "a.tar", [*GOOD, ("b.cls", b"0"), ("b.png", picture_of(0))], tarfile.USTAR_FORMAT)
+    index_tars(tmp_path)
     data = (tmp_path / "a.tar").read_bytes()
-    assert verify(str(tmp_path), 1, silent) == []
+    assert verify(str(tmp_path), 1, quiet) == []
     for place in range(0, len(data), step):
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         (tmp_path / "a.tar").write_bytes(damaged)
-        assert verify(str(tmp_path), 1, silent), place
+        assert verify(str(tmp_path), 1, quiet), place
     for size in range(0, len(data), 10 * step):
         (tmp_path / "a.tar").write_bytes(data[:size])
-        assert verify(str(tmp_path), 1, silent), size
+        assert verify(str(tmp_path), 1, quiet), size
 
 
 def test_verify_names_every_fault(tmp_path: Path) -> None:
     for name in "abcd":
-        write(tmp_path / f"{name}.tar", GOOD)
-    index(tmp_path)
+        write_tar(tmp_path / f"{name}.tar", GOOD)
+    index_tars(tmp_path)
     (tmp_path / "a.tar").unlink()
     (tmp_path / "b.tar.idx").write_bytes(b"junk")
-    write(tmp_path / "c.tar", [("a.cls", b"1"), ("a.png", picture(2))])
-    faults = verify(str(tmp_path), 2, silent)
+    write_tar(tmp_path / "c.tar", [("a.cls", b"1"), ("a.png", picture_of(2))])
+    faults = verify(str(tmp_path), 2, quiet)
     assert any("a.tar" in fault for fault in faults) and any("b.tar.idx is damaged" in fault for fault in faults)
     assert any("a.png is not the image" in fault for fault in faults) and not any("d.tar" in fault for fault in faults)

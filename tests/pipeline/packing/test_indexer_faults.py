@@ -15,9 +15,9 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing import indexer
-from tests.pipeline.packing.test_indexer import index, labels_of, picture, write
+from tests.support.tars import index_tars, labels_of, picture_of, write_tar
 
-PNG, JPEG = picture(1), picture(2, form="JPEG")
+PNG, JPEG = picture_of(1), picture_of(2, form="JPEG")
 
 
 def sample(key: str, image: bytes = PNG, label: bytes = b"0") -> list[tuple[str, bytes]]:
@@ -27,7 +27,7 @@ def sample(key: str, image: bytes = PNG, label: bytes = b"0") -> list[tuple[str,
 def refused(uri: Path | str, **rules: Any) -> tuple[UserError, str]:
     """The error and its notes."""
     with pytest.raises(UserError) as caught:
-        index(uri, **rules)
+        index_tars(uri, **rules)
     return caught.value, "\n".join(getattr(caught.value, "__notes__", []))
 
 
@@ -39,11 +39,11 @@ def counted(report: dict[str, Any]) -> int:
 
 def damaged(folder: Path) -> None:
     """Four shards: two broken images and a sample without label, one cut, one empty, and a number that is left out."""
-    write(folder / "0.tar", [*sample("a"), *sample("b", b"<html>"), *sample("c", b""), ("d.png", PNG)])
-    cut = write(folder / "1.tar", sample("a")).read_bytes()
+    write_tar(folder / "0.tar", [*sample("a"), *sample("b", b"<html>"), *sample("c", b""), ("d.png", PNG)])
+    cut = write_tar(folder / "1.tar", sample("a")).read_bytes()
     (folder / "1.tar").write_bytes(cut[:700])
     (folder / "2.tar").write_bytes(b"")
-    write(folder / "4.tar", [*sample("a", label=b"1"), *sample("b", JPEG, b"-1"), *sample("a")])
+    write_tar(folder / "4.tar", [*sample("a", label=b"1"), *sample("b", JPEG, b"-1"), *sample("a")])
 
 
 def test_all_faults_of_a_pass_are_listed_before_it_stops(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_all_faults_of_a_pass_are_listed_before_it_stops(tmp_path: Path) -> None
 
 def test_faults_are_left_out_and_reported(tmp_path: Path) -> None:
     damaged(tmp_path)
-    manifest, report = index(f"{tmp_path}/{{0..4}}.tar", skip_faults=True)
+    manifest, report = index_tars(f"{tmp_path}/{{0..4}}.tar", skip_faults=True)
     assert [(shard.name, shard.samples) for shard in manifest.shards] == [("0.tar", 1), ("4.tar", 1)]
     assert labels_of(tmp_path) == [0, 1]
     assert json.loads((tmp_path / "index-report.json").read_text()) == report
@@ -84,7 +84,7 @@ def test_faults_are_left_out_and_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("skip", ["skip_faults", "skip_incomplete"])
 def test_nothing_is_written_where_nothing_is_left(tmp_path: Path, skip: str) -> None:
-    write(tmp_path / "a.tar", [("a.png", PNG), ("b.cls", b"0")])
+    write_tar(tmp_path / "a.tar", [("a.png", PNG), ("b.cls", b"0")])
     error, notes = refused(tmp_path, **{skip: True})
     assert "1 sample without label" in str(error) and "--on-error" not in str(error) and "no label among png" in notes
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
@@ -93,10 +93,10 @@ def test_nothing_is_written_where_nothing_is_left(tmp_path: Path, skip: str) -> 
 def test_flags_that_fit_no_sample_end_the_pass_early(tmp_path: Path) -> None:
     """Millions of samples are not read to say that --label is wrong; but faults of a few, or of the data, are all listed."""
     for shard in range(3):
-        write(tmp_path / f"{shard}.tar", [(f"{i}.png", PNG) for i in range(indexer._HOPELESS + 50)])
+        write_tar(tmp_path / f"{shard}.tar", [(f"{i}.png", PNG) for i in range(indexer._HOPELESS + 50)])
     error, notes = refused(tmp_path)
     assert "and so it is with the first 100 samples: add --label" in str(error) and not notes and error.exit_code == 78
-    manifest, _ = index(tmp_path, label="none")
+    manifest, _ = index_tars(tmp_path, label="none")
     assert manifest.samples == 450
 
 
@@ -126,7 +126,7 @@ def test_flags_that_fit_no_sample_end_the_pass_early(tmp_path: Path) -> None:
     ],
 )
 def test_the_cause_is_named(tmp_path: Path, files: list[tuple[str, bytes]], rules: dict[str, Any], says: str) -> None:
-    write(tmp_path / "a.tar", files)
+    write_tar(tmp_path / "a.tar", files)
     error, notes = refused(tmp_path, **rules)
     assert says in f"{error}\n{notes}"
     if "not in one piece" in says:  # and no consequence of it is counted as well
@@ -138,13 +138,13 @@ def test_what_other_tools_leave_in_a_tar_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     files = [("./x/a.PNG", PNG), ("./x/a.CLS", b"0"), ("./x/a.txt", b"t"), ("./x/a.small.png", PNG)]
     stray = ["./x/._a.png", "__MACOSX/x/._a.png", "PaxHeaders.7/a.png", "x/.DS_Store", "@eaDir/a.png", "README", "__meta__"]
-    write(path, [*files, *((name, b"junk") for name in stray), ("x/b.jfif", JPEG), ("x/b.cls", b"1"), ("x/a.md", b"late")])
+    write_tar(path, [*files, *((name, b"junk") for name in stray), ("x/b.jfif", JPEG), ("x/b.cls", b"1"), ("x/a.md", b"late")])
     with tarfile.open(path, "a") as tar:
         for name, kind in (("x", tarfile.DIRTYPE), ("y/README", tarfile.SYMTYPE), ("pipe", tarfile.FIFOTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "x/a.png"
             tar.addfile(info)
-    manifest, report = index(tmp_path)
+    manifest, report = index_tars(tmp_path)
     assert (manifest.samples, labels_of(tmp_path)) == (2, [0, 1])
     assert report["members"]["passed_over"] == {
         "files of other tools (hidden, __MACOSX, ...)": 5,
@@ -156,30 +156,30 @@ def test_what_other_tools_leave_in_a_tar_is_counted(tmp_path: Path) -> None:
     }
     assert report["images_beside_that_of_their_sample"] == 1
     assert counted(report) == report["members"]["all"] == 17
-    assert index(tmp_path, label="name")[0].classes == ("x",)
+    assert index_tars(tmp_path, label="name")[0].classes == ("x",)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_links_to_images_are_no_loss_in_silence(tmp_path: Path, kind: bytes) -> None:
-    path = write(tmp_path / "a.tar", sample("a"))
+    path = write_tar(tmp_path / "a.tar", sample("a"))
     with tarfile.open(path, "a") as tar:
         info = tarfile.TarInfo("b.png")
         info.type, info.linkname = kind, "a.png"
         tar.addfile(info)
     error, _ = refused(tmp_path, label="none")
     assert "sample b has a link .png to a.png" in str(error) and "leave out 1 of 2 samples" in str(error)
-    _, report = index(tmp_path, label="none", skip_faults=True)
+    _, report = index_tars(tmp_path, label="none", skip_faults=True)
     assert report["left_out"]["by_reason"] == ["1 sample with a link"]
 
 
 def test_what_lies_beside_the_tars_is_counted(tmp_path: Path) -> None:
     for i in (0, 1, 3):
-        write(tmp_path / f"0000{i}.tar", sample(f"s{i}") if i else [])
+        write_tar(tmp_path / f"0000{i}.tar", sample(f"s{i}") if i else [])
         (tmp_path / f"0000{i}.parquet").touch()
         (tmp_path / f"0000{i}_stats.json").touch()
     (tmp_path / "logs").mkdir()
     for _ in range(2):  # our own files are none of them
-        _, report = index(tmp_path)
+        _, report = index_tars(tmp_path)
         assert report["files_beside_the_tars"] == {".json": 3, ".parquet": 3, "folders": 1}
     assert (report["shards_without_samples"], report["numbers_without_a_tar"]) == (["00000.tar"], ["00002.tar"])
 
@@ -195,9 +195,9 @@ def test_what_lies_beside_the_tars_is_counted(tmp_path: Path) -> None:
 )
 def test_tars_that_are_no_whole_set(tmp_path: Path, names: list[str], says: str) -> None:
     for name in names:
-        write(tmp_path / name, sample("a"))
+        write_tar(tmp_path / name, sample("a"))
     with pytest.raises(ConfigError) as caught:
-        index(tmp_path)
+        index_tars(tmp_path)
     assert says in str(caught.value) and sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
 
 
@@ -229,7 +229,7 @@ def test_indexed_and_left_out_are_all_that_was_there(
         members = tar.getmembers()
         content = {m.offset_data // 512: (m.name, tar.extractfile(m).read()) for m in members if m.isreg()}  # type: ignore[union-attr]
     try:
-        manifest, report = index(place, label=label, skip_faults=True)
+        manifest, report = index_tars(place, label=label, skip_faults=True)
     except UserError:
         assert label == "name"  # and no key has a folder
         return

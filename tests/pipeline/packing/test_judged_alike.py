@@ -15,8 +15,8 @@ from PIL import Image
 from pipeline.data.decode import UndecodableError, decode_into, looked_at, opened
 from pipeline.packing.encode import ImageError, PackConfig, encoded
 from pipeline.packing.sources.base import Source
-from tests.pipeline.data.test_decode import encoded as as_file
-from tests.pipeline.data.test_decode import picture
+from tests.support.encoded_pictures import encoded as as_file
+from tests.support.encoded_pictures import smooth_picture
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
@@ -79,15 +79,15 @@ def chunk(png: bytes, kind: bytes, payload: bytes, checksum: int = 0) -> bytes:
 
 
 def animation(form: str, **options: Any) -> bytes:
-    return as_file(picture(16, 16), form, save_all=True, append_images=[picture(16, 16)], **options)
+    return as_file(smooth_picture(16, 16), form, save_all=True, append_images=[smooth_picture(16, 16)], **options)
 
 
 def narrow(mode: str) -> Image.Image:
-    image = picture(16, 16, "L" if mode == "I;16" else "RGB")
+    image = smooth_picture(16, 16, "L" if mode == "I;16" else "RGB")
     return Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
 
 
-JPEG, PNG = as_file(picture(16, 16), "JPEG"), as_file(picture(16, 16), "PNG")
+JPEG, PNG = as_file(smooth_picture(16, 16), "JPEG"), as_file(smooth_picture(16, 16), "PNG")
 TIFF_HEADER = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"
 LONG_TEXT = b"k\0\0" + zlib.compress(bytes(2 << 20))
 BROKEN_METADATA = {
@@ -100,7 +100,7 @@ BROKEN_METADATA = {
     "photoshop": segment(JPEG, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\xff\xff\xff\xff", 0xED),
     "profile": segment(JPEG, b"ICC_PROFILE\0\x07\x01garbage", 0xE2),
     "mpf": segment(JPEG, b"MPF\0II*\0\xff\xff\xff\x7f", 0xE2),
-    "exif of cmyk": segment(as_file(picture(16, 16, "CMYK"), "JPEG"), b"Exif\0\0\0\x08\0"),
+    "exif of cmyk": segment(as_file(smooth_picture(16, 16, "CMYK"), "JPEG"), b"Exif\0\0\0\x08\0"),
     "png exif": chunk(PNG, b"eXIf", b"\0\x08\0\x02\x01\x12\0\x03"),
     "png raw profile": chunk(PNG, b"tEXt", b"Raw profile type exif\0\nexif\n  9\nzz"),
     "png long text": chunk(PNG, b"zTXt", LONG_TEXT),
@@ -108,24 +108,24 @@ BROKEN_METADATA = {
     "png checksum of text": chunk(PNG, b"tEXt", b"k\0v", checksum=1),
     "png profile": chunk(PNG, b"iCCP", b"icc\0\0" + zlib.compress(bytes(80 << 20))),
     "png unknown": chunk(PNG, b"abCd", bytes(100), checksum=1),
-    "webp exif": as_file(picture(16, 16), "WEBP", exif=b"Exif\0\0garbage"),
-    "webp exif cut off": as_file(picture(16, 16), "WEBP", exif=b"Exif\0\0garbage")[:-6],
+    "webp exif": as_file(smooth_picture(16, 16), "WEBP", exif=b"Exif\0\0garbage"),
+    "webp exif cut off": as_file(smooth_picture(16, 16), "WEBP", exif=b"Exif\0\0garbage")[:-6],
     "webp xmp cut off": animation("WEBP", xmp=b"<x/>" * 9)[:-9],
 }
 KINDS = {
-    "progressive": as_file(picture(16, 16), "JPEG", progressive=True),
-    "restarts": as_file(picture(16, 16), "JPEG", restart_marker_blocks=1),
-    "grey": as_file(picture(16, 16, "L"), "JPEG"),
-    "cmyk": as_file(picture(16, 16, "CMYK"), "JPEG"),
-    "turned": as_file(picture(16, 16), "JPEG", exif=TURNED),
-    "turned png": as_file(picture(16, 16), "PNG", exif=TURNED),
-    "turned webp": as_file(picture(16, 16), "WEBP", exif=TURNED),
+    "progressive": as_file(smooth_picture(16, 16), "JPEG", progressive=True),
+    "restarts": as_file(smooth_picture(16, 16), "JPEG", restart_marker_blocks=1),
+    "grey": as_file(smooth_picture(16, 16, "L"), "JPEG"),
+    "cmyk": as_file(smooth_picture(16, 16, "CMYK"), "JPEG"),
+    "turned": as_file(smooth_picture(16, 16), "JPEG", exif=TURNED),
+    "turned png": as_file(smooth_picture(16, 16), "PNG", exif=TURNED),
+    "turned webp": as_file(smooth_picture(16, 16), "WEBP", exif=TURNED),
     "turned by xmp": segment(JPEG, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'),
     **{f"png {mode}": as_file(narrow(mode), "PNG") for mode in ("L", "LA", "RGBA", "P", "1", "I;16")},
-    "palette": as_file(picture(16, 16).quantize(8), "PNG", transparency=0),
-    "webp": as_file(picture(16, 16), "WEBP"),
-    "webp without loss": as_file(picture(16, 16, "RGBA"), "WEBP", lossless=True),
-    "gif": as_file(picture(16, 16), "GIF"),
+    "palette": as_file(smooth_picture(16, 16).quantize(8), "PNG", transparency=0),
+    "webp": as_file(smooth_picture(16, 16), "WEBP"),
+    "webp without loss": as_file(smooth_picture(16, 16, "RGBA"), "WEBP", lossless=True),
+    "gif": as_file(smooth_picture(16, 16), "GIF"),
     **{f"animated {form}": animation(form) for form in ("GIF", "PNG", "WEBP", "MPO")},
 }
 ALMOST = {

@@ -17,19 +17,13 @@ from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.packing.pack import PackConfig, _order, pack, packed
 from pipeline.packing.sources.base import Blocks
 from pipeline.packing.sources.detect import Source, open_source
-from tests.conftest import PATTERNS, write_tree
-from tests.pipeline.packing.test_encode import quiet, samples, save
-
-CONFIG = PackConfig(32, shard_bytes=100_000)
+from tests.support.packing import CONFIG, SMALL, quiet, samples, save, stop_after, without_report
+from tests.support.patterns import PATTERNS, write_tree
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     return open_source(str(write_tree(tmp_path / "tree", 20, grey=False)))[0]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_every_image_is_packed_once_byte_for_byte_and_mixed(source: Source, tmp_path: Path) -> None:
@@ -68,32 +62,6 @@ def test_packing_again_leaves_nothing_of_the_old(source: Source, tmp_path: Path)
     pack(source, str(tmp_path / "small"), CONFIG, quiet)
     pack(source, str(tmp_path / "fresh"), CONFIG, quiet)
     assert without_report(tmp_path / "small") == without_report(tmp_path / "fresh")
-
-
-def without_report(folder: Path) -> dict[str, bytes]:
-    """Its bytes tell how long the pack took."""
-    return {name: data for name, data in contents(folder).items() if name != "report.json"}
-
-
-SMALL = PackConfig(32, shard_bytes=20_000)
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(source: Source, uri: Path, images: int, config: PackConfig = SMALL) -> None:
-    """An end that leaves no time to tidy up: not one of our errors."""
-    done = 0
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        if done >= images:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        pack(source, str(uri), config, progress)
 
 
 @pytest.mark.parametrize("images", [0, 1, 32, 64, 80])

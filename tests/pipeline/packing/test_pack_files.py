@@ -13,9 +13,8 @@ from pipeline.packing.indexer import find_shards, index_shards
 from pipeline.packing.pack import pack, packed
 from pipeline.packing.sample_rules import Rules
 from pipeline.packing.sources.detect import Source, open_source
-from tests.conftest import write_tree
-from tests.pipeline.packing.test_encode import quiet
-from tests.pipeline.packing.test_pack import CONFIG, SMALL, Stopped, contents, stop_after, without_report
+from tests.support.packing import CONFIG, SMALL, Stopped, contents, quiet, stop_after, without_report
+from tests.support.patterns import write_tree
 
 
 @pytest.fixture

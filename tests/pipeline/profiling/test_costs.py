@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,6 +31,7 @@ from pipeline.profiling.costs import (
 )
 from pipeline.profiling.step_memory import LiveBytes, StepMemory, step_memory
 from tests.support.measured_step import ENVIRONMENT
+from tests.support.servers import free_port
 
 TREE: dict[str, Any] = {
     "run": "none",
@@ -51,9 +51,7 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, int]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     trees = json.dumps([TREE | tree for tree in STEPS.values()])
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.measured_step", trees],

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runs import evaluations
 from pipeline.errors import ConfigError
+from pipeline.runs import evaluations
 from pipeline.runs.evaluation_document import Document
-from tests.support.evaluation_documents import make_document
 from pipeline.runs.evaluations import Evaluation, keep, new_tags, of_run, of_tags, of_weights, offer
+from tests.support.evaluation_documents import make_document
 
 
 def document(recipe: str, samples: int, seed: int = 0, weights: str = "w", **metrics: float) -> Document:

@@ -11,8 +11,8 @@ import pytest
 from jobs.cli import main
 from model.config import ModelConfig
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
 from pipeline.data.manifest import load_manifest
+from pipeline.errors import ConfigError
 from pipeline.runs.initial_weights import ema_note, explicit, initial_checkpoint
 from pipeline.runs.run_folder import check_model
 from tests.support.saved_run import save_checkpoint, save_run

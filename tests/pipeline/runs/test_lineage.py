@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.runs import lineage
+from pipeline.data.loader import PartConfig
+from pipeline.data.manifest import load_manifest
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.zero import Ranks
-from pipeline.data.manifest import load_manifest
-from pipeline.data.loader import PartConfig
+from pipeline.runs import lineage
 from tests.support.saved_run import save_run
 
 

@@ -12,21 +12,21 @@ import torch
 import yaml
 
 from model.config import ModelConfig
-from pipeline.checkpoint import pruning
-from pipeline.runs import resume
 from pipeline import storage
-from pipeline.engine.batch import BatchConfig
+from pipeline.checkpoint import pruning
 from pipeline.checkpoint.format import DAMAGED, SET_ASIDE, Progress, committed
-from pipeline.config import RunConfig, located, to_yaml
-from pipeline.errors import ConfigError, DataError
-from pipeline.data.manifest import load_manifest
-from pipeline.tracking.journal import Journal, read
-from pipeline.tracking.records import MetricsRecord
-from pipeline.runs.resume import begin_anew, check_resumable, find_checkpoint, note_saved, saved_images
 from pipeline.checkpoint.retention import CheckpointConfig
+from pipeline.config import RunConfig, located, to_yaml
+from pipeline.data.loader import DataConfig
+from pipeline.data.manifest import load_manifest
+from pipeline.engine.batch import BatchConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.runs import resume
+from pipeline.runs.resume import begin_anew, check_resumable, find_checkpoint, note_saved, saved_images
 from pipeline.runs.run_folder import RunState, load_run_config, prepare, read_identity, write_status
 from pipeline.runs.trusted_places import checkpoint_uri
-from pipeline.data.loader import DataConfig
+from pipeline.tracking.journal import Journal, read
+from pipeline.tracking.records import MetricsRecord
 
 EMA = "ema.rank00000.safetensors"
 

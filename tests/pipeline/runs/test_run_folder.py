@@ -14,11 +14,12 @@ import torch
 
 from model.config import ModelConfig
 from pipeline.checkpoint import pruning
-from pipeline.engine.batch import BatchConfig
 from pipeline.checkpoint.format import Progress
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.engine.batch import BatchConfig
+from pipeline.errors import ConfigError
 from pipeline.liveness import machine, started
 from pipeline.runs.run_folder import (
     STATUS_VARIABLE,
@@ -32,9 +33,8 @@ from pipeline.runs.run_folder import (
     read_status,
     write_status,
 )
-from pipeline.storage.run_lock import is_training, lock
 from pipeline.runs.trusted_places import checkpoint_uri
-from pipeline.data.loader import DataConfig
+from pipeline.storage.run_lock import is_training, lock
 
 
 @pytest.fixture

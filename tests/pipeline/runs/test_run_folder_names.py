@@ -10,14 +10,6 @@ from jobs.cli import main
 from pipeline.tracking import mlflow_store
 from tests.support.tracked_run import only_run, track
 
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow_store.connect(f"sqlite:///{path}")
-    return path
-
-
 NAMES = ["lr=1e-3?", "a%20b", "100%", "c#d", "?mode=ro", "a b", "e%3Ff", "g;h@i:j", "café", "'quoted'"]
 
 

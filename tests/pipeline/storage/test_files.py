@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
-from tests.conftest import S3Server
+from tests.support.servers import S3Server
 
 
 @pytest.fixture(params=["path", "file", "memory", "s3", "gs", "az"])
@@ -92,7 +92,7 @@ def refusing_store() -> Iterator[str]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

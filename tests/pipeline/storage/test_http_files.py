@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import object_stores
-from tests.pipeline.data.test_reader import images, open_reader
+from tests.support.loading import images, open_reader
 from tests.support.tiny_runs import TINY, assert_one_line
 from tests.support.web_store import SIGNATURE, serve
 
@@ -219,7 +219,7 @@ def test_a_redirect_takes_no_credentials_along_and_leads_to_no_file(tmp_path: Pa
                 pass
 
         found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+        threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
         return found
 
     last = server("")

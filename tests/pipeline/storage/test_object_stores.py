@@ -10,7 +10,7 @@ from jobs.cli import main
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import object_stores
-from tests.conftest import S3Server
+from tests.support.servers import S3Server
 from tests.support.tiny_runs import assert_one_line
 from tests.support.web_store import serve
 

@@ -2,19 +2,12 @@
 
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.servers.mlflow_server import MlflowServer
 from pipeline.errors import ConfigError
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.delivery import Delivery
@@ -22,29 +15,6 @@ from pipeline.tracking.journal import journal_path, read
 from pipeline.tracking.records import DatasetRow, MetricsRecord, OpenRecord
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 from tests.support.tracked_run import GRID, image_steps, only_run, steps, track
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite store with its tables. Making one takes MLflow seconds of waiting for the disk, copying one does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow_store.connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def store(run_dir: Path, empty_store: Path) -> str:
-    """The run's own store, empty."""
-    run_dir.mkdir()
-    shutil.copy(empty_store, run_dir / "mlflow.db")
-    return mlflow_store.store_uri(run_dir, None)
 
 
 def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,51 +124,6 @@ def test_an_image_that_was_half_delivered_is_whole_once(run_dir: Path, store: st
     assert max(Image.open(thumbnail).size) == 96
 
 
-def test_a_store_that_has_lost_the_run_gets_all_of_it_anew(run_dir: Path, store: str, empty_store: Path) -> None:
-    tracker = track(run_dir, mode="offline")
-    tracker.metrics({"loss": 1.0}, 1)
-    delivery = Delivery(run_dir)
-    first = delivery.deliver()
-    shutil.copy(empty_store, run_dir / "mlflow.db")
-    tracker.metrics({"loss": 1.0}, 2)
-    tracker.close("FINISHED")
-    with pytest.raises(Exception, match=first):
-        delivery.deliver()
-    assert delivery.deliver() != first
-    assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
-    assert only_run(store).info.start_time == next(record.time for record, _ in read(run_dir))
-
-
-def test_a_path_from_the_working_directory_is_one_store_wherever_commands_are_given(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, "ml.db")
-    track(tmp_path / "run", uri="sqlite:///ml.db").close("FINISHED")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert Delivery(tmp_path / "run").uri == f"sqlite:///{tmp_path}/ml.db"
-    journal = journal_path(tmp_path / "run")  # as an older version wrote it
-    journal.write_text(journal.read_text().replace(f"sqlite:///{tmp_path}/ml.db", "sqlite:///ml.db"))
-    with pytest.raises(ConfigError, match=r"is tracked at sqlite:///ml\.db, a path from the folder where"):
-        Delivery(tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    assert Delivery(tmp_path / "run").deliver() and not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: str, empty_store: Path) -> None:
-    tracker = track(run_dir)
-    tracker.metrics({"loss": 1.0}, 3)
-    tracker.image(GRID, "samples", 3)
-    tracker.close("KILLED")
-    (run_dir / "elsewhere").mkdir()
-    other = f"sqlite:///{shutil.copy(empty_store, run_dir / 'elsewhere')}"
-    moved = track(run_dir, uri=other)
-    moved.close("FINISHED")
-    assert (run_dir / "elsewhere" / "artifacts").is_dir()
-    assert moved.run_id != tracker.run_id and steps(other, "loss") == [3] and image_steps(other) == {"3": 1}
-
-
 def test_damaged_lines_and_images_do_not_hold_up_the_rest(run_dir: Path, store: str, caplog: pytest.LogCaptureFixture) -> None:
     tracker = track(run_dir, mode="off")
     tracker.metrics({"loss": 1.0}, 1)
@@ -227,29 +152,6 @@ def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, sto
     times = [record.time for record, _ in read(run_dir)]
     assert (run.info.start_time, run.info.end_time) == (times[0], times[-1])  # not when it was delivered
     assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
-
-
-def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: str) -> None:
-    script = f"""
-        import os, signal, sys, time
-        from pathlib import Path
-        from pipeline.tracking.tracker import Tracker, TrackingConfig
-        tracker = Tracker(TrackingConfig(flush_seconds=0.05), Path({str(run_dir)!r}), "one", {{}}, {{}})
-        assert "mlflow.tracking" not in sys.modules, "the start of the training waited for mlflow"
-        step = 0
-        while step < 1000 or tracker.run_id is None:
-            tracker.metrics({{"loss": step / 7}}, step)
-            step += 1
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPOSITORY, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    recorded = [record.step for record, _ in read(run_dir) if isinstance(record, MetricsRecord)]
-    assert len(recorded) >= 1000 and only_run(store).info.status == "RUNNING"
-    tracker = track(run_dir)
-    tracker.close("FINISHED")
-    assert steps(store, "loss") == recorded == list(range(len(recorded)))
 
 
 def test_a_file_of_the_run_is_an_artifact_as_it_is_at_its_delivery(run_dir: Path, store: str) -> None:
@@ -286,79 +188,3 @@ def test_the_data_are_inputs_of_the_run_once(run_dir: Path, store: str) -> None:
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the folder of a training"):
         Delivery(tmp_path)
-
-
-@pytest.fixture
-def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
-    shutil.copy(empty_store, server.folder / "server.db")
-    yield server
-    server.kill()
-
-
-@pytest.mark.slow
-def test_a_server_that_comes_goes_and_returns_has_every_row_once(run_dir: Path, server: MlflowServer) -> None:
-    tracker = track(run_dir, uri=server.uri)
-    slowest, step = 0.0, 0
-
-    def train(seconds: float) -> None:
-        nonlocal slowest, step
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            start = time.perf_counter()
-            tracker.metrics({"loss": step / 3, "other": -step}, step)
-            slowest = max(slowest, time.perf_counter() - start)
-            step += 1
-            time.sleep(0.002)
-        tracker.image(GRID, "samples", step)
-
-    train(1)  # nobody there yet
-    server.start()
-    train(2)
-    run_id = tracker.run_id
-    assert run_id is not None
-    server.kill()  # in the middle of deliveries
-    train(1)
-    server.start()
-    train(2)
-    server.kill()
-    train(0.2)
-    tracker.close("FINISHED")  # and away again at the end
-
-    server.start()
-    resumed = track(run_dir, uri=server.uri)
-    resumed.close("FINISHED")
-    assert resumed.run_id == run_id and only_run(server.uri).info.status == "FINISHED"
-    assert steps(server.uri, "loss") == steps(server.uri, "other") == list(range(step))
-    assert list(image_steps(server.uri).values()) == [1] * 5
-    assert slowest < 0.25
-
-
-@pytest.mark.slow
-def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path) -> None:
-    store = mlflow_store.store_uri(run_dir, None)  # not there yet
-    tracker = track(run_dir, mode="off")
-    for step in range(100):
-        tracker.metrics({"loss": 1.0}, step)
-    tracker.image(GRID, "samples", 1)
-    tracker.close("FINISHED")
-    script = (
-        f"from pathlib import Path; from pipeline.tracking.delivery import Delivery; Delivery(Path({str(run_dir)!r})).deliver()"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
-    assert steps(store, "loss") == list(range(100)) and image_steps(store) == {"1": 1}
-
-
-def test_a_kill_while_the_tables_are_made_leaves_no_store(tmp_path: Path) -> None:
-    store = tmp_path / "mlflow.db"
-    code = f"from pipeline.tracking.mlflow_store import connect; connect('sqlite:///{store}')"
-    making = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.iterdir()):
-        assert making.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    making.kill()
-    making.wait()
-    assert not store.exists()
-    assert mlflow_store.connect(f"sqlite:///{store}").search_experiments()

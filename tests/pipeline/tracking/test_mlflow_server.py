@@ -18,7 +18,7 @@ from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
 from pipeline import storage
 from pipeline.tracking.tracker import Tracker, TrackingConfig
-from tests.conftest import S3Server
+from tests.support.servers import S3Server, free_port
 from tests.support.tiny_runs import assert_one_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -35,9 +35,7 @@ class Postgres:
             known = pwd.getpwnam("postgres")
             os.chown(self.folder, known.pw_uid, known.pw_gid)
             self._user = {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self._run("initdb", "-D", "data", "-U", "mlflow", "-A", "trust", "--no-sync")
         self.start()
         self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "mlflow", "mlflow_auth")

@@ -1,6 +1,6 @@
 """What the loop decides by itself; whole trainings are in tests/jobs/test_train.py."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,25 +11,18 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from pipeline.checkpoint import pruning
 from pipeline.checkpoint.format import Progress
-from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.config import RunConfig
-from pipeline.data.loader import DataConfig, MicroBatch
+from pipeline.data.loader import MicroBatch
 from pipeline.data.manifest import load_manifest
-from pipeline.engine.batch import BatchConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.training.loop import _due, on_device
-
-
-def config_of(run: Path, shards: Path, images: int = 1000) -> RunConfig:
-    config = RunConfig(str(run), images, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
-    return replace(config, checkpoint=CheckpointConfig(uri=str(run.parent / "checkpoints")))
+from tests.support.small_config import small_config
 
 
 def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Path) -> None:
-    mine, other = config_of(tmp_path / "mine", shards), config_of(tmp_path / "other", shards)
+    mine, other = small_config(tmp_path / "mine", shards), small_config(tmp_path / "other", shards)
     another = r"holds the checkpoints of another run than run=.*other: name another place"
     prepare(mine, load_manifest(str(shards)))
     with pytest.raises(ConfigError, match=another):
@@ -53,7 +46,7 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path: Path, shards: Pat
 
 @given(every=st.integers(1, 300), batch=st.integers(1, 100))
 def test_each_multiple_and_the_end_are_due_once_at_any_batch(every: int, batch: int) -> None:
-    config, due, images = config_of(Path("run"), Path("shards")), [], 0
+    config, due, images = small_config(Path("run"), Path("shards")), [], 0
     while images < 1000:
         before, images = images, images + batch
         if _due(every, Progress(before), Progress(images), config):

@@ -10,11 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from benchmarks.import_equivalence import imported_outputs, some
 from model.config import ModelConfig
-from pipeline.checkpoint.importers import detect
-from pipeline.checkpoint.importers.convert import Imported, Options, is_parameter
-from tests.support.foreign_cases import CASES, moments, outputs, save, states
+from pipeline.checkpoint.importers.convert import Imported, is_parameter
+from tests.support.foreign_cases import CASES, moments, outputs, outputs_of, read, save, states
 
 _DEEP = {"generator": "biggan-deep", "discriminator": "biggan-deep"}
 _HF = _DEEP | {"ch": 16, "shared_dim": 8, "bn_eps": 1e-4, "sn_eps": 1e-4, "output_bn_eps": None, "output_width": 16}
@@ -46,10 +44,6 @@ CONFIGS: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...] | None, dict
 }
 
 
-def read(src: str, **options: Any) -> Imported:
-    return detect.read(src, Options(**options), lambda line: None)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_configuration_are_the_originals(name: str, tmp_path: Path) -> None:
     imported = read(save(tmp_path, name, states(name)))
@@ -58,12 +52,12 @@ def test_outputs_and_configuration_are_the_originals(name: str, tmp_path: Path) 
     attention = {"g_attention": g_attention, "d_attention": d_attention}
     assert imported.config == ModelConfig(resolution=resolution, num_classes=5, z_dim=z_dim, **attention, **shape)
     theirs = outputs(name)
-    ours = imported_outputs(name, imported, {key.partition(" ")[2] for key in theirs})
+    ours = outputs_of(name, imported, {key.partition(" ")[2] for key in theirs})
     assert ours.keys() == theirs.keys()
     for key, kept in theirs.items():
         # BigGAN-PyTorch's own batch norm takes its statistics in float32.
         limit = 1e-5 if "mybn" in name and key == "G train" else 1e-11
-        assert float((some(ours[key]) - kept).abs().max()) <= limit * max(1.0, float(kept.abs().max())), key
+        assert float((ours[key] - kept).abs().max()) <= limit * max(1.0, float(kept.abs().max())), key
 
 
 @pytest.mark.parametrize("name", ["biggan-32-unshared", "biggan-64", "biggan-deep-64", "studiogan-64", "studiogan-deep-32"])

@@ -13,23 +13,11 @@ import torch
 from torch import nn
 
 from model.networks import build_discriminator
-from pipeline.checkpoint.importers import detect
-from pipeline.checkpoint.importers.convert import Imported, Options
 from pipeline.checkpoint.importers.files import CodeError
 from pipeline.errors import ConfigError, DataError
-from tests.support.foreign_cases import CASES, moments, save, states
+from tests.support.foreign_cases import CASES, TINY, moments, read, refused, save, states
 
-TINY = "biggan-32-unshared"
 STUDIO_G, STUDIO_D = (f"model={which}-best-weights-step=5000.pth" for which in "GD")
-
-
-def read(src: Path | str, **options: Any) -> Imported:
-    return detect.read(str(src), Options(**options), lambda line: None)
-
-
-def refused(error: type[Exception], *parts: str) -> Any:
-    """Expects `error` in one line that has all `parts`."""
-    return pytest.raises(error, match=r"\A" + "".join(f"(?=.*{re.escape(part)})" for part in parts) + r".*\Z")
 
 
 class Trap:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, DataError
-from tests.pipeline.checkpoint.importers.test_refusals import TINY, read, refused
-from tests.support.foreign_cases import save, states
+from tests.support.foreign_cases import TINY, read, refused, save, states
 
 
 def test_tensors_are_no_more_than_the_bytes_of_their_file(tmp_path: Path) -> None:

@@ -7,37 +7,19 @@ import re
 import shlex
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from jobs import shard
 from pipeline.errors import ConfigError, DataError
-from pipeline.packing.sources.detect import Source, open_source
-
-
-def put(root: Path, paths: Iterable[str]) -> Path:
-    """Files that hold their own path; opening a source reads no image."""
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(path)
-    return root
-
-
-def zipped(file: Path, paths: Iterable[str]) -> Path:
-    with zipfile.ZipFile(file, "w") as archive:
-        for path in paths:
-            archive.writestr(path, path)
-    return file
+from pipeline.packing.sources.detect import open_source
+from tests.support.datasets.folders import counts, put, zipped
+from tests.support.packing import quiet
 
 
 def classes(*names: str, below: str = "", ending: str = "jpg") -> list[str]:
     return [f"{below}{name}/{i}.{ending}" for name in names for i in (1, 2)]
-
-
-def counts(sources: list[Source]) -> dict[str, dict[str, int]]:
-    return {source.split: dict(Counter(source.classes[label] for label in source.labels.tolist())) for source in sources}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,10 +33,6 @@ def advised(message: str, place: Path) -> list[list[str]]:
     flags = re.findall(r"add (--label \w+ to --split \w+|--(?:label|split) \w+)", message)
     whole = [shlex.split(words) for words in re.findall(r"`biggan shard ([^`]+)`", message)]
     return whole + [[str(place), "DST", *words.replace(" to ", " ").split()] for words in flags]
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 AB = {"a": 2, "b": 2}

@@ -18,14 +18,15 @@ import pytest
 from jobs.cli import main
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing.sources.detect import open_source
-from tests.pipeline.packing.sources.test_cifar import tar_of, write_cifar
-from tests.pipeline.packing.sources.test_detect import write_idx
-from tests.pipeline.packing.sources.test_imagenet import DEVKIT, VAL, tar, write_imagenet
-from tests.pipeline.packing.sources.test_parquet import write as write_parquet
-from tests.pipeline.packing.test_indexer import index, picture
-from tests.pipeline.packing.test_indexer import write as write_tar
+from pipeline.packing.sources.imagenet import DEVKIT, VAL
+from tests.support.datasets.cifar import tar_of, write_cifar
+from tests.support.datasets.idx import write_idx
+from tests.support.datasets.imagenet import tar_with, write_imagenet
+from tests.support.datasets.parquet import write_parquet as write_parquet
+from tests.support.tars import index_tars, picture_of
+from tests.support.tars import write_tar as write_tar
 
-PNG = picture(1)
+PNG = picture_of(1)
 FIVE = b"\0\0\x08\x03" + struct.pack(">III", 5, 28, 28) + bytes(range(256)) * 16
 
 
@@ -97,7 +98,7 @@ def devkit(mat: bytes) -> Callable[[Path], Path]:
         write_imagenet(folder / "i")
         kit = "ILSVRC2012_devkit_t12/data/"
         files = {f"{kit}meta.mat": mat, f"{kit}ILSVRC2012_validation_ground_truth.txt": b"1\n"}
-        (folder / "i" / DEVKIT).write_bytes(tar(files, "w:gz"))
+        (folder / "i" / DEVKIT).write_bytes(tar_with(files, "w:gz"))
         return folder / "i" / VAL
 
     return make
@@ -264,11 +265,11 @@ def test_tars_that_a_manifest_cannot_name_are_not_read(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     write_tar(folder / "0.tar", [("0.png", PNG), ("0.cls", b"0")])
     with pytest.raises(ConfigError, match=r"caf\\xe9 is not UTF-8"):
-        index(folder, tmp_path / "idx")
+        index_tars(folder, tmp_path / "idx")
     write_tar(Path(os.fsdecode(os.fsencode(tmp_path) + b"/tars/\xe9.tar")), [("0.png", PNG), ("0.cls", b"0")])
     with pytest.raises(ConfigError, match=r"\\xe9\.tar is not UTF-8"):
-        index(tmp_path / "tars")
-    index(folder)  # beside them, the manifest does not name the folder
+        index_tars(tmp_path / "tars")
+    index_tars(folder)  # beside them, the manifest does not name the folder
 
 
 def test_labels_that_the_named_classes_do_not_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

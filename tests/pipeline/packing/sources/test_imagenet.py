@@ -1,63 +1,13 @@
-import io
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources.base import Source
 from pipeline.packing.sources.detect import open_source
 from pipeline.packing.sources.imagenet import DEVKIT, TRAIN, VAL
-
-IDS = ("n02119789", "n01440764", "n02100735", "n01443537")  # in the order of ILSVRC2012_ID, which is not the sorted one
-WORDS = ("kit fox, Vulpes macrotis", "tench, Tinca tinca", "English setter", "goldfish, Carassius auratus")
-TRUTH = (3, 1, 4, 2, 1, 1)
-NAMES = ("n01440764 tench", "n01443537 goldfish", "n02100735 English setter", "n02119789 kit fox")
-
-
-def jpeg(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), np.uint8)).save(out, "JPEG")
-    return out.getvalue()
-
-
-def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
-def write_imagenet(folder: Path) -> dict[str, dict[str, bytes]]:
-    """The three files in the form in which they are distributed; images by name, for train and val."""
-    from scipy.io import savemat
-
-    folder.mkdir(exist_ok=True)
-    train = {name: {f"{name}_{i}.JPEG": jpeg(5 * place + i) for i in range(3)} for place, name in enumerate(IDS)}
-    (folder / TRAIN).write_bytes(tar({f"{name}.tar": tar(images) for name, images in train.items()}))
-    val = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(50 + i) for i in range(len(TRUTH))}
-    (folder / VAL).write_bytes(tar(val))
-    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    fields += [("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")]
-    rows = [(i + 1, name, words, "", 0, [], 0, 3) for i, (name, words) in enumerate(zip(IDS, WORDS, strict=True))]
-    rows.append((5, "n00000001", "animal", "", 4, [1, 2, 3, 4], 2, 0))  # a group of classes is none
-    mat = io.BytesIO()
-    savemat(mat, {"synsets": np.array(rows, fields).reshape(-1, 1)})
-    kit = "ILSVRC2012_devkit_t12"
-    truth = "".join(f"{number}\n" for number in TRUTH).encode()
-    files = {
-        f"{kit}/readme.txt": b"hello",
-        f"{kit}/data/meta.mat": mat.getvalue(),
-        f"{kit}/data/ILSVRC2012_validation_ground_truth.txt": truth,
-    }
-    (folder / DEVKIT).write_bytes(tar(files, "w:gz"))
-    return {"train": {key: value for images in train.values() for key, value in images.items()}, "val": val}
+from tests.support.datasets.imagenet import IDS, NAMES, TRUTH, jpeg, tar_with, write_imagenet
 
 
 @pytest.fixture
@@ -132,13 +82,13 @@ def test_a_damaged_header_is_not_taken_for_the_end(folder: Path) -> None:
         ({"../n01440764.tar": b"x"}, ConfigError, "paths that leave the archive"),
         ({"n01440764.tar": b"x" * 600}, DataError, "n01440764.tar in .* is damaged"),
         ({}, ConfigError, "has no images"),
-        ({"n01440764.tar": tar({"n01440764_1.JPEG": jpeg(0)})}, ConfigError, f"{TRAIN} has other classes than {DEVKIT}"),
+        ({"n01440764.tar": tar_with({"n01440764_1.JPEG": jpeg(0)})}, ConfigError, f"{TRAIN} has other classes than {DEVKIT}"),
     ],
 )
 def test_other_tars_of_that_name_are_refused(
     folder: Path, files: dict[str, bytes], error: type[Exception], message: str
 ) -> None:
-    (folder / TRAIN).write_bytes(tar(files))
+    (folder / TRAIN).write_bytes(tar_with(files))
     with pytest.raises(error, match=message):
         opened(folder)
 
@@ -149,8 +99,8 @@ def test_a_damaged_kit_is_named(folder: Path, damage: str) -> None:
     if damage == "cut":
         kit.write_bytes(kit.read_bytes()[:-40])
     elif damage == "no meta":
-        kit.write_bytes(tar({"data/readme.txt": b""}, "w:gz"))
+        kit.write_bytes(tar_with({"data/readme.txt": b""}, "w:gz"))
     else:
-        (folder / VAL).write_bytes(tar({"ILSVRC2012_val_00000007.JPEG": jpeg(0)}))
+        (folder / VAL).write_bytes(tar_with({"ILSVRC2012_val_00000007.JPEG": jpeg(0)}))
     with pytest.raises(DataError, match=DEVKIT):
         opened(folder)

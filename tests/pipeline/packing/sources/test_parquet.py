@@ -1,52 +1,14 @@
-import io
-import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources.detect import open_source
-
-CLASSES = ["bird", "cat", "dog"]
-
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def huggingface(features: dict[str, Any]) -> dict[str, str]:
-    return {"huggingface": json.dumps({"info": {"features": features}})}
-
-
-FEATURES = {"image": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
-
-
-def write(
-    file: Path,
-    images: list[bytes],
-    labels: Any,
-    *,
-    struct: bool = True,
-    features: Any = FEATURES,
-    columns: Any = ("image", "label"),
-) -> None:
-    """A file of 4 rows per row group, as `datasets` writes it (`struct`) or with a binary column."""
-    rows = [{"bytes": image, "path": None} for image in images] if struct else images
-    table = pa.table({columns[0]: rows, columns[1]: labels})
-    if features:
-        table = table.replace_schema_metadata(huggingface(features))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file, row_group_size=4)
+from tests.support.datasets.parquet import CLASSES, png, write_parquet
 
 
 @pytest.mark.parametrize("below", ["", "data"])
@@ -57,7 +19,7 @@ def test_splits_row_groups_and_class_names(tmp_path: Path, below: str, struct: b
     for split, files in (("train", 2), ("test", 1)):
         for part in range(files):
             images, labels = [png(seed + i) for i in range(10)], [(seed + i) % 3 for i in range(10)]
-            write(tmp_path / below / f"{split}-{part:05d}-of-{files:05d}.parquet", images, labels, struct=struct)
+            write_parquet(tmp_path / below / f"{split}-{part:05d}-of-{files:05d}.parquet", images, labels, struct=struct)
             expected[split] += zip(images, labels, strict=True)
             seed += 10
     sources = open_source(str(tmp_path))
@@ -75,7 +37,7 @@ def test_splits_row_groups_and_class_names(tmp_path: Path, below: str, struct: b
 @pytest.mark.parametrize("kind", ["text", "numbers"])
 def test_labels_without_names(tmp_path: Path, kind: str) -> None:
     labels = ["dog", "cat", "dog", "ant"] if kind == "text" else [2, 1, 2, 0]
-    write(tmp_path / "any name.parquet", [png(i) for i in range(4)], labels, features=None)
+    write_parquet(tmp_path / "any name.parquet", [png(i) for i in range(4)], labels, features=None)
     (source,) = open_source(str(tmp_path / "any name.parquet"))
     assert source.split == ""
     assert source.classes == (("ant", "cat", "dog") if kind == "text" else ("0", "1", "2"))
@@ -84,21 +46,21 @@ def test_labels_without_names(tmp_path: Path, kind: str) -> None:
 
 def test_columns_are_found_by_type_and_by_usual_names(tmp_path: Path) -> None:
     features = {"kind": {"names": CLASSES, "_type": "ClassLabel"}}
-    write(tmp_path / "a.parquet", [png(0)], [2], features=features, columns=("picture", "kind"))
+    write_parquet(tmp_path / "a.parquet", [png(0)], [2], features=features, columns=("picture", "kind"))
     (source,) = open_source(str(tmp_path / "a.parquet"))
     assert (source.read(0), source.classes[source.labels[0]]) == (png(0), "dog")
-    write(tmp_path / "b.parquet", [png(0)], [2], features=None, columns=("picture", "kind"))
+    write_parquet(tmp_path / "b.parquet", [png(0)], [2], features=None, columns=("picture", "kind"))
     with pytest.raises(ConfigError, match=r"b\.parquet has the columns picture, kind: rename that of the labels to label"):
         open_source(str(tmp_path / "b.parquet"))
-    write(tmp_path / "c.parquet", [1], [2], features=None, struct=False)  # type: ignore[list-item]
+    write_parquet(tmp_path / "c.parquet", [1], [2], features=None, struct=False)  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="rename that of the image files to image"):
         open_source(str(tmp_path / "c.parquet"))
 
 
 def test_bad_rows_and_files_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "null.parquet", [png(0)], [None])
-    write(tmp_path / "float.parquet", [png(0)], [0.5])
-    write(tmp_path / "path.parquet", [png(0), None], [0, 1])  # type: ignore[list-item]
+    write_parquet(tmp_path / "null.parquet", [png(0)], [None])
+    write_parquet(tmp_path / "float.parquet", [png(0)], [0.5])
+    write_parquet(tmp_path / "path.parquet", [png(0), None], [0, 1])  # type: ignore[list-item]
     (tmp_path / "text.parquet").write_text("hello")
     for name, error, message in (
         ("null", ConfigError, "rows without a label"),
@@ -114,7 +76,7 @@ def test_bad_rows_and_files_are_named(tmp_path: Path) -> None:
 
 def test_a_row_group_that_was_damaged_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
-    write(file, [png(i) for i in range(4)], [0, 1, 2, 0])
+    write_parquet(file, [png(i) for i in range(4)], [0, 1, 2, 0])
     (source,) = open_source(str(file))
     data = bytearray(file.read_bytes())
     data[4:200] = bytes(196)
@@ -124,16 +86,16 @@ def test_a_row_group_that_was_damaged_is_named(tmp_path: Path) -> None:
 
 
 def test_splits_of_other_classes_are_refused_and_numbers_take_the_longest_list(tmp_path: Path) -> None:
-    write(tmp_path / "train-0.parquet", [png(0), png(1)], [0, 2], features=None)
-    write(tmp_path / "test-0.parquet", [png(0)], [1], features=None)
+    write_parquet(tmp_path / "train-0.parquet", [png(0), png(1)], [0, 2], features=None)
+    write_parquet(tmp_path / "test-0.parquet", [png(0)], [1], features=None)
     assert {source.classes for source in open_source(str(tmp_path))} == {("0", "1", "2")}
-    write(tmp_path / "test-0.parquet", [png(0)], ["dog"], features=None)
+    write_parquet(tmp_path / "test-0.parquet", [png(0)], ["dog"], features=None)
     with pytest.raises(ConfigError, match=r"class 0 is in only one of train \(3 classes\) and test"):
         open_source(str(tmp_path))
 
 
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a.parquet", [png(0)], [0])
+    write_parquet(tmp_path / "a.parquet", [png(0)], [0])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ConfigError, match=r"pip install 'biggan-pipeline\[parquet\]'"):
         open_source(str(tmp_path / "a.parquet"))

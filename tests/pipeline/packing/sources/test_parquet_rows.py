@@ -14,14 +14,15 @@ import pytest
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.packing.sources import parquet_rows
 from pipeline.packing.sources.detect import open_source
-from tests.pipeline.packing.sources.test_detect import write_idx
-from tests.pipeline.packing.sources.test_folders import put, quiet
-from tests.pipeline.packing.sources.test_parquet import FEATURES, png, write
+from tests.support.datasets.folders import put
+from tests.support.datasets.idx import write_idx
+from tests.support.datasets.parquet import FEATURES, png, write_parquet
+from tests.support.packing import quiet
 
 
 def rows(root: Path, *paths: str, labels: Any = (0, 1, 2)) -> Path:
     for path in paths:
-        write(root / path, [f"{path} {i}".encode() for i in range(len(labels))], list(labels))
+        write_parquet(root / path, [f"{path} {i}".encode() for i in range(len(labels))], list(labels))
     return root
 
 
@@ -75,7 +76,7 @@ def test_files_of_several_data_sets_are_refused(tmp_path: Path, paths: list[str]
 
 def test_only_the_chosen_split_is_looked_at(tmp_path: Path) -> None:
     rows(tmp_path, "c/train-0.parquet")
-    write(tmp_path / "c/test-0.parquet", [b"x"], ["dog"], features=None)
+    write_parquet(tmp_path / "c/test-0.parquet", [b"x"], ["dog"], features=None)
     with pytest.raises(ConfigError, match=r"class bird is in only one of train .* add --split train"):
         open_source(str(tmp_path), quiet)
     (source,) = open_source(str(tmp_path), quiet, split="Training")
@@ -147,13 +148,13 @@ def test_columns_in_any_form(tmp_path: Path, stored: str, image: Any) -> None:
 def test_classes_are_told_apart_or_refused(tmp_path: Path) -> None:
     names = ["tench", "crane", "", "crane"]
     features = FEATURES | {"label": {"names": names, "_type": "ClassLabel"}}
-    write(tmp_path / "a.parquet", [b"x"] * 4, [0, 1, 2, 3], features=features)
+    write_parquet(tmp_path / "a.parquet", [b"x"] * 4, [0, 1, 2, 3], features=features)
     assert open_source(str(tmp_path / "a.parquet"), quiet)[0].classes == ("tench", "crane", "class 2", "crane (2)")
     for labels, message in (
         (["a", " "], r"rows have an empty label \(' '\)"),
         ([0, 203_092], "has the label 203092 for 2 images: number the classes from 0"),
     ):
-        write(tmp_path / "b.parquet", [b"x"] * len(labels), labels, features=None)
+        write_parquet(tmp_path / "b.parquet", [b"x"] * len(labels), labels, features=None)
         with pytest.raises(ConfigError, match=message):
             open_source(str(tmp_path / "b.parquet"), quiet)
     pq.write_table(pq.read_table(tmp_path / "a.parquet").slice(0, 0), tmp_path / "b.parquet")

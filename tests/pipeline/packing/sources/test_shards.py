@@ -12,7 +12,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources import shards
 from pipeline.packing.sources.detect import open_source
-from tests.conftest import PATTERNS, S3Server, write_tree
+from tests.support.patterns import PATTERNS, write_tree
+from tests.support.servers import S3Server
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pipeline.data.labels import number_labels
 from pipeline.data.tar import FileStream, TarError, members
 from pipeline.errors import ConfigError
 from pipeline.packing.indexer import find_shards
-from tests.pipeline.packing.sources.test_imagenet import tar
+from tests.support.datasets.imagenet import tar_with
 
 
 def test_names_of_tars_that_speak_of_millions_of_others(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_renumbering_many_labels_is_no_matter_of_their_square() -> None:
 
 
 def test_a_tar_that_is_read_where_it_lies_is_the_same(tmp_path: Path) -> None:
-    data = tar({f"{i}.png": bytes([i]) * 700 * i for i in range(4)})
+    data = tar_with({f"{i}.png": bytes([i]) * 700 * i for i in range(4)})
     (tmp_path / "a").write_bytes(b"before" + data + b"after")
     with open(tmp_path / "a", "rb") as file:
         found = list(members(FileStream(file.fileno(), 6, len(data))))

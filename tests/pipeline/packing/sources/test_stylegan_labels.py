@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.packing.sources.detect import open_source
-from tests.pipeline.packing.sources.test_folders import counts, put, quiet, zipped
+from tests.support.datasets.folders import counts, put, zipped
+from tests.support.packing import quiet
 
 PNG = [f"{part}/img{part}{i}.png" for part in ("00000", "00001") for i in range(3)]
 LABELS = [[path, i % 2] for i, path in enumerate(PNG)]

@@ -1,0 +1,1 @@
+"""Other projects' code, run as it is: networks, training steps and data loaders out of their checkouts or packages."""

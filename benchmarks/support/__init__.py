@@ -1,0 +1,1 @@
+"""Parts that several benchmarks share. The tests use some of them too."""
