@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "artifacts"}
+DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "artifact", "artifacts"}
 """Attributes that hold what a manifest, a commit, a model or an answer of a server says."""
-KINDS = {"Shard", "Record"}
+KINDS = {"Shard", "Record", "OpenRecord", "ImageRecord", "TextRecord", "ArtifactRecord", "DatasetRow", "CommitRow"}
 """Types of entries in such documents: what a parameter of these says is out of one."""
 OURS = {
     "pipeline/checkpoint/importers/biggan_pytorch.py: files['state_dict']": "a name of the listing, by our own table",
@@ -18,7 +18,7 @@ OURS = {
     "pipeline/checkpoint/importers/huggingface.py: files['weights']": "the same",
     "pipeline/data/manifest.py: path": "`tars` of an earlier version, below each folder above the manifest: see `check_read`",
     "pipeline/tracking/moved_store.py: found.file.name": "the name of the user's own store",
-    "pipeline/checkpoint/saver.py: checkpoint.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
+    "pipeline/checkpoint/saver.py: format.folder_name(snapshot.progress.images, self.fence.number)": "two of our numbers",
     "pipeline/tracking/mlflow_records.py: there[0].name": "the last part of a path, with our own mark in it",
     "pipeline/tracking/mlflow_records.py: there[0].stem + '+compressed.webp'": "the same",
     "jobs/status.py: speed": "a division of numbers",
