@@ -44,7 +44,8 @@ from benchmarks.support.photos import SIZE, make_images
 from benchmarks.support.report import report, table
 from jobs import cli
 from pipeline import storage
-from pipeline.data.manifest import MANIFEST, dump_manifest, index_name, load_manifest
+from pipeline.data.manifest import MANIFEST, dump_manifest, load_manifest
+from pipeline.data.shard_index import index_name
 
 LOCAL = ("ours", "webdataset", "mds", "litdata", "folder")
 ARMS = (

@@ -32,6 +32,7 @@ from benchmarks.support.patterns import pack_patterns
 from benchmarks.support.report import report
 from pipeline.checkpoint import failpoints, format
 from pipeline.tracking import journal
+from pipeline.tracking.records import MetricsRecord
 
 BATCH, STEPS = 16, 5
 HANGS = 300.0
@@ -194,8 +195,8 @@ def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
     samples, losses = [], []
     for run in ("same", "changed"):
         samples.append(sorted(tuple(map(int, line.split())) for line in (folder / f"{run}.samples").read_text().splitlines()))
-        rows = [row for row, _ in journal.read(folder / run) if "loss/d" in row.get("metrics", ())]
-        losses.append({(row["step"], key): row["metrics"][key] for row in rows for key in ("loss/d", "loss/g")})
+        rows = [row for row, _ in journal.read(folder / run) if isinstance(row, MetricsRecord) and "loss/d" in row.metrics]
+        losses.append({(row.step, key): row.metrics[key] for row in rows for key in ("loss/d", "loss/g")})
     distance = max(abs(losses[0][at] - losses[1][at]) for at in losses[0]) if losses[0].keys() == losses[1].keys() else 1e9
     checks = {
         "2 -> 4 -> 1 ranks: every image once, in the same place": samples[0] == samples[1] and len(samples[0]) == marks[2],

@@ -25,6 +25,7 @@ from benchmarks.servers.mlflow_proxy import Proxy
 from benchmarks.servers.mlflow_server import MlflowServer
 from benchmarks.support.report import report
 from pipeline.tracking.journal import read
+from pipeline.tracking.records import MetricsRecord
 
 LONGEST_CALL = 0.25
 """Seconds that a call of the tracker may take at most."""
@@ -88,9 +89,10 @@ def run_loop(run: Path, uri: str, steps: int, events: dict[int, Event]) -> tuple
 def compare(run: Path, server: MlflowServer) -> dict[str, Any]:
     """Compare the server's tables of a run with its journal."""
     written = Counter(
-        (key, record["step"], record["time"], value)
+        (key, record.step, record.time, value)
         for record, _ in read(run)
-        for key, value in record.get("metrics", {}).items()
+        if isinstance(record, MetricsRecord)
+        for key, value in record.metrics.items()
     )
     with sqlite3.connect(f"file:{server.folder}/server.db?mode=ro", uri=True) as tables:
         runs = tables.execute("select run_uuid from tags where key = 'biggan.run_uid' and value = ?", (run.name,)).fetchall()

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.extractors import PRETRAINED
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.splits import Split
     from pipeline.evaluation.worker_pool import WorkerPool
     from pipeline.generation.load import TrainedGenerator
+    from pipeline.runs.evaluation_document import Document
 
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
 
@@ -174,8 +175,8 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
     from pipeline.evaluation.document import curve, table, track
     from pipeline.evaluation.splits import check_same
     from pipeline.generation.exported_model import find_exported
-    from pipeline.redaction import hidden
     from pipeline.runs import evaluations
+    from pipeline.runs.evaluation_document import Document
     from pipeline.runs.run_folder import load_run_config
 
     splits = _splits(args)
@@ -188,18 +189,19 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
         evaluations.read(request.place(trained.images, truncation))  # likewise
     extractor, judge = work.find_extractor(request, trained, splits, _say)
     real = {name: work.look_at_real(request, extractor, trained, name, split, peers, _say) for name, split in splits.items()}
-    documents: list[dict[str, Any]] = []
+    documents: list[Document] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if find_exported(args.model) else str(trained.images))
-        document = hidden(work.make_document(request, truncation, trained, extractor, real, peers) | judge)
+        document = work.make_document(request, truncation, trained, extractor, judge, real, peers)
         documents.append(document)
         print("\n".join(table(document)))
         _keep(request, document)
         if Path(args.model, "config.yaml").is_file():
             track(Path(args.model), document, load_run_config(args.model).tracking.mode == "auto", _say)
     if args.json:
-        text = json.dumps(documents if len(documents) > 1 else documents[0], indent=1, ensure_ascii=False)
+        shown = [document.as_json() for document in documents]
+        text = json.dumps(shown if len(shown) > 1 else shown[0], indent=1, ensure_ascii=False)
         storage.write_bytes(args.json, f"{text}\n".encode())
         _say(f"figures: {args.json}")
     if len(documents) > 1:
@@ -227,7 +229,7 @@ def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | 
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
+def _keep(request: "EvaluationRequest", document: "Document") -> None:
     """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
     from pipeline import storage
     from pipeline.checkpoint.format import EVALUATION, committed
@@ -235,7 +237,7 @@ def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
     from pipeline.runs.run_folder import load_run_config
     from pipeline.runs.trusted_places import kept_checkpoints
 
-    images, truncation = document["images"], document["truncation"]
+    images, truncation = document.images, document.truncation
     _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")
     if truncation is not None or not Path(request.model, "config.yaml").is_file():
         return

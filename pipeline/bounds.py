@@ -4,14 +4,16 @@
 class BatchConfig:
     global_batch: Annotated[int, Bounds(ge=1)]
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
 """
 
 import functools
 import math
 import typing
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Bounds:
 
 def check_bounds(config: Any) -> None:
     """Check each field of a dataclass against the `Bounds` in its type. Raises ValueError: `NAME=VALUE: must be ...`."""
-    for name, bounds in _bounded(type(config)):
+    for name, bounds in _bounded(cast(Hashable, type(config))):
         value = getattr(config, name)
         several = isinstance(value, tuple)
         for number in value if several else (value,):
@@ -58,7 +60,7 @@ def check_bounds(config: Any) -> None:
 
 
 @functools.cache
-def _bounded(kind: type) -> list[tuple[str, Bounds]]:
+def _bounded(kind: Any) -> list[tuple[str, Bounds]]:
     hints = typing.get_type_hints(kind, include_extras=True)
     found = [(field.name, getattr(hints[field.name], "__metadata__", ())) for field in fields(kind)]
     return [(name, part) for name, metadata in found for part in metadata if isinstance(part, Bounds)]

@@ -15,6 +15,7 @@ from benchmarks.support import step_rows
 from benchmarks.support.limited import DoesNotFitError, FailedError, call, last_line
 from benchmarks.support.photos import CLASSES, jpeg
 from pipeline.tracking.journal import read
+from pipeline.tracking.records import MetricsRecord
 
 Row = dict[str, Any]
 """Of a part: its figures, or `error`. `ok` is null where there is nothing to judge."""
@@ -168,7 +169,7 @@ def trained(bench: Bench, limit: float) -> Row:
         raise FailedError("no step has been measured")
     with tempfile.TemporaryDirectory(prefix="biggan-gpu-") as folder:
         cut = _train(bench, best, Path(folder), time.monotonic() + limit)
-        records = [record.get("metrics", {}) for record, _ in read(Path(folder, "run"))]
+        records = [record.metrics for record, _ in read(Path(folder, "run")) if isinstance(record, MetricsRecord)]
     reports = [metrics for metrics in records if "images_per_second" in metrics]
     if cut and len(reports) < 2:
         raise FailedError(cut)

@@ -134,7 +134,7 @@ class Checkpoint:
                 )
         for file in self._files_of(part):
             held = self.files[file].slices or {}
-            overlaps = [(slices[name], *place) for name, place in held.items() if name in slices]
+            overlaps = [(slices[name], offset, count) for name, (offset, count) in held.items() if name in slices]
             overlaps = [(s, o, n) for s, o, n in overlaps if o < s.offset + len(s.data) and s.offset < o + n]
             if not overlaps:
                 continue

@@ -44,7 +44,8 @@ class PartConfig:
     weight: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1.0
     """Its share of the images is this, divided by the sum over all sets."""
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from pipeline.fault_tolerance.run_mirror import RESTORE, keep
 from pipeline.storage.best_effort import best_effort
 from pipeline.storage.small_files import BIG, read
 from pipeline.tracking.journal import Journal, journal_path
+from pipeline.tracking.records import ArtifactRecord, Event, now
 from pipeline.tracking.tracker import Tracker
 
 _NORMS = 200  # gradient norms whose median is a network's own past
@@ -267,7 +268,7 @@ class Health:
                 # The attempt's tracker is closed.
                 with best_effort(journal_path(self.run)), contextlib.closing(Journal(self.run)) as journal:
                     for name in ("events.jsonl", "health.md"):
-                        journal.append(artifact=name)
+                        journal.append(ArtifactRecord(time=now(), artifact=name))
         dist.barrier()
         if stop:
             raise TrainingError(said)
@@ -279,10 +280,10 @@ class Health:
         """Write one line to RUN/events.jsonl, print it, and give MLflow what matters."""
         if not self.ranks.main:
             return
-        record = {"time": time.time(), "kind": kind, "images": images, "rollbacks": self.history.rollbacks, "text": text}
+        event = Event(time=time.time(), kind=kind, images=images, rollbacks=self.history.rollbacks, text=text)
         path = self.run / "events.jsonl"
         with best_effort(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(asdict(event)) + "\n")
         if say:
             tqdm.write(f"{images:>10,} img  {kind}: {text}")
             sys.stdout.flush()

@@ -59,7 +59,8 @@ class HangConfig:
     timeout: Annotated[float, Bounds(gt=0)] = 600.0
     """Seconds that any phase of a later update may take."""
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 _Count = Annotated[int, Field(ge=0, le=BIG)]

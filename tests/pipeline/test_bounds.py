@@ -23,7 +23,8 @@ class Sample:
     shares: Annotated[tuple[float, ...], Bounds(ge=0, lt=1)] = ()
     rest: Annotated[int, Bounds(ge=0, because="; 0 for none")] = 0
 
-    __post_init__ = check_bounds
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @pytest.mark.parametrize(

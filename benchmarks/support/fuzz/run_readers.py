@@ -81,9 +81,11 @@ def _evaluations(folder: Path) -> None:
     """Read evaluations as `biggan register` does, and add to them as `biggan evaluate` does."""
     from pipeline.evaluation import document as evaluation_document
     from pipeline.runs import evaluations
+    from pipeline.runs.evaluation_document import Document
+    from pipeline.untrusted import parse
 
     run = folder / "run"
-    document = json.loads((folder / "document.json").read_text())
+    document = parse(Document, (folder / "document.json").read_text(), "document.json")
     found = evaluations.of_run(run, lambda line: None)
     evaluations.of_weights(found, "0" * 64)
     evaluation_document.track(run, document, False, lambda line: None)
