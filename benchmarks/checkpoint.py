@@ -40,7 +40,7 @@ OPTIONS += ["precision=fp32", "zero.stage=1"]
 
 
 def measure(folder: Path) -> None:
-    """A rank; rank 0 writes its figures to folder/figures.json."""
+    """Measure on one rank; rank 0 writes the figures to folder/figures.json."""
     ranks = start_workers()
     config = load_config("biggan-128", OPTIONS)
     plan = plan_batch(config.batch, ranks.world_size)
@@ -74,8 +74,8 @@ def measure(folder: Path) -> None:
         figures["step while storing"] = _slowest(ranks, train)
     found = format.newest(str(folder / "ours"))
     assert found
-    figures["bytes"] = sum(row["bytes"] for row in found.files.values())
-    own = [row["bytes"] for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
+    figures["bytes"] = sum(row.bytes for row in found.files.values())
+    own = [row.bytes for name, row in found.files.items() if f"rank{ranks.rank:05d}" in name]
     figures["plain files"] = _slowest(ranks, lambda: _plain(folder / "plain" / str(ranks.rank), own))
     if ranks.main:
         rank_files.remove(found.uri, found.files)
@@ -89,7 +89,7 @@ def measure(folder: Path) -> None:
 
 
 def _slowest(ranks: Ranks, action: Any) -> float:
-    """Seconds that `action` takes the slower rank."""
+    """Return the seconds that `action` takes on the slower rank."""
     dist.barrier()
     began = time.perf_counter()
     action()
@@ -104,7 +104,7 @@ def _plain(folder: Path, sizes: Iterable[int]) -> None:
 
 
 def _slow_down() -> None:
-    """From here on a file takes the time that a store of `SLOW` bytes a second would."""
+    """Make each file take as long, from now on, as a store of `SLOW` bytes per second would."""
     write = storage.write_chunks
 
     def slowly(uri: str, chunks: Iterable[bytes | memoryview]) -> None:

@@ -49,7 +49,7 @@ def _tell(source: str, *, read: bool) -> None:
         try:
             found = format.load(folder)
             fault = found.fault(read=read)
-            size = sum(row["bytes"] for row in found.files.values())
+            size = sum(row.bytes for row in found.files.values())
             what = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(found.time))}  {size / 2**20:10,.1f} MiB  "
         except storage.NotFoundError:
             what, fault = "", "not committed: an attempt that was cut off, or is being written"

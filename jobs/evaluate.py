@@ -6,15 +6,17 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.extractors import PRETRAINED
 
 if TYPE_CHECKING:
     from pipeline.evaluation.request import EvaluationRequest
     from pipeline.evaluation.splits import Split
     from pipeline.evaluation.worker_pool import WorkerPool
     from pipeline.generation.load import TrainedGenerator
+    from pipeline.runs.evaluation_document import Document
 
 HELP = "FID, IS, KID, precision, recall and class accuracy of samples against real images"
 
@@ -56,15 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--extractor",
         metavar="NAME",
-        help="in FID[NAME]: efflite0, inception, or what to call the judge, a classifier that learns from the training shards "
-        "(default: the judge, as clf-HASH)",
+        help=f"in FID[NAME]: {', '.join(PRETRAINED)}, or what to call the judge, a classifier that learns from the training "
+        "shards (default: the judge, as clf-HASH)",
     )
-    add("--weights", metavar="URI", help="of --extractor inception: pt_inception-2015-12-05")
+    files = ", ".join(f"of --extractor {name}: {one.weights}" for name, one in PRETRAINED.items() if one.weights)
+    add("--weights", metavar="URI", help=files)
     add("--weights-sha256", metavar="HEX", help="of --weights: their hash")
     add(
         "--resizer",
         metavar="NAME-PIXELS",
-        help="clean-N or tf1-bilinear-N (default: efflite0 clean-224, inception tf1-bilinear-299)",
+        help=f"clean-N or tf1-bilinear-N (default: {', '.join(f'{name} {one.resizer}' for name, one in PRETRAINED.items())})",
     )
     add("--cache", metavar="URI", help="folder that keeps the judge; share it between runs (default: RUN/evaluation)")
     add("--processes", type=int, metavar="N", help="that share the work (default: one per GPU, or one)")
@@ -104,8 +107,8 @@ def _check(args: argparse.Namespace) -> list[float | None]:
             raise ConfigError(f"{flag} {value}: must be at least {least}")
     if args.checkpoint is not None and not args.checkpoint.isdecimal():
         raise ConfigError(f"--checkpoint {args.checkpoint}: must be a number of images, as in the folder's name")
-    from pipeline.evaluation.extractors import PRETRAINED, parse_resizer
     from pipeline.evaluation.measure import OPTIONAL
+    from pipeline.evaluation.networks import parse_resizer
 
     if unknown := set(args.metrics.split(",") if args.metrics else ()) - set(OPTIONAL):
         raise ConfigError(f"--metrics {','.join(sorted(unknown))}: there are {', '.join(OPTIONAL)} (FID always)")
@@ -115,14 +118,10 @@ def _check(args: argparse.Namespace) -> list[float | None]:
             raise ConfigError(f"--extractor {name}: did you mean {near[0]}? Call a judge something less like it")
         if name and not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"--extractor {name}: use letters, digits, _ - and . for the name of a judge")
-    for flag, fits in (
-        ("weights", name == "inception"),
-        ("weights_sha256", name == "inception"),
-        ("resizer", name in PRETRAINED),
-    ):
-        if getattr(args, flag) is not None and not fits:
-            partner = "inception" if flag != "resizer" else " or ".join(PRETRAINED)
-            raise ConfigError(f"--{flag.replace('_', '-')} goes only with --extractor {partner}")
+    own_weights = [known for known, entry in PRETRAINED.items() if entry.weights]
+    for flag, partners in (("weights", own_weights), ("weights_sha256", own_weights), ("resizer", list(PRETRAINED))):
+        if getattr(args, flag) is not None and name not in partners:
+            raise ConfigError(f"--{flag.replace('_', '-')} goes only with --extractor {' or '.join(partners)}")
     if args.resizer:
         parse_resizer(args.resizer)
     if args.follow and (args.checkpoint or not Path(args.model, "config.yaml").is_file()):
@@ -176,8 +175,8 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
     from pipeline.evaluation.document import curve, table, track
     from pipeline.evaluation.splits import check_same
     from pipeline.generation.exported_model import find_exported
-    from pipeline.redaction import hidden
     from pipeline.runs import evaluations
+    from pipeline.runs.evaluation_document import Document
     from pipeline.runs.run_folder import load_run_config
 
     splits = _splits(args)
@@ -193,18 +192,19 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
         name: work.look_at_real(request, extractor, trained, name=name, split=split, peers=peers, say=_say)
         for name, split in splits.items()
     }
-    documents: list[dict[str, Any]] = []
+    documents: list[Document] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if find_exported(args.model) else str(trained.images))
-        document = hidden(work.make_document(request, truncation, trained, extractor=extractor, real=real, peers=peers) | judge)
+        document = work.make_document(request, truncation, trained, extractor=extractor, judge=judge, real=real, peers=peers)
         documents.append(document)
         print("\n".join(table(document)))
         _keep(request, document)
         if Path(args.model, "config.yaml").is_file():
             track(Path(args.model), document, load_run_config(args.model).tracking.mode == "auto", _say)
     if args.json:
-        text = json.dumps(documents if len(documents) > 1 else documents[0], indent=1, ensure_ascii=False)
+        shown = [document.as_json() for document in documents]
+        text = json.dumps(shown if len(shown) > 1 else shown[0], indent=1, ensure_ascii=False)
         storage.write_bytes(args.json, f"{text}\n".encode())
         _say(f"figures: {args.json}")
     if len(documents) > 1:
@@ -216,7 +216,6 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
 def _splits(args: argparse.Namespace) -> "dict[str, Split]":
     """`test`, and `train` where it is needed or known."""
     from pipeline.data.manifest import load_manifest
-    from pipeline.evaluation.extractors import PRETRAINED
     from pipeline.evaluation.splits import Split, held_out, training_shards
 
     train = args.train
@@ -233,7 +232,7 @@ def _load(args: argparse.Namespace, truncation: float | None, checkpoint: str | 
     return load_generator(args.model, images, truncation, args.truncation_method, args.standing)
 
 
-def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
+def _keep(request: "EvaluationRequest", document: "Document") -> None:
     """Write a document to the run's folder and, for `checkpoint.keep_best`, beside its checkpoint."""
     from pipeline import storage
     from pipeline.checkpoint.format import EVALUATION, committed
@@ -241,7 +240,7 @@ def _keep(request: "EvaluationRequest", document: dict[str, Any]) -> None:
     from pipeline.runs.run_folder import load_run_config
     from pipeline.runs.trusted_places import kept_checkpoints
 
-    images, truncation = document["images"], document["truncation"]
+    images, truncation = document.images, document.truncation
     _say(f"figures: {evaluations.keep(request.place(images, truncation), document, _say)}")
     if truncation is not None or not Path(request.model, "config.yaml").is_file():
         return

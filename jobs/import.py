@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         print(line)
     print(f"writing {args.dst}", flush=True)
     saved = detect.save(imported, args.dst)
-    size = sum(file["bytes"] for file in saved.files.values()) / 2**20
+    size = sum(file.bytes for file in saved.files.values()) / 2**20
     print(f"wrote {saved.uri}: {', '.join(sorted(saved.files))}; {size:,.1f} MiB")
     print(f"next: biggan sample {args.dst} samples.png")
     print(f"      biggan train CONFIG init={args.dst}")

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     if args.limit is not None and not math.isfinite(args.limit):
         raise ConfigError(f"--limit {args.limit}: must be a number")
     from pipeline.registry import versions
-    from pipeline.registry.gate import Terms, promote
+    from pipeline.registry.gate import promote
+    from pipeline.registry.gate_checks import Terms
     from pipeline.wording import command
 
     versions.check_alias("--to", args.to)

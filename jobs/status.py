@@ -4,7 +4,7 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.wording import command, plural, printable
@@ -74,15 +74,16 @@ def _job(folder: Path) -> str:
 
 def _progress(folder: Path, config: "RunConfig") -> str:
     from pipeline.tracking import journal
+    from pipeline.tracking.records import MetricsRecord
 
-    last: dict[str, Any] = {}
+    last = None
     for record, _ in journal.read(folder):
-        if "images_per_second" in record.get("metrics", ()):
+        if isinstance(record, MetricsRecord) and "images_per_second" in record.metrics:
             last = record
-    if not last:
+    if last is None:
         return f"nothing reported yet, of {config.total_images:,} images"
-    images, speed = int(last["step"]), last["metrics"]["images_per_second"]
-    ago = time.time() - last["time"] / 1000
+    images, speed = last.step, last.metrics["images_per_second"]
+    ago = time.time() - last.time / 1000
     left = (config.total_images - images) / speed if speed > 0 else 0
     eta = f", {_span(left)} left" if left > 0 else ""
     return (
@@ -115,7 +116,7 @@ def _none(config: "RunConfig") -> str:
 
 def _mlflow(folder: Path, config: "RunConfig") -> str:
     """The run's page, once it is there, and what it lacks."""
-    from pipeline.tracking.delivery import undelivered
+    from pipeline.tracking.delivered import undelivered
 
     lacks = undelivered(folder)
     lines = [_page(folder, config)]
@@ -128,13 +129,14 @@ def _mlflow(folder: Path, config: "RunConfig") -> str:
 
 def _page(folder: Path, config: "RunConfig") -> str:
     from pipeline.tracking import journal
-    from pipeline.tracking.delivery import delivered
+    from pipeline.tracking.delivered import delivered
     from pipeline.tracking.mlflow_store import store_uri
+    from pipeline.tracking.records import OpenRecord
     from pipeline.wording import hide_secrets
 
     if config.tracking.mode == "off":
         return "off"
-    tracked = [record["open"]["uri"] for record, _ in journal.read(folder) if "open" in record]
+    tracked = [record.open.uri for record, _ in journal.read(folder) if isinstance(record, OpenRecord)]
     uri = hide_secrets(store_uri(folder, tracked[-1] if tracked else config.tracking.uri))
     if not uri.startswith("http"):
         return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])

@@ -11,13 +11,14 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
 from model.config import ModelConfig
 from pipeline import config_tree
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.config_tree import named_sections_in, preset_names, section_in
 from pipeline.data.loader import DataConfig
@@ -40,7 +41,7 @@ class RunConfig:
 
     run: str
     """The run's folder. The same folder again means: resume."""
-    total_images: int
+    total_images: Annotated[int, Bounds(ge=1)]
     """Training ends when D has seen this many real images."""
     model: ModelConfig
     data: DataConfig
@@ -55,7 +56,7 @@ class RunConfig:
     hang: HangConfig = field(default_factory=HangConfig)
     init: str | None = None
     """A run, or checkpoints anywhere, as `biggan import` makes them: the weights to start from, instead of random ones."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(ge=0)] = 0
     """Decides the weights at the start, the order of the images, flips and latents."""
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
     """bf16: autocast, with parameters, batch-norm statistics, sigma, logits and losses kept in fp32. auto: bf16 on GPUs; on a
@@ -66,24 +67,19 @@ class RunConfig:
     compile: bool = False
     """torch.compile fuses what stands between the convolutions of a block: minutes at every start, a quicker step on a GPU. A
     graph that cannot be compiled is an error, as a run must not change its rounding by chance."""
-    processes: int | None = None
+    processes: Annotated[int | None, Bounds(ge=1)] = None
     """Workers on each machine. Default: one per GPU, or one where there is no GPU."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float | None, Bounds(gt=0)] = None
     """Matrix rate of one device in TFLOP/s, which model FLOP utilisation is a share of. Default: measured at the start."""
-    log_every: int = 10_000
+    log_every: Annotated[int, Bounds(ge=1)] = 10_000
     """Images between two lines of progress and metrics."""
-    sample_every: int = 100_000
+    sample_every: Annotated[int, Bounds(ge=0)] = 100_000
     """Images between two sample grids in MLflow; 0 for none."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not self.run:
             raise ValueError("run= is empty: set run=FOLDER")
-        for name, least in (("total_images", 1), ("log_every", 1), ("processes", 1), ("sample_every", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"peak_tflops={self.peak_tflops}: must be above 0")
         for key, clash in (("objective.r1=0", self.objective.r1), ("zero.stage=2", self.zero.stage == 3)):
             if self.compile and clash:
                 raise ValueError(f"compile=true supports neither R1 nor ZeRO-3: set compile=false or {key}")

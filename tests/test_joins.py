@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "artifacts"}
+DOCUMENTS = {"files", "shards", "classes", "tars", "uri", "place", "file", "artifact", "artifacts"}
 """Attributes that hold what a manifest, a commit, a model or an answer of a server says."""
-KINDS = {"Shard", "Record"}
+KINDS = {"Shard", "Record", "OpenRecord", "ImageRecord", "TextRecord", "ArtifactRecord", "DatasetRow", "CommitRow"}
 """Types of entries in such documents: what a parameter of these says is out of one."""
 OURS = {
     "pipeline/checkpoint/importers/biggan_pytorch.py: files['state_dict']": "a name of the listing, by our own table",

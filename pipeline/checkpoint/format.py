@@ -31,9 +31,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.checkpoint.commit_document import COMMIT, Shapes, content_fault, read_commit, write_commit
+from pipeline.checkpoint.commit_document import COMMIT, Files, Shapes, content_fault, read_commit, write_commit
 from pipeline.checkpoint.failpoints import fail_point
-from pipeline.checkpoint.rank_files import Files, run_of
+from pipeline.checkpoint.rank_files import run_of
 from pipeline.engine.slices import Slice, whole
 from pipeline.errors import ConfigError, DataError
 from pipeline.storage.containment import below
@@ -67,7 +67,6 @@ class Checkpoint:
 
     uri: str
     files: Files
-    """By name: `bytes`, `sha256`, and for tensors `slices`: name -> [offset, count]."""
     shapes: Shapes
     """Of the whole tensors: part -> name -> shape."""
     time: float
@@ -86,13 +85,13 @@ class Checkpoint:
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError if they are not those that were committed."""
-        data = storage.read_bytes(below(self.uri, name, storage.join(self.uri, COMMIT)))
-        if len(data) != self.files[name]["bytes"] or hashlib.sha256(data).hexdigest() != self.files[name]["sha256"]:
+        data, row = storage.read_bytes(below(self.uri, name, storage.join(self.uri, COMMIT))), self.files[name]
+        if len(data) != row.bytes or hashlib.sha256(data).hexdigest() != row.sha256:
             raise DataError(
                 f"{storage.join(self.uri, name)} is damaged: its SHA-256 is not that in {COMMIT}. Restore it from a copy, or "
                 "use another checkpoint"
             )
-        if wrong := content_fault(self.files[name], data):
+        if wrong := content_fault(row, data):
             raise DataError(f"{storage.join(self.uri, name)} is not what {COMMIT} says: {wrong}; use another checkpoint")
         return data
 
@@ -102,7 +101,7 @@ class Checkpoint:
             try:
                 if read:
                     self.read(name)
-                elif storage.size(below(self.uri, name, storage.join(self.uri, COMMIT))) != row["bytes"]:
+                elif storage.size(below(self.uri, name, storage.join(self.uri, COMMIT))) != row.bytes:
                     return f"{name} is cut"
             except storage.NotFoundError:
                 return f"{name} is missing"
@@ -115,7 +114,7 @@ class Checkpoint:
         if part not in self.shapes:
             raise DataError(f"{self.uri} has no {part}: use another checkpoint")
         for file in [] if self.checked else self._files_of(part):  # before memory for what COMMIT says is asked for
-            if (there := storage.size(storage.join(self.uri, file))) != (size := self.files[file]["bytes"]):
+            if (there := storage.size(storage.join(self.uri, file))) != (size := self.files[file].bytes):
                 raise DataError(f"{storage.join(self.uri, file)} is cut: {there:,} bytes, not {size:,}; use another checkpoint")
         found = {name: torch.empty(shape) for name, shape in self.shapes[part].items()}
         self.fill(part, whole(found))
@@ -134,8 +133,8 @@ class Checkpoint:
                     f"configuration's has {list(s.shape)}; name the configuration that it was trained with"
                 )
         for file in self._files_of(part):
-            held = self.files[file].get("slices", {})
-            overlaps = [(slices[name], *place) for name, place in held.items() if name in slices]
+            held = self.files[file].slices or {}
+            overlaps = [(slices[name], offset, count) for name, (offset, count) in held.items() if name in slices]
             overlaps = [(s, o, n) for s, o, n in overlaps if o < s.offset + len(s.data) and s.offset < o + n]
             if not overlaps:
                 continue
@@ -160,7 +159,7 @@ class Checkpoint:
 
     def run(self) -> str | None:
         """Return the id of the run that saved it, None for an import. Raises NotFoundError or DataError if that is damaged."""
-        return run_of(self.uri, self.files["state.json"]["sha256"])
+        return run_of(self.uri, self.files["state.json"].sha256)
 
     def progress(self) -> Progress:
         return self.told("progress", Progress)

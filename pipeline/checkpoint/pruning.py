@@ -9,6 +9,7 @@ import contextlib
 from typing import Any
 
 from pipeline import storage
+from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.format import (
     DAMAGED,
     SET_ASIDE,
@@ -22,7 +23,7 @@ from pipeline.checkpoint.format import (
     mark,
     place_of,
 )
-from pipeline.checkpoint.rank_files import Files, holds_any, remove, write_part, write_state
+from pipeline.checkpoint.rank_files import holds_any, remove, write_part, write_state
 from pipeline.checkpoint.retention import CheckpointConfig, kept
 from pipeline.engine.slices import Slice, whole
 from pipeline.errors import ConfigError, DataError

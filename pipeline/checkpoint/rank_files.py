@@ -4,11 +4,12 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
+from pipeline.checkpoint.commit_document import CommitRow, Files, numel
 from pipeline.checkpoint.failpoints import fail_point
 from pipeline.engine.slices import Slice
 from pipeline.errors import ConfigError, DataError
@@ -16,9 +17,6 @@ from pipeline.storage import removal
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.format import Progress
-
-Files = dict[str, dict[str, Any]]
-"""By name: `bytes`, `sha256`, and for tensors `slices`: name -> [offset, count]."""
 
 _TENSORS = re.compile(r"[a-z_]+\.rank\d{5,}\.safetensors")
 _SMALL = {
@@ -46,7 +44,7 @@ def write_part(folder: str, part: str, rank: int, slices: list[Slice]) -> Files:
     chunks: list[bytes | memoryview] = [len(header).to_bytes(8, "little") + header]
     chunks += [s.data.numpy().data.cast("B") for s in slices]
     row = _write(folder, name := f"{part}.rank{rank:05d}.safetensors", chunks)
-    return {name: row | {"slices": {s.name: [s.offset, len(s.data)] for s in slices}}}
+    return {name: replace(row, slices={s.name: [s.offset, len(s.data)] for s in slices})}
 
 
 def write_state(folder: str, progress: "Progress", state: Mapping[str, Any]) -> Files:
@@ -54,7 +52,7 @@ def write_state(folder: str, progress: "Progress", state: Mapping[str, Any]) -> 
     return {"state.json": _write(folder, "state.json", [data])}
 
 
-def _write(folder: str, name: str, chunks: list[bytes | memoryview]) -> dict[str, Any]:
+def _write(folder: str, name: str, chunks: list[bytes | memoryview]) -> CommitRow:
     digest, size = hashlib.sha256(), 0
 
     def hashed() -> Iterator[bytes | memoryview]:
@@ -71,7 +69,7 @@ def _write(folder: str, name: str, chunks: list[bytes | memoryview]) -> dict[str
     fail_point("write")
     storage.write_chunks(storage.join(folder, name), hashed())
     fail_point("written")
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return CommitRow(size, digest.hexdigest())
 
 
 def is_own(name: str) -> bool:
@@ -116,11 +114,3 @@ def run_of(folder: str, sha256: str) -> str | None:
         raise DataError(f"{folder}/state.json is damaged: restore it from a copy, or use another checkpoint")
     run: str | None = json.loads(data).get("run")
     return run
-
-
-def numel(shape: Iterable[int]) -> int:
-    """Return how many numbers a tensor of this shape has."""
-    numbers = 1
-    for size in shape:
-        numbers *= size
-    return numbers

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.storage.addresses import is_web
 from pipeline.wording import hide_secrets
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 class CheckpointConfig:
     """When and where a run saves itself, and what of it stays."""
 
-    every: int = 200_000
+    every: Annotated[int, Bounds(ge=1, because=" image")] = 200_000
     """Images between two checkpoints; one is always written at the end."""
-    keep: int = 2
+    keep: Annotated[int, Bounds(ge=2, because=": the newest checkpoint may turn out to be damaged")] = 2
     """Checkpoints to keep: the newest ones."""
     keep_every: int | None = None
     """Of each so many images, also keep the first checkpoint for good."""
@@ -29,12 +30,9 @@ class CheckpointConfig:
     """Any fsspec URI; a relative path is made absolute. Default: `checkpoints` in the run's folder."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.uri and is_web(self.uri):
             raise ValueError(f"uri={hide_secrets(self.uri)}: HTTP is read only; name a folder or an object store")
-        if self.every < 1:
-            raise ValueError(f"every={self.every}: must be at least 1 image")
-        if self.keep < 2:
-            raise ValueError(f"keep={self.keep}: must be at least 2: the newest checkpoint may turn out to be damaged")
         if self.keep_every is not None and self.keep_every < self.every:
             raise ValueError(f"keep_every={self.keep_every}: must be at least every={self.every}")
         if self.max_loss is not None and self.max_loss < self.every:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.checkpoint import format, pruning, rank_files
+from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.failpoints import fail_point
 from pipeline.checkpoint.fencing import Fence, FencedError, take
 from pipeline.checkpoint.format import Progress, Shapes
-from pipeline.checkpoint.rank_files import Files
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.engine import agreement
 from pipeline.engine.ranks import Ranks, meeting_place
@@ -55,21 +55,12 @@ def take_fence(uri: str, ranks: Ranks) -> Fence:
 
 
 @dataclass(frozen=True)
-class CommitRow:
-    """What a COMMIT says of a file."""
-
-    bytes: Annotated[int, pydantic.Field(ge=0)]
-    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-    slices: dict[str, Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]]
-
-
-@dataclass(frozen=True)
 class SaveReport:
     """What a rank tells rank 0 of its part of a save, and rank 0 the others of the whole."""
 
     kind: Literal["saved", "fenced", "refused", "bug"] = "saved"
     message: str = ""
-    files: dict[str, CommitRow] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
     shapes: dict[str, dict[str, Annotated[list[int], pydantic.Field(max_length=16)]]] = field(default_factory=dict)
 
 
@@ -213,8 +204,7 @@ class Saver:
                 snapshot.copied.synchronize()
             report = SaveReport()
             for part, slices in snapshot.parts.items():
-                written = rank_files.write_part(folder, part, self.ranks.rank, slices)
-                report.files.update({name: CommitRow(**row) for name, row in written.items()})
+                report.files.update(rank_files.write_part(folder, part, self.ranks.rank, slices))
                 report.shapes[part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
             report = _failure(error)
@@ -246,7 +236,7 @@ class Saver:
         reports = [own, *(self._report(serial, rank) for rank in range(1, self.ranks.world_size))]
         if failed := [report for report in reports if report.kind != "saved"]:
             return sorted(failed, key=lambda report: report.kind)[0]  # a bug before a store's failure
-        files: Files = {name: asdict(row) for report in reports for name, row in report.files.items()}
+        files: Files = {name: row for report in reports for name, row in report.files.items()}
         shapes: Shapes = {}
         for report in reports:
             for part, tensors in report.shapes.items():

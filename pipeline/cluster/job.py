@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.redaction import holds_secret, holds_value, is_secret_name
 
@@ -30,21 +31,21 @@ class ClusterJob:
     """Container image, with a tag or, better, a digest."""
     config: str
     """The run's whole configuration as YAML. `run` is a folder below /scratch, `checkpoint.uri` an object store."""
-    nodes: int = 1
+    nodes: Annotated[int, Bounds(ge=1)] = 1
     """Machines."""
-    gpus: int = 8
+    gpus: Annotated[int, Bounds(ge=0)] = 8
     """GPUs of each; 0 for none."""
     gpu: str = ""
     """Their kind, as SkyPilot names it: H100. Kubernetes chooses by `node_selector`, AWS Batch by `instance_type`."""
-    cpus: int = 0
+    cpus: Annotated[int, Bounds(ge=0)] = 0
     """Cores of each machine to ask for; 0 asks for none. AWS Batch needs it."""
-    memory_gb: int = 0
+    memory_gb: Annotated[int, Bounds(ge=0)] = 0
     """Memory of each machine to ask for, in GiB; 0 asks for none. AWS Batch needs it."""
-    shm_gb: int = 64
+    shm_gb: Annotated[int, Bounds(ge=1)] = 64
     """Size of /dev/shm in GiB: what NCCL and the transforms' processes share."""
-    scratch_gb: int = 500
+    scratch_gb: Annotated[int, Bounds(ge=1)] = 500
     """Local disk for the run's folder and the data's cache, in GiB."""
-    grace: int = 120
+    grace: Annotated[int, Bounds(ge=1)] = 120
     """Seconds that a save may take when the machine is to be given back: `stop.grace`."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables. Passwords do not belong here."""
@@ -62,12 +63,13 @@ class ClusterJob:
     """AWS Batch's machines."""
     spot: bool = True
     """SkyPilot: machines that may be taken away. Elsewhere the queue or the nodes decide."""
-    max_restarts: int = 20
+    max_restarts: Annotated[int, Bounds(ge=0)] = 20
     """Restarts after crashes. Being preempted does not count."""
-    port: int = 29500
+    port: Annotated[int, Bounds(ge=1, lt=65536)] = 29500
     """Where the first machine listens."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if not _LABEL.fullmatch(self.name):
             raise ValueError(f"name={self.name}: lower-case letters, digits and hyphens, from a letter to no hyphen")
         longest = f"{self.name}-{NODE}-0-{self.nodes - 1}-abcde"
@@ -77,11 +79,6 @@ class ClusterJob:
             raise ValueError(
                 f"image={self.image}: name a version, as in registry/biggan:1.0 or, better, registry/biggan@sha256:..."
             )
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.port > 65535:
-            raise ValueError(f"port={self.port}: must be below 65536")
         for name in (*self.env, *self.secrets):
             if not _VARIABLE.fullmatch(name) or name in _OURS:
                 raise ValueError(f"env.{name}: " + ("is set by the job" if name in _OURS else "is no name of a variable"))
@@ -98,19 +95,6 @@ class _Strict(ClusterJob):
     """The same, where a key that does not exist is an error."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic's name and form
-
-
-_LEAST = {
-    "nodes": 1,
-    "gpus": 0,
-    "cpus": 0,
-    "memory_gb": 0,
-    "shm_gb": 1,
-    "scratch_gb": 1,
-    "grace": 1,
-    "max_restarts": 0,
-    "port": 1,
-}
 
 
 def describe(config: "RunConfig", file: Path, nodes: int, gpus: int | None) -> ClusterJob:

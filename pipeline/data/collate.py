@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.decode import Pixels, UndecodableError, decode_into
+from pipeline.data.encoded import Encoded
 from pipeline.data.manifest import INDEXED
 from pipeline.data.order import Ints
 from pipeline.data.quarantine import BadSampleError, Quarantine, candidates
-from pipeline.data.reader import Encoded, Reader
+from pipeline.data.reader import Reader
 from pipeline.data.transform import find_transform, transformed
 from pipeline.errors import DataError
 from pipeline.images.floats import mirror

@@ -4,6 +4,7 @@ A thread looks ahead in the order: `pipeline.data.reader` fetches runs for it, `
 ready waits in a bounded queue. Its failures surface in `__next__`.
 """
 
+import math
 import queue
 import threading
 import time
@@ -12,13 +13,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.data.collate import Collator, Pending
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import Manifest
@@ -39,12 +41,11 @@ class PartConfig:
 
     uri: str
     """As `data.uri`."""
-    weight: float = 1.0
+    weight: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1.0
     """Its share of the images is this, divided by the sum over all sets."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight={self.weight}: must be above 0")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,43 +58,37 @@ class DataConfig:
     """Instead of `uri`, of a preset as well: sets by name, each with `uri` and `weight`. Classes of the same name are one."""
     allow: list[str] = field(default_factory=list)
     """Other stores (`s3://BUCKET`, `http://HOST`) or local folders where a manifest may say that its tars are."""
-    lanes: int = LANES
+    lanes: Annotated[int, Bounds(ge=1)] = LANES
     """Places in the data that a batch draws from. With more ranks than lanes, several ranks read the same bytes."""
-    crop: int | None = None
+    crop: Annotated[int | None, Bounds(ge=1)] = None
     """Keep the centred square of so many pixels of each image, as is usual for faces. An image that is smaller is bad."""
-    resolution: int | None = None
+    resolution: Annotated[int | None, Bounds(ge=1)] = None
     """Crop (the largest centred square) and resample (Lanczos) to this many pixels while reading. Default: as stored."""
     flip: bool = False
     """Mirror half of the images, chosen anew in every epoch."""
-    decode_threads: int = 2
+    decode_threads: Annotated[int, Bounds(ge=1)] = 2
     """Threads that decode, per process."""
-    read_ahead: int = 4
+    read_ahead: Annotated[int, Bounds(ge=1)] = 4
     """Micro-batches that are kept ready, per process."""
     cache: str | None = None
     """Folder on a local disk that keeps what has been read, in `biggan-cache/`, for all ranks of a node. Default: none."""
-    cache_gb: float = 100.0
+    cache_gb: Annotated[float, Bounds(gt=0)] = 100.0
     """Size that it may have; what was used least recently goes first."""
-    bad_fraction: float = 0.001
+    bad_fraction: Annotated[float, Bounds(ge=0, lt=1)] = 0.001
     """Share of the samples that may turn out damaged before the run stops; each is replaced by a neighbour and recorded."""
     transform: str | None = None
     """`package.module:function` of (PIL image, NumPy generator) that returns a PIL image, in processes of its own."""
-    transform_workers: int = 2
+    transform_workers: Annotated[int, Bounds(ge=1)] = 2
     """Those processes, per rank."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if bool(self.uri) == bool(self.mix):
             raise ValueError(
                 "uri and data.mix are both given: leave out data.uri, or every key of data.mix"
                 if self.uri
                 else "uri is missing: set data.uri=VALUE"
             )
-        for name in ("lanes", "decode_threads", "read_ahead", "transform_workers", "crop", "resolution"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if not self.cache_gb > 0:
-            raise ValueError(f"cache_gb={self.cache_gb}: must be above 0")
-        if not 0 <= self.bad_fraction < 1:
-            raise ValueError(f"bad_fraction={self.bad_fraction}: must be at least 0 and below 1")
 
     def shape(self, manifest: Manifest) -> tuple[int, int, int]:
         """(H, W, C) of the images that a stream gives. Raises ConfigError where nothing says it."""

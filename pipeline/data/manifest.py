@@ -1,7 +1,5 @@
-"""What a folder of shards holds: `manifest.json` for the whole, `<shard>.tar.idx` for each tar.
+"""What a folder of shards holds: `manifest.json` for the whole; `pipeline.data.shard_index` has the index of each tar.
 
-The index of a shard is a 32-byte header (magic, version, row size, samples, bytes of the tar) and one 16-byte row per
-sample: block (offset / 512), length and crc32c of its image member, and its label, so that training reads nothing else.
 The manifest carries the crc32c of each tar and of each index, and its fingerprint covers everything but where the tars
 are and the note on the source: one number stands for all the data.
 """
@@ -10,14 +8,9 @@ import hashlib
 import json
 import os
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
-
-import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline import storage, untrusted
 from pipeline.errors import ConfigError, DataError
@@ -32,24 +25,11 @@ from pipeline.wording import hide_secrets
 
 MANIFEST = "manifest.json"
 VERSION = 2
-_HEADER = struct.Struct("<8sIIQQ")
-MAGIC = b"BGSHARD\n"
 INDEXED = "biggan index"
 """`Manifest.source` of shards that another program wrote; that of packed shards is their recipe."""
 _FORMAT = "biggan shards"
 _OURS = re.compile(rb'\s*\{\s*"format"\s*:\s*"biggan shards"')  # also where the rest is lost
 COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
-
-# One row of an index. Offsets are counted in tar's blocks of 512 bytes, so that 32 bits reach 2 TiB.
-ROW = np.dtype(
-    [
-        ("block", "<u4"),
-        ("length", "<u4"),
-        ("crc", "<u4"),
-        ("label", "<u4"),
-    ]
-)
-Index = NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -271,37 +251,3 @@ def _manifest(claim: "ManifestClaim") -> Manifest:
         tars_from_here=claim.tars_from_here,
         source=claim.source,
     )
-
-
-def index_name(shard: str) -> str:
-    """Name of the index of the tar named `shard`."""
-    return f"{shard}.idx"
-
-
-def dump_index(rows: Index, tar_bytes: int) -> bytes:
-    """The bytes of an index: `rows` is [samples] of `ROW`."""
-    return _HEADER.pack(MAGIC, VERSION, ROW.itemsize, len(rows), tar_bytes) + rows.tobytes()
-
-
-def load_index(uri: str, shard: Shard, source: str = "", tars: str = "", classes: int | None = None) -> Index:
-    """Rows [samples] of `ROW` for one shard at `uri`; `source` and `tars` are those of its manifest, for the advice.
-
-    Raises DataError if it is not the one that the manifest means, or has rows that cannot be in the shard, or labels that are
-    not below `classes`.
-    """
-    from pipeline.data.manifest_claims import wrong_rows
-
-    place = below(uri, index_name(shard.name), uri)
-    try:
-        data = storage.read_bytes(place)
-    except storage.NotFoundError:
-        raise DataError(f"{place} is missing: restore it, or {again(uri, source, tars)}") from None
-    expected = _HEADER.pack(MAGIC, VERSION, ROW.itemsize, shard.samples, shard.bytes)
-    if data[: _HEADER.size] != expected or google_crc32c.value(data) != shard.index_crc32c:
-        raise DataError(f"{place} is damaged or of another pack: restore it, or {again(uri, source, tars)}")
-    if len(data) != _HEADER.size + ROW.itemsize * shard.samples:
-        raise DataError(f"{place} is damaged ({len(data):,} bytes): restore it, or {again(uri, source, tars)}")
-    rows = np.frombuffer(data, ROW, offset=_HEADER.size)
-    if wrong := wrong_rows(rows, shard.bytes, classes):
-        raise DataError(f"{place} is damaged ({wrong}): restore it, or {again(uri, source, tars)}")
-    return rows

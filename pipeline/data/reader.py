@@ -5,27 +5,28 @@ late (a second request is sent, and the first to come is taken), bytes that are 
 bad), a shard that is shorter than its index says (what is in front of the cut is good), one that is another now (an error).
 """
 
-import statistics
 import threading
-import time
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
 
 from pipeline import storage
 from pipeline.data.disk_cache import Cache
-from pipeline.data.manifest import Index, Manifest, Part, load_index
+from pipeline.data.encoded import Encoded, OpenShard
+from pipeline.data.hedge import Hedge
+from pipeline.data.manifest import Manifest, Part
 from pipeline.data.mixture import Mixture
 from pipeline.data.order import Ints, Order
 from pipeline.data.page_cache import PageCache
 from pipeline.data.quarantine import BadSampleError
+from pipeline.data.shard_index import load_index
 from pipeline.data.tar import BLOCK, header_name
 from pipeline.errors import DataError, UserError
 from pipeline.storage import retry
@@ -39,39 +40,7 @@ PATIENCE = 180.0
 T = TypeVar("T")
 
 _INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
-_HEDGE_AFTER = 4.0  # times the median, and not below `_HEDGE_LEAST` seconds
-_HEDGE_LEAST = 0.5
-_HEDGE_SHARE = 0.05  # of all requests, at most
 _KEY = 100  # letters of a sample's name that are shown
-
-
-class Encoded(NamedTuple):
-    """One image as it is stored."""
-
-    label: int
-    data: bytes
-    shard: str
-    sample: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shard:
-    """A shard as it was found."""
-
-    place: str
-    name: str
-    first: int
-    """Its first sample."""
-    rows: Index
-    size: int
-    version: str | None
-    part: Part
-    path: str
-    """Of a local file, else empty."""
-
-    def encoded(self, label: int, data: bytes, sample: int) -> Encoded:
-        """An image of this shard, with the label that it has in all shards together."""
-        return Encoded(self.part.labels[label] if self.part.labels else label, data, self.name, sample)
 
 
 @dataclass(frozen=True)
@@ -79,7 +48,7 @@ class _Run:
     start: int
     """Place of the first byte in the tar."""
     data: bytes
-    shard: _Shard
+    shard: OpenShard
     fresh: bool = False
     """Whether it was read because an earlier reading was damaged."""
 
@@ -108,8 +77,6 @@ class Reader:
         self.manifest, self.order = manifest, order
         self.bytes_read = 0
         """Fetched from the store so far."""
-        self.hedged = 0
-        """Second requests sent because the first was late."""
         self._capacity, self._cache = capacity, cache
         self._parts = manifest.parts or (
             Part(
@@ -123,16 +90,19 @@ class Reader:
         self._ahead: OrderedDict[int, None] = OrderedDict()
         """Runs that the kernel has been asked for."""
         self._first: list[int] = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
-        self._shards: OrderedDict[int, Future[_Shard]] = OrderedDict()
-        self._ready: dict[int, _Shard] = {}
+        self._shards: OrderedDict[int, Future[OpenShard]] = OrderedDict()
+        self._ready: dict[int, OpenShard] = {}
         """Those of them that have been looked up: to ask a future takes longer than to read an image."""
         self._runs: OrderedDict[int, Future[_Run]] = OrderedDict()
-        self._seconds: deque[float] = deque(maxlen=64)
-        self._asked = 0
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._fetchers = ThreadPoolExecutor(requests, "fetch")
-        self._lines = ThreadPoolExecutor(2 * requests, "fetch-line")
+        self._hedge = Hedge(2 * requests)
+
+    @property
+    def hedged(self) -> int:
+        """Second requests sent because the first was late."""
+        return self._hedge.sent
 
     def interrupt(self) -> None:
         """Do not ask again for what could not be read."""
@@ -142,7 +112,7 @@ class Reader:
         """Give up what is being read, and wait until the threads are gone."""
         self.interrupt()
         self._fetchers.shutdown(cancel_futures=True)
-        self._lines.shutdown(cancel_futures=True)
+        self._hedge.close()
 
     def expect(self, samples: Ints) -> None:
         """Start reading the runs of these samples, in this order; returns at once."""
@@ -228,7 +198,7 @@ class Reader:
             _fulfil(found, lambda: self._fetch(number, fresh))
         return found
 
-    def _extent(self, number: int) -> tuple[_Shard, int, int]:
+    def _extent(self, number: int) -> tuple[OpenShard, int, int]:
         """Where a run lies: its shard, its first byte and its end, which a cut may have put before its first byte."""
         first, end = self.order.starts[number : number + 2].tolist()
         shard = self._shard(self._number(first))
@@ -254,7 +224,7 @@ class Reader:
             self._cache.put(key, data)
         return _Run(start, data, shard, fresh)
 
-    def _read(self, shard: _Shard, start: int, stop: int) -> bytes:
+    def _read(self, shard: OpenShard, start: int, stop: int) -> bytes:
         def ask() -> bytes:
             with retry.once():  # in whatever thread: `_patiently` is the loop
                 return storage.read_range(shard.place, start, stop, shard.version)
@@ -262,7 +232,7 @@ class Reader:
         local = storage.local_path(shard.place) is not None
         place = hide_secrets(shard.place)
         try:
-            return self._patiently(shard.place, ask if local else lambda: self._hedged(ask))
+            return self._patiently(shard.place, ask if local else lambda: self._hedge.ask(ask))
         except storage.NotFoundError:
             raise DataError(f"{place} is missing; {shard.part.mend}") from None
         except storage.ChangedError:
@@ -272,32 +242,7 @@ class Reader:
         """Ask until there is an answer, or `PATIENCE` is spent."""
         return retry.patiently(ask, store_of(place), PATIENCE, stop=self._closed, changes=3)
 
-    def _hedged(self, ask: Callable[[], bytes]) -> bytes:
-        """Ask, and ask a second time if the answer is late."""
-        began = time.monotonic()
-        first = self._lines.submit(ask)
-        with self._lock:
-            self._asked += 1
-            known = len(self._seconds) >= 16
-            limit = max(_HEDGE_LEAST, _HEDGE_AFTER * statistics.median(self._seconds)) if known else None
-        asked = {first}
-        if limit is not None and not wait(asked, limit).done:
-            with self._lock:
-                may = self.hedged < _HEDGE_SHARE * self._asked + 1
-                self.hedged += may
-            if may:
-                asked = {first, self._lines.submit(ask)}
-        done, others = wait(asked, return_when=FIRST_COMPLETED)
-        if others and all(one.exception() for one in done):
-            done, others = wait(others)
-        for one in others:
-            one.cancel()
-        answer = next((one for one in done if not one.exception()), next(iter(done))).result()
-        with self._lock:
-            self._seconds.append(time.monotonic() - began)
-        return answer
-
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> OpenShard:
         """A shard's index and state, looked up once."""
         with self._lock:
             found = self._shards.get(number)
@@ -314,7 +259,7 @@ class Reader:
                 self._ready[number] = shard
         return shard
 
-    def _look_up(self, number: int) -> _Shard:
+    def _look_up(self, number: int) -> OpenShard:
         expected = self.manifest.shards[number]
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
         place = below(part.tars, expected.name, part.uri)
@@ -328,7 +273,7 @@ class Reader:
             rows = self._patiently(part.uri, load)
         except DataError:  # once more: it may have been damaged on its way
             rows = self._patiently(part.uri, load)
-        return _Shard(
+        return OpenShard(
             place=place,
             name=expected.name,
             first=self._first[number],

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pipeline.data.encoded import Encoded
 from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Order
 from pipeline.data.quarantine import BadSampleError, Quarantine, candidates
-from pipeline.data.reader import Encoded, Reader
+from pipeline.data.reader import Reader
 from pipeline.data.sampler import RankSampler, SamplePlan
 from pipeline.errors import DataError
 

@@ -7,8 +7,9 @@ samples that is a batch-norm group stays together, in one micro-batch or on neig
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
@@ -17,27 +18,22 @@ from pipeline.wording import plural
 class BatchConfig:
     """The batch as the experiment sees it, and the memory that a rank has for it."""
 
-    global_batch: int
+    global_batch: Annotated[int, Bounds(ge=1)]
     """Real images in one optimiser step of D, and fakes in one of G, over all ranks."""
-    norm_group: int
+    norm_group: Annotated[int, Bounds(ge=1)]
     """Samples that share batch-norm statistics. Part of the mathematics, unlike ranks and micro-batch."""
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch: Annotated[int | Literal["auto"] | None, Bounds(ge=1)] = None
     """Images that one rank takes through the networks at once. auto: the most that fit into memory, found by trying once in a
     run. Default: its whole share of the global batch, or the largest part of it that holds whole groups."""
-    memory_gb: float | None = None
+    memory_gb: Annotated[float | None, Bounds(gt=0)] = None
     """For micro_batch=auto, 10^9 bytes that a rank may use (on a GPU: torch's share). Default: 90 % of what is free."""
-    d_steps: int = 1
+    d_steps: Annotated[int, Bounds(ge=1)] = 1
     """Optimiser steps of D for one of G; each uses a global batch of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "norm_group", "micro_batch", "d_steps"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        check_bounds(self)
         if self.memory_gb is not None and self.micro_batch != "auto":
             raise ValueError(f"memory_gb={self.memory_gb}: only micro_batch=auto uses it: set batch.micro_batch=auto")
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise ValueError(f"memory_gb={self.memory_gb}: must be above 0")
 
 
 @dataclass(frozen=True)

@@ -2,57 +2,49 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from model.ema import decay_per_step
+from pipeline.bounds import Bounds, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Defaults are the paper's for a global batch of 2,048 (section 3 and appendix C)."""
 
-    g_lr: float = 5e-5
+    g_lr: Annotated[float, Bounds(gt=0, lt=math.inf)] = 5e-5
     """Learning rate of G."""
-    d_lr: float = 2e-4
+    d_lr: Annotated[float, Bounds(gt=0, lt=math.inf)] = 2e-4
     """Learning rate of D."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """Rule by which both rates follow the global batch: in proportion (arXiv 1706.02677, for SGD), or to its square root (arXiv
     1404.5997; for Adam, arXiv 2205.10782)."""
-    lr_batch: int | None = None
+    lr_batch: Annotated[int | None, Bounds(ge=1)] = None
     """Global batch that g_lr and d_lr are meant for, where a rule scales them to another."""
-    betas: tuple[float, float] = (0.0, 0.999)
+    betas: Annotated[tuple[float, float], Bounds(ge=0, lt=1)] = (0.0, 0.999)
     """Adam's decay rates of the first and second moment."""
-    eps: float = 1e-8
+    eps: Annotated[float, Bounds(gt=0, lt=math.inf)] = 1e-8
     """Added to Adam's denominator."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """sgd (no momentum) exists to compare runs: it does not amplify rounding as Adam does where gradients are near 0."""
-    warmup: int = 0
+    warmup: Annotated[int, Bounds(ge=0)] = 0
     """Images over which both learning rates rise linearly from 0."""
     decay_from: int | None = None
     """From this image on both learning rates fall linearly to 0 at total_images. Default: constant."""
-    ema_half_life: float = 14_000_000
+    ema_half_life: Annotated[float, Bounds(ge=0)] = 14_000_000
     """Images after which an old generator's weight in the EMA has halved (0.9999 a step at 2,048 is 14 million)."""
-    ema_start: int = 0
+    ema_start: Annotated[int, Bounds(ge=0)] = 0
     """Until D has seen this many images the EMA is a copy of G."""
 
     def __post_init__(self) -> None:
-        for name in ("g_lr", "d_lr", "eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0 and finite")
-        for name in ("warmup", "ema_half_life", "ema_start"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if self.lr_batch is not None and self.lr_batch < 1:
-            raise ValueError(f"lr_batch={self.lr_batch}: must be at least 1")
+        check_bounds(self)
         if (self.lr_scaling == "none") != (self.lr_batch is None):
             has, lacks = f"lr_batch={self.lr_batch}", "optim.lr_scaling=linear or optim.lr_scaling=sqrt"
             if self.lr_batch is None:
                 has, lacks = f"lr_scaling={self.lr_scaling}", "optim.lr_batch=BATCH"
             raise ValueError(f"{has} needs {lacks.partition('=')[0]}, and vice versa: set {lacks}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)}: each must be at least 0 and below 1")
 
 
 def make_optimizer(config: OptimConfig, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

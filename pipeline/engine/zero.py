@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.batchnorm import set_group
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine.batch import BatchPlan
 from pipeline.errors import ConfigError
 
@@ -37,12 +38,11 @@ class ZeroConfig:
     gathered layer by layer in every forward and backward."""
     offload: Literal["none", "optimizer"] = "none"
     """optimizer: its state and its step are on the CPU."""
-    gradient_clipping: float = 0.0
+    gradient_clipping: Annotated[float, Bounds(ge=0)] = 0.0
     """Largest norm of each network's gradient; 0 for none."""
 
     def __post_init__(self) -> None:
-        if self.gradient_clipping < 0:
-            raise ValueError(f"gradient_clipping={self.gradient_clipping}: must not be negative")
+        check_bounds(self)
         if self.offload == "optimizer" and self.stage == 0:
             raise ValueError("offload=optimizer: stage 0 shares no optimiser state: set zero.stage=1, or zero.offload=none")
 

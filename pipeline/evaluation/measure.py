@@ -19,7 +19,7 @@ from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation import metrics
 from pipeline.evaluation.classifier import real_batches
-from pipeline.evaluation.extractors import Extractor
+from pipeline.evaluation.networks import Extractor
 from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.progress import progress
 from pipeline.wording import plural

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.extractors import Extractor
 from pipeline.evaluation.measure import Judged, Real
+from pipeline.evaluation.networks import Extractor
 from pipeline.storage.addresses import is_web
 from pipeline.untrusted import parse, parsing
 from pipeline.wording import plural

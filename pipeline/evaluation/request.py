@@ -12,12 +12,14 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.evaluation import document
 from pipeline.evaluation.classifier import obtain_judge
-from pipeline.evaluation.extractors import PRETRAINED, Extractor, from_judge, pretrained
+from pipeline.evaluation.extractors import PRETRAINED
 from pipeline.evaluation.measure import OPTIONAL, DrawnSamples, Judged, Real, extract, too_few
+from pipeline.evaluation.networks import Extractor, from_judge, pretrained
 from pipeline.evaluation.reference_cache import obtain
 from pipeline.evaluation.splits import Split, read_alike
 from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.generation.load import TrainedGenerator
+from pipeline.runs.evaluation_document import Document, JudgeFile
 from pipeline.runs.evaluations import Evaluation
 
 Say = Callable[[str], None]
@@ -79,16 +81,16 @@ class EvaluationRequest:
 
 def find_extractor(
     request: EvaluationRequest, trained: TrainedGenerator, splits: Mapping[str, Split], say: Say
-) -> tuple[Extractor, dict[str, Any]]:
+) -> tuple[Extractor, JudgeFile | None]:
     """Return the network that looks, and what the document says of a judge, which is trained if need be."""
     name = request.extractor
     if name in PRETRAINED:
-        return pretrained(name, trained.config.channels, request.resizer, request.weights, request.weights_sha256), {}
+        return pretrained(name, trained.config.channels, request.resizer, request.weights, request.weights_sha256), None
     train = splits["train"]
     data = read_alike(request.model, train.uri, request.crop, trained.config.resolution)
     expert = obtain_judge(data, train.manifest, request.cache_folder, say)
-    made = {"file": expert.place, "key": expert.key, "seconds": expert.seconds, "train": train.uri, "test": splits["test"].uri}
-    return from_judge(name or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier), {"judge": made}
+    made = JudgeFile(file=expert.place, key=expert.key, seconds=expert.seconds, train=train.uri, test=splits["test"].uri)
+    return from_judge(name or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier), made
 
 
 def look_at_real(
@@ -113,10 +115,11 @@ def make_document(
     truncation: float | None,
     trained: TrainedGenerator,
     extractor: Extractor,
+    judge: JudgeFile | None,
     real: Mapping[str, tuple[Real, Judged]],
     peers: WorkerPool,
-) -> dict[str, Any]:
-    """Draw the samples, look at them and compute all figures: the document, ready for JSON."""
+) -> Document:
+    """Draw the samples, look at them and compute all figures."""
     sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
     names, left_out = figures_to_compute(request, sets, trained.classes)
     method, classes = request.truncation_method, trained.classes
@@ -143,9 +146,19 @@ def make_document(
     recipe = document.recipe(
         extractor, request.reference, images=against, samples=samples, trained=trained, standing=request.standing
     )
-    about = {"run": request.model, "images": trained.images, "weights_sha256": trained.weights_sha256}
-    about |= {"samples": request.samples, "seed": request.seed, "truncation": truncation}
-    return about | figures | {"left_out": left_out} | recipe
+    return Document(
+        run=request.model,
+        images=trained.images,
+        weights_sha256=trained.weights_sha256,
+        samples=request.samples,
+        seed=request.seed,
+        truncation=truncation,
+        **vars(figures),
+        left_out=left_out,
+        recipe=recipe,
+        recipe_id=recipe.id,
+        judge=judge,
+    )
 
 
 def sampled(request: EvaluationRequest, trained: TrainedGenerator) -> dict[str, Tensor]:

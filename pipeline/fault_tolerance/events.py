@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from pipeline.checkpoint.format import Progress
 from pipeline.engine.ranks import Ranks
 from pipeline.storage.best_effort import best_effort
+from pipeline.tracking.records import Event
 from pipeline.tracking.tracker import Tracker
 
 
@@ -23,9 +25,9 @@ class Events:
         """Append one line, print it if it is to be said, and send MLflow the file, except for skipped updates."""
         if not self._main:
             return
-        record = {"time": time.time(), "kind": kind, "images": at.images, "rollbacks": at.rollbacks, "text": text}
+        event = Event(time=time.time(), kind=kind, images=at.images, rollbacks=at.rollbacks, text=text)
         with best_effort(self._path), self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(asdict(event)) + "\n")
         if say:
             tqdm.write(f"{at.images:>10,} img  {kind}: {text}")
             sys.stdout.flush()

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.tracking.journal import Event, read_file
+from pipeline.tracking.journal import read_lines
+from pipeline.tracking.records import Event
 
 if TYPE_CHECKING:
     from pipeline.fault_tolerance.recovery import Failure
@@ -21,12 +22,12 @@ def message(run: Path, failure: "Failure", failures: int, furthest: int) -> str:
 
 def explain(run: Path, why: str, last: Mapping[str, float], collapse: bool) -> str:
     """Return the report of a stop, as Markdown, from RUN/events.jsonl and the means of the `last` report."""
-    events = [event for event, _ in read_file(run / "events.jsonl", kind=Event)]
+    events = [event for event, _ in read_lines(run / "events.jsonl", Event)]
     lines = [f"# Why {run.name} stopped", "", why, "", "## What happened, last things last", ""]
     lines += ["| time | image | order | what | |", "|---|---|---|---|---|"]
     for event in events[-40:]:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-        lines.append(f"| {at} | {event['images']:,} | {event['rollbacks']} | {event['kind']} | {event['text']} |")
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+        lines.append(f"| {at} | {event.images:,} | {event.rollbacks} | {event.kind} | {event.text} |")
     lines += ["", "## Means of the last report", ""]
     lines += [f"- {key}: {value:.4g}" for key, value in sorted(last.items())]
     return "\n".join([*lines, "", "## What to try", "", *(_COLLAPSE_ADVICE if collapse else _FAILURE_ADVICE), ""])

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.checkpoint.format import Checkpoint, Progress
 from pipeline.engine import agreement
 from pipeline.engine.ranks import Ranks
@@ -26,6 +27,7 @@ from pipeline.fault_tolerance.run_mirror import RESTORE, keep
 from pipeline.storage.best_effort import best_effort
 from pipeline.storage.small_files import BIG, read
 from pipeline.tracking.journal import Journal, journal_path
+from pipeline.tracking.records import ArtifactRecord, now
 
 _EVER = 1 << 62
 
@@ -34,27 +36,22 @@ _EVER = 1 << 62
 class HealthConfig:
     """What a run takes as a sign that it goes bad, and what it does then."""
 
-    max_skips: int = 3
+    max_skips: Annotated[int, Bounds(ge=0)] = 3
     """Updates in a row that may be skipped because a gradient is NaN or infinite; one more is a failure."""
     spike: float = 0.0
     """A failure is also a gradient norm that stays above this many times the median of its last 200 values; 0: never.
     Off by default: where D is sure for a while its gradients vanish, and what follows is large beside them but healthy."""
-    max_failures: int = 3
+    max_failures: Annotated[int, Bounds(ge=1, because=", which never rolls back")] = 3
     """Failures in a row, with no checkpoint past the first, of which the last stops the run; the others roll it back."""
-    rollback_lr: float = 1.0
+    rollback_lr: Annotated[float, Bounds(gt=0, le=1)] = 1.0
     """Factor on both learning rates for each rollback."""
     on_collapse: Literal["warn", "stop"] = "warn"
     """What an alarm of `fault_tolerance.collapse` does: a line and an event, or also a last checkpoint and exit code 79."""
 
     def __post_init__(self) -> None:
-        if self.max_skips < 0:
-            raise ValueError(f"max_skips={self.max_skips}: must not be negative")
-        if self.max_failures < 1:
-            raise ValueError(f"max_failures={self.max_failures}: must be at least 1, which never rolls back")
+        check_bounds(self)
         if self.spike and not self.spike > 1:
             raise ValueError(f"spike={self.spike}: must be above 1, or 0 for never")
-        if not 0 < self.rollback_lr <= 1:
-            raise ValueError(f"rollback_lr={self.rollback_lr}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,7 @@ class Recovery:
         # The attempt's tracker is closed.
         with best_effort(journal_path(self.run)), contextlib.closing(Journal(self.run)) as journal:
             for name in ("events.jsonl", "health.md"):
-                journal.append(artifact=name)
+                journal.append(ArtifactRecord(time=now(), artifact=name))
 
 
 def _read_history(run: Path) -> History:

@@ -1,6 +1,6 @@
 """Requests to stop a run: signals, a file RUN/STOP, a time limit, a cloud's notice. Nothing here imports torch.
 
-A request only sets a flag. The ranks agree on it between two updates, save, and end with `EXIT_CODE`.
+A request only sets a flag. The ranks agree on it between two updates, save, and end with `exit_codes.STOPPED`.
 """
 
 import os
@@ -15,19 +15,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
+from pipeline import exit_codes
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
 from pipeline.signals import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.engine.ranks import Ranks
-
-EXIT_CODE = 75
-"""Stopped and saved, the same command goes on (`EX_TEMPFAIL`)."""
-
-"""What a scheduler sends, and a terminal that closes. Ctrl-C is not among them: it ends a run at once, without saving."""
 
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
 """What ranks agree on is a place in here."""
@@ -50,14 +47,13 @@ class StopConfig:
 
     max_time: float | str | None = None
     """Seconds, or as in 3h50m, after which a start saves and stops; saving comes on top. Default: no limit."""
-    grace: int = 120
+    grace: Annotated[int, Bounds(ge=1)] = 120
     """Seconds that `accelerate launch`, when a signal reaches it, leaves the workers to save before it kills them."""
     spot_notice: Literal["none", "aws", "gcp", "azure"] = "none"
     """Whose metadata server each node asks whether it is about to be taken away."""
 
     def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ValueError(f"grace={self.grace}: must be at least 1")
+        check_bounds(self)
         if self.max_time is not None and not self.seconds > 0:
             raise ValueError(f"max_time={self.max_time}: must be above 0")
 
@@ -102,7 +98,7 @@ def at_once() -> AbstractContextManager[None]:
 
     def leave(name: str) -> NoReturn:
         print(f"stopped by {name} before training began: the same command starts again", flush=True)
-        sys.exit(EXIT_CODE)
+        sys.exit(exit_codes.STOPPED.number)
 
     return _handled(leave)
 

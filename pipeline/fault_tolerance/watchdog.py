@@ -27,15 +27,14 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from pipeline import exit_codes
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine import agreement
 from pipeline.engine.ranks import Ranks
 from pipeline.errors import DataError
 from pipeline.storage.small_files import BIG
 from pipeline.storage.temporary import replacing
 from pipeline.untrusted import parse
-
-EXIT_CODE = 70
-"""A rank hung (`EX_SOFTWARE`)."""
 
 SLOW = 1.3
 """A rank whose own time is so many times the median's is named."""
@@ -55,15 +54,13 @@ _COLLECTIVES = "200"
 class HangConfig:
     """When a run that does not get on ends itself. A store that is late is asked again for 180 s, which is no hang."""
 
-    first_timeout: float = 1800.0
+    first_timeout: Annotated[float, Bounds(gt=0)] = 1800.0
     """Seconds that any phase of the first update may take, and any wait for a checkpoint's store."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Bounds(gt=0)] = 600.0
     """Seconds that any phase of a later update may take."""
 
     def __post_init__(self) -> None:
-        for name in ("first_timeout", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        check_bounds(self)
 
 
 _Count = Annotated[int, Field(ge=0, le=BIG)]
@@ -173,7 +170,7 @@ class Watchdog:
                 except Exception:  # a full disk, say: it ends all the same
                     traceback.print_exc()
                 self._closing.wait(_LINGER_SECONDS)
-                os._exit(EXIT_CODE)
+                os._exit(exit_codes.HUNG.number)
 
     def _dump(self, idle: float) -> None:
         base = self._logs / f"hang-rank{self._ranks.rank:05d}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.data.manifest import MAGIC, MANIFEST, index_name, is_manifest, load_manifest
+from pipeline.data.manifest import MANIFEST, is_manifest, load_manifest
+from pipeline.data.shard_index import MAGIC, index_name
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.storage import removal
 from pipeline.storage.addresses import is_web

@@ -18,7 +18,8 @@ from braceexpand import braceexpand
 
 from pipeline import storage
 from pipeline.data.labels import Classes, number_labels
-from pipeline.data.manifest import COMPRESSED, INDEXED, MANIFEST, ROW, Manifest, Shard, dump_index, dump_manifest, index_name
+from pipeline.data.manifest import COMPRESSED, INDEXED, MANIFEST, Manifest, Shard, dump_manifest
+from pipeline.data.shard_index import ROW, dump_index, index_name
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.destination import REPORT, address, check_destination
 from pipeline.packing.index_report import Tars, refusal, report

@@ -21,7 +21,8 @@ import google_crc32c
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.manifest import MANIFEST, ROW, Manifest, Shard, dump_index, dump_manifest, load_manifest
+from pipeline.data.manifest import MANIFEST, Manifest, Shard, dump_manifest, load_manifest
+from pipeline.data.shard_index import ROW, dump_index
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing.encode import EncodedSample, ImageError, PackConfig, as_json, encoded
 from pipeline.packing.pack_files import files, inventory, remove, shard_files

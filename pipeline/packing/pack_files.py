@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 from pipeline import storage
-from pipeline.data.manifest import INDEXED, MANIFEST, Shard, index_name, is_manifest
+from pipeline.data.manifest import INDEXED, MANIFEST, Shard, is_manifest
+from pipeline.data.shard_index import index_name
 from pipeline.errors import ConfigError
 from pipeline.packing.progress import REPORT, STATE, is_report, is_state
 from pipeline.storage import removal

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.manifest import Manifest, Shard, load_index
+from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.shard_index import load_index
 from pipeline.errors import DataError
 from pipeline.packing.encode import EncodedSample, PackConfig, as_json
 from pipeline.packing.sources.base import Source

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
 
-from pipeline.data.manifest import Manifest, Shard, load_index, load_manifest
+from pipeline.data.manifest import Manifest, Shard, load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.data.tar import BLOCK, TarError, members
 from pipeline.errors import DataError, UserError
 from pipeline.packing.tar_samples import MAX_MEMBER, Progress, Scan, pieces

@@ -9,22 +9,23 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from pipeline import storage, untrusted
 from pipeline.errors import ConfigError
+from pipeline.runs.evaluation_document import Document
 from pipeline.storage import removal
 from pipeline.wording import plural
 
 TAG = "evaluation"
 """Of a version in the registry: JSON with the three keys of `_KEYS`. Those by other recipes have `evaluation.RECIPE`."""
 _KEYS = ("metrics", "recipe", "recipe_id")
-_FIGURES = ("metrics", "spread", "floor", "class_intra_fid", "left_out")
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 Say = Callable[[str], None]
 
@@ -36,13 +37,13 @@ class Evaluation:
     metrics: dict[str, float]
     """By full name, as in FID[inception]."""
     recipe: dict[str, Any]
-    """Extractor, reference, number of samples, truncation, ..."""
-    recipe_id: str
-    """16 hex digits; equal for figures that can be compared."""
-    images: int = 0
+    """Extractor, reference, number of samples, truncation, ..., by any version (`evaluation_document.Recipe`)."""
+    recipe_id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    """Equal for figures that can be compared."""
+    images: _Count = 0
     """Which checkpoint."""
     weights_sha256: str = ""
-    seed: int = 0
+    seed: _Count = 0
     """Of the latents."""
     place: str = ""
     """The file that it is from."""
@@ -62,25 +63,13 @@ class Evaluation:
         return json.dumps({key: getattr(self, key) for key in _KEYS}, sort_keys=True)
 
 
-class _Document(TypedDict):
-    """What `Evaluation` takes from a document."""
-
-    metrics: dict[str, float]
-    recipe: dict[str, Any]
-    recipe_id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-    images: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)]]
-    weights_sha256: NotRequired[str]
-    seed: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)]]
-
-
 def parse(text: str, place: str) -> Evaluation | None:
     """Return a document or a tag; None for an older one, without a recipe. Raises ConfigError for what is not one at all."""
     advice = "name a file that `biggan evaluate` has written, or evaluate again"
     found = untrusted.parse(dict[str, Any], text, place, advice, ConfigError)
     if not all(key in found for key in _KEYS):
         return None
-    known = untrusted.parse(_Document, text, place, advice, ConfigError)
-    return Evaluation(**known, place=place)
+    return replace(untrusted.parse(Evaluation, text, place, advice, ConfigError), place=place)
 
 
 def fault(metric: str, value: float) -> str:
@@ -98,7 +87,24 @@ def fault(metric: str, value: float) -> str:
     return f"which is not {'within 0 and 1' if most == 1 else 'at least 0'}"
 
 
-def keep(place: str, document: Mapping[str, Any], say: Say) -> str:
+@dataclass(frozen=True, kw_only=True)
+class KeptDocument:
+    """A document of any version that is there already, as far as `keep` goes by it."""
+
+    samples: _Count | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    spread: dict[str, Any] = field(default_factory=dict)
+    floor: dict[str, Any] = field(default_factory=dict)
+    class_intra_fid: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, Any] = field(default_factory=dict)
+    recipe_id: Any = None
+    seed: Any = None
+    weights_sha256: Any = None
+    whole: dict[str, Any] = field(default_factory=dict)
+    """The file's object, with the keys that this version does not know."""
+
+
+def keep(place: str, document: Document, say: Say) -> str:
     """Write `document` to `place` or, if another evaluation of at least as many samples is there, beside it; return where.
 
     What was at `place` is kept beside it if it was another evaluation, and its figures if it was the same one of other
@@ -107,71 +113,70 @@ def keep(place: str, document: Mapping[str, Any], say: Say) -> str:
     old, target, own = read(place), place, _beside(place, document)
     for known in (old, read(own)):
         if known is not None and _identity(known) == _identity(document):
-            document = dict(document) | {key: known.get(key, {}) | document[key] for key in _FIGURES if key in document}
+            document = replace(
+                document,
+                metrics=known.metrics | document.metrics,
+                spread=known.spread | document.spread,
+                floor=known.floor | document.floor,
+                class_intra_fid=known.class_intra_fid | document.class_intra_fid,
+                left_out=known.left_out | document.left_out,
+            )
     if old is not None and _identity(old) != _identity(document):
-        again = all(old.get(key) == document[key] for key in ("recipe_id", "seed"))  # by the same recipe, of other weights
-        if _samples(old) >= _samples(document) and not again:
+        again = (old.recipe_id, old.seed) == (document.recipe_id, document.seed)  # by the same recipe, of other weights
+        if (old.samples or 0) >= document.samples and not again:
             target = own
         else:
-            _write(_beside(place, old), old)
-            say(f"kept: {_beside(place, old)}, which was {place} ({plural(_samples(old), 'sample')})")
-    _write(target, document)
+            _write(_beside(place, old), old.whole)
+            say(f"kept: {_beside(place, old)}, which was {place} ({plural(old.samples or 0, 'sample')})")
+    _write(target, document.as_json())
     if target == place:
-        removal.remove(own, lambda data: _identity(json.loads(data)) == _identity(document))  # `read` has taken it for one
+        removal.remove(own, lambda data: _identity(_known(data, own)) == _identity(document))  # `read` has taken it for one
     return target
 
 
-def offer(place: str, document: Mapping[str, Any]) -> bool:
+def offer(place: str, document: Document) -> bool:
     """Write `document` to `place`, unless another evaluation of at least as many samples is there; return whether it did."""
     old = read(place)
-    if old is not None and _identity(old) != _identity(document) and _samples(old) >= _samples(document):
+    if old is not None and _identity(old) != _identity(document) and (old.samples or 0) >= document.samples:
         return False
-    _write(place, document)
+    _write(place, document.as_json())
     return True
 
 
-def read(place: str) -> dict[str, Any] | None:
+def read(place: str) -> KeptDocument | None:
     """Return the document at `place`, None if there is none. Raises ConfigError for another file."""
     if not storage.exists(place):
         return None
-    what, advice = f"{place} is not a document of `biggan evaluate`", "move it elsewhere, then evaluate again"
     try:
-        data = storage.read_bytes(place)
+        return _known(storage.read_bytes(place), place)
     except IsADirectoryError:
-        raise ConfigError(f"{what} but a folder: {advice}") from None
-    untrusted.parse(_Kept, data, what, advice, ConfigError)
-    return untrusted.parse(dict[str, Any], data, what, advice, ConfigError)
+        raise ConfigError(f"{place} is not a document of `biggan evaluate` but a folder: {_ELSEWHERE}") from None
 
 
-class _Kept(TypedDict):
-    """What `keep` goes by in a document, of any version."""
+_ELSEWHERE = "move it elsewhere, then evaluate again"
 
-    samples: NotRequired[Annotated[int, Field(ge=0, lt=1 << 63)] | None]
-    metrics: NotRequired[dict[str, Any]]
-    spread: NotRequired[dict[str, Any]]
-    floor: NotRequired[dict[str, Any]]
-    class_intra_fid: NotRequired[dict[str, Any]]
-    left_out: NotRequired[dict[str, Any]]
+
+def _known(data: bytes, place: str) -> KeptDocument:
+    what = f"{place} is not a document of `biggan evaluate`"
+    whole = untrusted.parse(dict[str, Any], data, what, _ELSEWHERE, ConfigError)
+    return replace(untrusted.parse(KeptDocument, data, what, _ELSEWHERE, ConfigError), whole=whole)
 
 
 def _write(place: str, document: Mapping[str, Any]) -> None:
     storage.write_bytes(place, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _samples(document: Mapping[str, Any]) -> int:
-    return int(document.get("samples") or 0)
-
-
-def _identity(document: Mapping[str, Any]) -> str:
+def _identity(document: Document | KeptDocument) -> str:
     """Hash what makes two documents figures of one thing: recipe, seed and weights."""
-    parts = [document.get(key) for key in ("recipe_id", "seed", "weights_sha256")]
-    known = document if parts[0] is None else parts  # the oldest documents have no recipe
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    parts: Any = [document.recipe_id, document.seed, document.weights_sha256]
+    if isinstance(document, KeptDocument) and document.recipe_id is None:
+        parts = document.whole  # the oldest documents have no recipe
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _beside(place: str, document: Mapping[str, Any]) -> str:
+def _beside(place: str, document: Document | KeptDocument) -> str:
     """Name a document by its samples and identity: `0000192000-500-samples-1a2b3c4d.json`."""
-    return f"{place.removesuffix('.json')}-{_samples(document)}-samples-{_identity(document)}.json"
+    return f"{place.removesuffix('.json')}-{document.samples or 0}-samples-{_identity(document)}.json"
 
 
 def of_run(folder: Path, say: Say) -> list[Evaluation]:

@@ -12,6 +12,7 @@ from pipeline.config import RunConfig, to_yaml
 from pipeline.data.manifest import Manifest
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.ranks import Ranks
+from pipeline.tracking.records import DatasetRow
 from pipeline.wording import hide_secrets
 
 _SLURM = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_CLUSTER_NAME", "SLURM_ARRAY_TASK_ID")
@@ -33,7 +34,7 @@ def tags(config: RunConfig, ranks: Ranks, plan: BatchPlan, manifest: Manifest, r
     return found | {name.lower().replace("_", ".", 1): os.environ[name] for name in _SLURM if name in os.environ}
 
 
-def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
+def datasets(config: RunConfig, manifest: Manifest) -> list[DatasetRow]:
     """The data as MLflow's data sets: one for `data.uri`, one for each part of a mixture, all with the whole's fingerprint."""
     uris = {name: part.uri for name, part in config.data.mix.items()}
     if config.data.uri:
@@ -42,7 +43,7 @@ def datasets(config: RunConfig, manifest: Manifest) -> list[dict[str, str]]:
     rows = []
     for name, uri in uris.items():
         where = uri if "://" in uri else str(Path(uri).resolve())
-        rows.append({"name": name, "uri": hide_secrets(where), "fingerprint": manifest.fingerprint, "profile": profile})
+        rows.append(DatasetRow(name, hide_secrets(where), manifest.fingerprint, profile))
     return rows
 
 

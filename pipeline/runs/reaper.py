@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.errors import ConfigError
 from pipeline.liveness import machine, verdict
@@ -17,6 +17,7 @@ from pipeline.storage.run_lock import lock
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import Journal, read
 from pipeline.tracking.mlflow_store import absolute
+from pipeline.tracking.records import CloseRecord, Opening, OpenRecord
 from pipeline.tracking.tracker import CLOSE_SECONDS, TrackingConfig
 
 
@@ -27,7 +28,7 @@ def reap(folder: Path, killed: bool = False) -> str | None:
     """
     if not (opening := _unclosed(folder)):
         return None
-    process = opening.get("process", {})
+    process = opening.process
     found = verdict(process) if process else "unknown"
     if found == "alive":
         return None
@@ -48,10 +49,10 @@ def reap(folder: Path, killed: bool = False) -> str | None:
 def finish_failed(folder: Path, config: TrackingConfig) -> None:
     """Close and deliver what workers that have died left undone, for at most `CLOSE_SECONDS`. For their launcher."""
     records = deque(read(folder), maxlen=1)
-    if not records or "close" in records[0][0]:
+    if not records or isinstance(records[0][0], CloseRecord):
         return
     opening = _unclosed(folder)
-    if opening and opening.get("process", {}).get("machine", machine()) != machine():
+    if opening and (opening.process or {}).get("machine", machine()) != machine():
         return  # this machine was cut off, and taken for dead: the run goes on elsewhere
     with contextlib.suppress(OSError):  # a full disk, of which the workers have died themselves
         if opening:
@@ -69,13 +70,12 @@ def _deliver_quietly(folder: Path) -> None:
 
 
 def _close(folder: Path, status: Literal["FAILED", "KILLED"]) -> None:
-    last = max(record["time"] for record, _ in read(folder))
+    last = max(record.time for record, _ in read(folder))
     with contextlib.closing(Journal(folder)) as journal:
-        journal.append(close=status, time=last)
+        journal.append(CloseRecord(time=last, close=status))
 
 
-def _unclosed(folder: Path) -> dict[str, Any] | None:
-    """The last `open` record, unless a `close` follows it."""
-    ends = [record for record, _ in read(folder) if "open" in record or "close" in record]
-    opening: dict[str, Any] | None = ends[-1].get("open") if ends else None
-    return opening
+def _unclosed(folder: Path) -> Opening | None:
+    """The last opening, unless an end follows it."""
+    ends = [record for record, _ in read(folder) if isinstance(record, OpenRecord | CloseRecord)]
+    return ends[-1].open if ends and isinstance(ends[-1], OpenRecord) else None

@@ -27,6 +27,7 @@ from pipeline.runs.trusted_places import kept_checkpoints
 from pipeline.storage import small_files
 from pipeline.storage.best_effort import best_effort
 from pipeline.tracking import journal
+from pipeline.tracking.records import OpenRecord
 from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
 
@@ -124,8 +125,8 @@ def _as_recorded(config: RunConfig) -> RunConfig:
     data = config.data
     if all("://" in uri or Path(uri).is_absolute() for uri in [data.uri or "/", *(part.uri for part in data.mix.values())]):
         return config
-    opened = [record["open"] for record, _ in journal.read(Path(config.run)) if "open" in record]
-    known = {row["name"]: row["uri"] for row in opened[-1].get("datasets", ())} if opened else {}
+    opened = [record.open for record, _ in journal.read(Path(config.run)) if isinstance(record, OpenRecord)]
+    known = {row.name: row.uri for row in opened[-1].datasets} if opened else {}
     parts = {name: replace(part, uri=known.get(name, part.uri)) for name, part in data.mix.items()}
     name = data.uri.rstrip("/").rpartition("/")[2]
     return replace(config, data=replace(data, uri=known.get(name, data.uri), mix=parts))

@@ -254,11 +254,12 @@ def _mode(path: Path) -> int | None:
 
 def _fsspec(uri: str) -> tuple[Any, str]:
     scheme = uri.partition("://")[0]
-    known = {"file", *object_stores.SCHEMES, "http", "https", *fsspec.available_protocols()}
-    near = difflib.get_close_matches(scheme, object_stores.SCHEMES) or difflib.get_close_matches(scheme, known)
+    known = {"file", *object_stores.STORES, "http", "https", *fsspec.available_protocols()}
+    near = difflib.get_close_matches(scheme, object_stores.STORES) or difflib.get_close_matches(scheme, known)
     hint = f"; did you mean {near[0]}://?" if near and near[0] != scheme else ""
     if scheme not in known:
-        raise ConfigError(f"{uri}: no storage is known by {scheme}://{hint or '; use a path, s3://, gs://, az:// or http://'}")
+        ours = ", ".join(f"{name}://" for name in object_stores.STORES)
+        raise ConfigError(f"{uri}: no storage is known by {scheme}://{hint or f'; use a path, {ours} or http://'}")
     try:
         filesystem, name = fsspec.core.url_to_fs(uri)
     except ImportError as error:
@@ -281,7 +282,7 @@ def _errors(uri: str, verb: str) -> Iterator[None]:
         raise store_errors.of_os(error, uri, verb, local_path(uri) is not None) from error
     except Exception as error:
         scheme = uri.partition("://")[0]
-        if local_path(uri) is not None or (scheme in object_stores.SCHEMES and not isinstance(error, ValueError)):
+        if local_path(uri) is not None or (scheme in object_stores.STORES and not isinstance(error, ValueError)):
             raise
         # obstore's ValueErrors are about names; drivers of fsspec raise whatever their libraries do.
         raise RefusedError(f"cannot {verb} {hide_secrets(uri)}: {_first_line(error)}") from error

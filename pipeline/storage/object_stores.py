@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,24 @@ Store = S3Store | GCSStore | AzureStore
 
 log = logging.getLogger(__name__)
 
-SCHEMES = ("s3", "gs", "az", "abfs")
 REQUEST_SECONDS = 30.0
 """A request that takes longer is given up, and sent again."""
 RETRY_SECONDS = 120.0
 """A store that has not answered by then is dead."""
 
-_VARIABLES = {
-    "s3": ("AWS_",),
-    "gs": ("GOOGLE_", "STORAGE_EMULATOR_HOST"),
-    "az": ("AZURE_",),
-    "abfs": ("AZURE_",),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectStore:
+    """What is to be known of the stores of one scheme."""
+
+    variables: tuple[str, ...]
+    """Environment variables that decide how to connect: beginnings of their names."""
+    connect: Callable[[str, Mapping[str, str], dict[str, Any]], Store]
+    """(bucket, those variables, options that all stores share) -> connection."""
+    credentials: str
+    """Variables to set where a store asks for credentials."""
+    public: str
+    """What to set for data that asks for none."""
 
 
 def find(uri: str, *, patient: bool = False) -> tuple[Store, str] | None:
@@ -45,7 +52,7 @@ def find(uri: str, *, patient: bool = False) -> tuple[Store, str] | None:
     rest.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator or scheme not in SCHEMES:
+    if not separator or scheme not in STORES:
         return None
     bucket, _, key = rest.partition("/")
     if not bucket:
@@ -56,7 +63,9 @@ def find(uri: str, *, patient: bool = False) -> tuple[Store, str] | None:
             f"{uri} has a double slash, a folder without a name: name {scheme}://{bucket}/{single}, or copy objects that have "
             "it in their keys to other keys"
         )
-    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(_VARIABLES[scheme])))
+    environment = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(STORES[scheme].variables))
+    )
     return _connect(scheme, bucket, environment, REQUEST_SECONDS, RETRY_SECONDS if patient else 0.0), key
 
 
@@ -114,14 +123,9 @@ def _region(variables: Mapping[str, str]) -> str:
 @functools.lru_cache(maxsize=16)
 def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...], seconds: float, patience: float) -> Store:
     """One connection pool per bucket and environment."""
-    variables = dict(environment)
-    endpoint = (
-        variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or variables.get("AZURE_STORAGE_ENDPOINT", "")
-    )
-    plain = endpoint.startswith("http://") or variables.get("AZURE_STORAGE_USE_EMULATOR") == "true"
     common: dict[str, Any] = {
         "client_options": {
-            "allow_http": plain,
+            "allow_http": False,
             "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=min(5, seconds)),
         },
@@ -132,21 +136,33 @@ def _connect(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...],
             "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 4},
         },
     }
-    if scheme == "s3":
-        config: dict[str, Any] = {"region": _region(variables), **({"endpoint": endpoint} if endpoint else {})}
-        return S3Store(bucket, config=config, **_profile(variables), **common)  # type: ignore[arg-type]
-    if scheme == "gs":
-        if not (emulator := variables.get("STORAGE_EMULATOR_HOST")):  # as Google's own libraries have it
-            return GCSStore(bucket, **common)
-        common["client_options"]["allow_http"] = True
-        nobody = {"gcs_base_url": emulator, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-        return GCSStore(bucket, config={"service_account_key": json.dumps(nobody)}, **common)
+    return STORES[scheme].connect(bucket, dict(environment), common)
+
+
+def _s3(bucket: str, variables: Mapping[str, str], common: dict[str, Any]) -> Store:
+    endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or ""
+    common["client_options"]["allow_http"] = endpoint.startswith("http://")
+    config: dict[str, Any] = {"region": _region(variables), **({"endpoint": endpoint} if endpoint else {})}
+    return S3Store(bucket, config=config, **_profile(variables), **common)  # type: ignore[arg-type]
+
+
+def _gs(bucket: str, variables: Mapping[str, str], common: dict[str, Any]) -> Store:
+    if not (emulator := variables.get("STORAGE_EMULATOR_HOST")):  # as Google's own libraries have it
+        return GCSStore(bucket, **common)
+    common["client_options"]["allow_http"] = True
+    nobody = {"gcs_base_url": emulator, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    return GCSStore(bucket, config={"service_account_key": json.dumps(nobody)}, **common)
+
+
+def _az(bucket: str, variables: Mapping[str, str], common: dict[str, Any]) -> Store:
+    plain = variables.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
+    common["client_options"]["allow_http"] = plain or variables.get("AZURE_STORAGE_USE_EMULATOR") == "true"
     container, _, host = bucket.partition("@")  # abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH
     account: Any = {"account_name": host.partition(".")[0]} if host else {}
     return AzureStore(container, **account, **common)
 
 
-def _profile(variables: dict[str, str]) -> dict[str, Any]:
+def _profile(variables: Mapping[str, str]) -> dict[str, Any]:
     """Credentials of a profile, which obstore does not read by itself, if nothing else is given and boto3 is there."""
     chosen = any(name in variables for name in ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"))
     files = (
@@ -161,3 +177,28 @@ def _profile(variables: dict[str, str]) -> dict[str, Any]:
         return {"credential_provider": Boto3CredentialProvider()}
     except ImportError as error:
         raise ConfigError(f"profiles of ~/.aws need boto3: pip install boto3, or set AWS_ACCESS_KEY_ID ({error})") from None
+
+
+_AZURE = ObjectStore(
+    variables=("AZURE_",),
+    connect=_az,
+    credentials="AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    public="AZURE_SKIP_SIGNATURE=true",
+)
+STORES = {
+    "s3": ObjectStore(
+        variables=("AWS_",),
+        connect=_s3,
+        credentials="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        public="AWS_SKIP_SIGNATURE=true",
+    ),
+    "gs": ObjectStore(
+        variables=("GOOGLE_", "STORAGE_EMULATOR_HOST"),
+        connect=_gs,
+        credentials="GOOGLE_APPLICATION_CREDENTIALS",
+        public="GOOGLE_SKIP_SIGNATURE=true",
+    ),
+    "az": _AZURE,
+    "abfs": _AZURE,
+}
+"""By scheme. What is called by another name in a store's own tools is an entry, too."""

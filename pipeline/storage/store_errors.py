@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from obstore import exceptions as obstore_errors
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.object_stores import STORES
 from pipeline.wording import hide_secrets
 
 # Instance metadata are the last resort for credentials.
@@ -20,16 +21,6 @@ _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "Request has expired", "Sign
 _WRONG_REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "incorrectly configured region")
 _WRONG_CLOCK = ("RequestTimeTooSkewed",)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}
-_PUBLIC = {
-    "s3": "AWS_SKIP_SIGNATURE=true",
-    "gs": "GOOGLE_SKIP_SIGNATURE=true",
-    "az": "AZURE_SKIP_SIGNATURE=true",
-}
 # Answers that another try cannot change: all of 4xx and 5xx but these.
 PASSING_STATUS = frozenset({408, 409, 423, 425, 429, *range(500, 600)} - {501, 505})
 _NO_NAME = "Name or service not known"  # of the resolver; "Temporary failure in name resolution" may pass
@@ -76,10 +67,10 @@ def no_tls(uri: str, verb: str) -> RefusedError:
 
 def translate(error: obstore_errors.BaseError, uri: str, verb: str) -> ConfigError | StorageError:
     """Return what a failure of obstore means. Most have no class, only a status or a cause in their text."""
-    text, scheme = str(error), _family(uri)
+    text, store = str(error), STORES[uri.partition("://")[0]]
     match = re.search(r"status code: (\d{3})", text)
     status, failed = int(match[1]) if match else 0, f"cannot {verb} {uri}"
-    own, public = _CREDENTIALS[scheme], _PUBLIC[scheme]
+    own, public = store.credentials, store.public
     if isinstance(error, obstore_errors.PreconditionError) or status == 416:
         return ChangedError(f"{uri} has changed")
     if any(sign in text for sign in _WRONG_REGION):
@@ -156,11 +147,6 @@ def of_os(error: OSError, uri: str, verb: str, local: bool) -> ConfigError | Sto
     if isinstance(error, PermissionError):
         return RefusedError(f"cannot {verb} {hide_secrets(uri)}: the store refused ({said}); check its credentials")
     return StorageError(f"cannot {verb} {hide_secrets(uri)}: {said}")
-
-
-def _family(uri: str) -> str:
-    scheme = uri.partition("://")[0]
-    return scheme if scheme in ("s3", "gs") else "az"
 
 
 def _asked(text: str) -> str:

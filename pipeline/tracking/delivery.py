@@ -12,22 +12,30 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.storage import small_files, trusted_stores
+from pipeline.storage import trusted_stores
 from pipeline.storage.addresses import local_path
 from pipeline.storage.containment import inside
 from pipeline.storage.file_locks import lock_file
 from pipeline.storage.removal import has, remove
 from pipeline.storage.temporary import replacing
 from pipeline.tracking import mlflow_records, moved_store
-from pipeline.tracking.journal import Record, figures_path, journal_path, read, read_file
+from pipeline.tracking.delivered import DELIVERED, NODE_JOURNALS, UNDELIVERED, delivered, undelivered
+from pipeline.tracking.journal import figures_path, journal_path, read, read_file
 from pipeline.tracking.mlflow_errors import Refused, first_line, is_from_store, mlflow_refusal
 from pipeline.tracking.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
+from pipeline.tracking.records import (
+    ArtifactRecord,
+    CloseRecord,
+    ImageRecord,
+    MetricsRecord,
+    Opening,
+    OpenRecord,
+    Record,
+    TextRecord,
+)
 from pipeline.wording import hide_secrets, printable
 
 if TYPE_CHECKING:
@@ -36,9 +44,6 @@ if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
 
 RUN_UID_TAG = "biggan.run_uid"
-_UNDELIVERED = "tracking.json"
-_DELIVERED = "journal.offset"
-NODE_JOURNALS = "system/*.jsonl"
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # the API's, for one request
 
 
@@ -53,28 +58,28 @@ class Delivery:
     """
 
     def __init__(self, run_dir: Path, uri: str | None = None):
-        records = [record for record, _ in read(run_dir) if "open" in record]
-        openings = [record["open"] for record in records]
-        if not openings:
+        records = [record for record, _ in read(run_dir) if isinstance(record, OpenRecord)]
+        if not records:
             raise ConfigError(f"{run_dir} is not the folder of a training (no {journal_path(run_dir).name} with a run in it)")
-        self.run_dir, self.uid, self.experiment = run_dir, openings[-1]["uid"], openings[-1]["experiment"]
-        self._began: int = records[0]["time"]
-        own = store_uri(run_dir, openings[-1]["uri"])
+        opening = records[-1].open
+        self.run_dir, self.uid, self.experiment = run_dir, opening.uid, opening.experiment
+        self._began = records[0].time
+        own = store_uri(run_dir, opening.uri)
         self.uri = store_uri(run_dir, uri) if uri else own
         self._own = self.uri == own
-        self.mode: str = openings[-1].get("mode", "auto")
+        self.mode = opening.mode
         self.client: MlflowClient | None = None
         self.run_id: str | None = None
         self.rows = self.files = 0
         """Metric rows, and images and other artifacts, that have been sent."""
         self.refused: list[str] = []
         """Records that MLflow does not take, and why. They were left out, for they would hold up all that come after."""
-        self._state = run_dir / _DELIVERED
+        self._state = run_dir / DELIVERED
         self._known = undelivered(run_dir).get("refused", []) if self._state.exists() else []
-        file = None if uri else sqlite_file(openings[-1]["uri"] or "")
+        file = None if uri else sqlite_file(opening.uri or "")
         if file and not file.is_absolute() and not file.exists() and self._state.exists():  # of an older version's start
             raise ConfigError(
-                f"{run_dir} is tracked at {openings[-1]['uri']}, a path from the folder where its training was started, and "
+                f"{run_dir} is tracked at {opening.uri}, a path from the folder where its training was started, and "
                 "there is no such file here: change to that folder"
             )
         if uri is None:
@@ -164,13 +169,14 @@ class Delivery:
         batch: list[Metric] = []
         start = end = self._offsets(run_id).get(path.name, 0)
         for record, end in read_file(path, start):
-            if "metrics" in record:
+            if isinstance(record, MetricsRecord):
                 batch += mlflow_records.rows(record)
-            if len(batch) >= _LIMITS["metrics"] or "metrics" not in record:
-                self._send(client, run_id, metrics=batch)
-                batch = []
-                self._ship_other(client, run_id, record)
-                self._save_offset(run_id, path.name, end)
+                if len(batch) < _LIMITS["metrics"]:
+                    continue
+            self._send(client, run_id, metrics=batch)
+            batch = []
+            self._ship_other(client, run_id, record)
+            self._save_offset(run_id, path.name, end)
         self._send(client, run_id, metrics=batch)
         if end > start:
             self._save_offset(run_id, path.name, end)
@@ -198,35 +204,35 @@ class Delivery:
         from mlflow.exceptions import MlflowException
 
         try:
-            if "open" in record:
-                client.update_run(run_id, status="RUNNING")
-                self._log_opening(client, run_id, record["open"])
-            elif "image" in record:
-                mlflow_records.log_image(client, run_id, self._file(record["file"]), record)
-            elif "text" in record:
-                client.log_text(run_id, record["text"], record["path"])
-            elif "artifact" in record:
-                mlflow_records.log_file(client, run_id, self._file(record["artifact"]))
-            elif "close" in record:
-                client.set_terminated(run_id, record["close"], end_time=record["time"])
+            match record:
+                case OpenRecord():
+                    client.update_run(run_id, status="RUNNING")
+                    self._log_opening(client, run_id, record.open)
+                case ImageRecord():
+                    mlflow_records.log_image(client, run_id, self._file(record.file), record)
+                case TextRecord():
+                    client.log_text(run_id, record.text, record.path)
+                case ArtifactRecord():
+                    mlflow_records.log_file(client, run_id, self._file(record.artifact))
+                case CloseRecord():
+                    client.set_terminated(run_id, record.close, end_time=record.time)
         except DataError as error:
             self.refused.append(str(error))
         except MlflowException as error:
             self._about_the_record(client, run_id, error)
-            kind = next(key for key in record if key != "time")
-            self.refused.append(f"{kind} {record.get('path', record[kind])}: {first_line(error)}")
+            self.refused.append(f"{record}: {first_line(error)}")
         else:
-            self.files += bool(record.keys() & {"image", "text", "artifact"})
+            self.files += isinstance(record, ImageRecord | TextRecord | ArtifactRecord)
 
-    def _file(self, name: object) -> Path:
+    def _file(self, name: str) -> Path:
         """A file that a record names. Raises DataError if it is not in the run's folder."""
         return inside(self.run_dir, name, journal_path(self.run_dir))
 
-    def _log_opening(self, client: "MlflowClient", run_id: str, opening: Record) -> None:
+    def _log_opening(self, client: "MlflowClient", run_id: str, opening: Opening) -> None:
         """Parameters cannot change in MLflow: the tag `biggan.changed.<key>` holds what a resume has made of one."""
         from mlflow.entities import Param, RunTag
 
-        params, tags = opening["params"], opening["tags"]
+        params, tags = opening.params, opening.tags
         data = client.get_run(run_id).data
         for key in params.keys() & data.params.keys():
             changed = f"biggan.changed.{key}"
@@ -234,8 +240,8 @@ class Delivery:
                 tags = {**tags, changed: params[key]}
         self._send(client, run_id, params=[Param(key, value) for key, value in params.items() if key not in data.params])
         self._send(client, run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if datasets := opening.get("datasets"):
-            client.log_inputs(run_id, [mlflow_records.dataset(row) for row in datasets])
+        if opening.datasets:
+            client.log_inputs(run_id, [mlflow_records.dataset(row) for row in opening.datasets])
 
     def _about_the_record(self, client: "MlflowClient", run_id: str, error: "MlflowException") -> None:
         """Return if MLflow refuses what it was sent; raise if something else is wrong."""
@@ -263,9 +269,9 @@ class Delivery:
         if self._own and told != undelivered(self.run_dir):
             with contextlib.suppress(OSError, UserError):  # a full disk is reported by whoever has to write there
                 if told:
-                    (self.run_dir / _UNDELIVERED).write_text(json.dumps(told))
+                    (self.run_dir / UNDELIVERED).write_text(json.dumps(told))
                 else:
-                    remove(str(self.run_dir / _UNDELIVERED), lambda data: has("why")(data) or has("refused")(data))
+                    remove(str(self.run_dir / UNDELIVERED), lambda data: has("why")(data) or has("refused")(data))
 
     def _offsets(self, run_id: str) -> dict[str, int]:
         """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
@@ -276,21 +282,3 @@ class Delivery:
         state[run_id] = {**state.get(run_id, {}), name: offset}
         with replacing(self._state) as new:
             new.write_text(json.dumps(state))
-
-
-class _Undelivered(TypedDict, total=False):
-    why: str
-    refused: list[str]
-
-
-def undelivered(run_dir: Path) -> dict[str, Any]:
-    """Return what MLflow lacks of a run: `why` it does not take the records, and those that it has `refused`, if any."""
-    return dict(small_files.optional(_Undelivered, run_dir / _UNDELIVERED) or {})
-
-
-def delivered(run_dir: Path) -> dict[str, dict[str, int]]:
-    """Return the bytes of each journal that each MLflow run has. Lost or damaged, it costs a repetition."""
-    state = (
-        small_files.optional(dict[str, dict[str, Annotated[int, Field(ge=0, lt=1 << 63)]] | int], run_dir / _DELIVERED) or {}
-    )
-    return {run_id: offsets for run_id, offsets in state.items() if isinstance(offsets, dict)}

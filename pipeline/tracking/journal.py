@@ -1,86 +1,27 @@
 """The run's journal: all that tracking is told, one JSON object a line, in order, on local disk.
 
-The training step only appends here; `pipeline.tracking.delivery` delivers it to MLflow. Kinds of record, each with `time` in
-milliseconds since 1970: `open` (a process took the run up), `metrics` and `image` (with `step`, in images), `text` (an
-artifact with its content), `artifact` (a file of the run's folder) and `close` (the run's status). Only one process writes
-it, the one that holds RUN/lock: it may cut off what it could not write whole. Others have journals of their own, of `metrics`
-alone: each node (`pipeline.tracking.system_metrics`) and `biggan evaluate`, whether the run is being trained or not.
+The training step only appends here; `pipeline.tracking.delivery` delivers it to MLflow. `pipeline.tracking.records` has the
+kinds of record. Only one process writes it, the one that holds RUN/lock: it may cut off what it could not write whole. Others
+have journals of their own, of `MetricsRecord` alone: each node (`pipeline.tracking.system_metrics`) and `biggan evaluate`,
+whether the run is being trained or not.
 """
 
 import errno
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Required
-
-from pydantic import Field
-from typing_extensions import TypedDict
+from typing import TypeVar, cast
 
 from pipeline.errors import DataError
-from pipeline.liveness import Process
 from pipeline.redaction import hidden
+from pipeline.tracking.records import ImageRecord, MetricsRecord, OpenRecord, Record
 from pipeline.untrusted import parse
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-
-_Moment = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]
-"""Milliseconds since 1970, before the year 10,000."""
-_Step = Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-class _Dataset(TypedDict):
-    name: str
-    uri: str
-    fingerprint: str
-    profile: str
-
-
-class _Opening(TypedDict, total=False):
-    uid: Required[str]
-    mode: str
-    uri: Required[str | None]
-    experiment: Required[str]
-    params: Required[dict[str, str]]
-    tags: Required[dict[str, str]]
-    datasets: list[_Dataset]
-    process: Process
-
-
-class _Record(TypedDict, total=False):
-    """Any kind of line, with the keys of the others left out."""
-
-    time: Required[_Moment]
-    open: _Opening
-    metrics: dict[str, float]
-    step: _Step
-    recipe: str
-    image: str
-    file: str
-    text: str
-    path: str
-    artifact: str
-    close: str
-    host: str
-
-
-_TOGETHER = {"metrics": {"step"}, "image": {"step", "file"}, "text": {"path"}}
-"""Keys that need others."""
-
-
-class Event(TypedDict):
-    """A line of RUN/events.jsonl (`pipeline.fault_tolerance.events`)."""
-
-    time: Annotated[float, Field(ge=0, lt=253_402_300_800)]
-    """Seconds since 1970."""
-    kind: str
-    images: _Step
-    rollbacks: _Step
-    text: str
+T = TypeVar("T")
 
 
 def journal_path(run_dir: Path) -> Path:
@@ -92,9 +33,9 @@ def figures_path(run_dir: Path) -> Path:
     return run_dir / "evaluation" / "figures.jsonl"
 
 
-def append_line(path: Path, **record: Any) -> None:
+def append_line(path: Path, record: Record) -> None:
     """Append one record, without its secrets, in a single write; a line that a killed process has torn ends before it."""
-    line = json.dumps({"time": int(time.time() * 1000), **hidden(record)}).encode() + b"\n"
+    line = json.dumps(hidden(record.as_json())).encode() + b"\n"
     with path.open("ab+", buffering=0) as file:  # closed each time: only then does NFS show it to other nodes
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -107,8 +48,13 @@ def read(run_dir: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
     yield from read_file(journal_path(run_dir), offset)
 
 
-def read_file(path: Path, offset: int = 0, kind: type[Any] = _Record) -> Iterator[tuple[Record, int]]:
-    """Yield the same of one file, whose lines are of a `kind`. A last line without its end is not there yet.
+def read_file(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Yield the same of one journal."""
+    yield from read_lines(path, cast(type[Record], Record), offset)
+
+
+def read_lines(path: Path, kind: type[T], offset: int = 0) -> Iterator[tuple[T, int]]:
+    """Yield each line of a file as a `kind`, with the offset after it. A last line without its end is not there yet.
 
     Damaged lines are left out, with a warning: a power cut can leave a block of zeros, and the file may come from others.
     """
@@ -124,17 +70,9 @@ def read_file(path: Path, offset: int = 0, kind: type[Any] = _Record) -> Iterato
                 return
             offset += len(line)
             try:
-                record: Record = parse(kind, line, str(path))
+                yield parse(kind, line, str(path)), offset
             except DataError:
-                record = {}
-            if not record or (kind is _Record and not _is_whole(record)):
                 log.warning("%s: the line that ends at byte %d is damaged and left out", path, offset)
-                continue
-            yield record, offset
-
-
-def _is_whole(record: Record) -> bool:
-    return all(others <= record.keys() for key, others in _TOGETHER.items() if key in record)
 
 
 class Journal:
@@ -150,22 +88,23 @@ class Journal:
         whole = 0
         for record, end in read(run_dir):
             whole = end
-            for key in [*record.get("metrics", ()), *([record["image"]] if "image" in record else ())]:
-                self._highest[key] = max(record["step"], self._highest.get(key, -1))
+            if isinstance(record, MetricsRecord | ImageRecord):
+                for key in record.metrics if isinstance(record, MetricsRecord) else [record.image]:
+                    self._highest[key] = max(record.step, self._highest.get(key, -1))
         self._file, self._end = path.open("ab", buffering=0), whole
         # The torn line of a process that was killed while it wrote: the next record must start a line of its own.
         self._file.truncate(whole)
 
-    def append(self, **record: Any) -> None:
+    def append(self, record: Record) -> None:
         """Write one record at once, without its secrets. Raises OSError if the disk takes no more; then nothing of it is there.
 
         But `biggan sync` needs the tracking URI of an opening with its password: such a journal is for its owner alone.
         """
-        shown = hidden(record)
-        if "open" in record and shown["open"].get("uri") != (uri := record["open"].get("uri")):
-            shown["open"]["uri"] = uri
+        shown = hidden(record.as_json())
+        if isinstance(record, OpenRecord) and shown["open"]["uri"] != record.open.uri:
+            shown["open"]["uri"] = record.open.uri
             os.fchmod(self._file.fileno(), os.fstat(self._file.fileno()).st_mode & 0o600)
-        line = (json.dumps({"time": int(time.time() * 1000), **shown}) + "\n").encode()
+        line = (json.dumps(shown) + "\n").encode()
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)

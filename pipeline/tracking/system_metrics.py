@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.tracking.journal import append_line, read_file
+from pipeline.tracking.records import MetricsRecord, now
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -48,7 +49,7 @@ class SystemMetrics:
         try:
             monitors = _monitors()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            step = max((record["step"] for record, _ in read_file(self.path)), default=-1) + 1
+            step = max((r.step for r, _ in read_file(self.path) if isinstance(r, MetricsRecord)), default=-1) + 1
             ending = False
             while not ending:
                 ending = self._ending.wait(self._seconds)
@@ -63,7 +64,7 @@ class SystemMetrics:
             monitor.collect_metrics()
             values |= {f"system/node{self._node}/{key}": value for key, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        append_line(self.path, host=socket.gethostname(), metrics=values, step=step)
+        append_line(self.path, MetricsRecord(time=now(), host=socket.gethostname(), metrics=values, step=step))
 
 
 def _monitors() -> "list[BaseMetricsMonitor]":

@@ -10,19 +10,32 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.images.pillow import png
-from pipeline.liveness import this_process
+from pipeline.liveness import Process, this_process
 from pipeline.storage import trusted_stores
 from pipeline.storage.best_effort import best_effort, tell
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import Journal, journal_path, read
 from pipeline.tracking.mlflow_errors import first_line
 from pipeline.tracking.mlflow_store import absolute
+from pipeline.tracking.records import (
+    ArtifactRecord,
+    CloseRecord,
+    DatasetRow,
+    ImageRecord,
+    MetricsRecord,
+    Opening,
+    OpenRecord,
+    Record,
+    TextRecord,
+    now,
+)
 from pipeline.wording import command, hide_secrets
 
 log = logging.getLogger(__name__)
@@ -46,16 +59,13 @@ class TrackingConfig:
     """MLflow tracking URI. Default: a sqlite store inside the run's folder, with the artifacts beside it."""
     experiment: str = "biggan"
     """MLflow experiment that the run belongs to; made if it is not there."""
-    flush_seconds: float = 10.0
+    flush_seconds: Annotated[float, Bounds(gt=0)] = 10.0
     """Seconds between deliveries."""
-    system_seconds: float = 30.0
+    system_seconds: Annotated[float, Bounds(ge=0, because="; 0 takes no samples")] = 30.0
     """Seconds between samples of processor, memory, disk, network and GPUs, on every node; 0: none."""
 
     def __post_init__(self) -> None:
-        if not self.flush_seconds > 0:
-            raise ValueError(f"flush_seconds={self.flush_seconds}: must be above 0")
-        if self.system_seconds < 0:
-            raise ValueError(f"system_seconds={self.system_seconds}: must not be negative; 0 takes no samples")
+        check_bounds(self)
 
 
 def _check_name(name: str) -> None:
@@ -68,8 +78,8 @@ class Tracker:
     """Records one training. For rank 0 only, made after the heavy imports.
 
     `run_uid` is the training's own name for itself: a later process with the same one continues the same MLflow run.
-    `params` is flat (`pipeline.config.flatten`); `datasets` are rows of name, uri, fingerprint and profile. Where the run's
-    folder cannot be written, it only warns (`pipeline.storage.best_effort`).
+    `params` is flat (`pipeline.config.flatten`). Where the run's folder cannot be written, it only warns
+    (`pipeline.storage.best_effort`).
     """
 
     def __init__(
@@ -79,7 +89,7 @@ class Tracker:
         run_uid: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        datasets: Sequence[Mapping[str, str]] = (),
+        datasets: Sequence[DatasetRow] = (),
     ):
         self._run_dir = Path(run_dir)
         self._process = this_process()
@@ -87,16 +97,16 @@ class Tracker:
         flat = {key: hide_secrets(str(value))[:_PARAM_LENGTH] for key, value in params.items()}
         for name in flat:
             _check_name(name)
-        opening = {
-            "uid": run_uid,
-            "mode": config.mode,
-            "uri": absolute(config.uri),
-            "experiment": config.experiment,
-            "params": flat,
-            "tags": dict(tags),
-            "datasets": [dict(row) for row in datasets],
-            "process": self._process,
-        }
+        opening = Opening(
+            uid=run_uid,
+            mode=config.mode,
+            uri=absolute(config.uri),
+            experiment=config.experiment,
+            params=flat,
+            tags=dict(tags),
+            datasets=list(datasets),
+            process=cast(Process, self._process),
+        )
         self._journal = self._begin(opening)
         trusted_stores.note("send", [absolute(config.uri)])  # a training is the user's word
         self._told: set[str] = set()
@@ -119,7 +129,7 @@ class Tracker:
         for key in new:
             _check_name(key)
         if new:
-            self._append(metrics=new, step=step)
+            self._append(MetricsRecord(time=now(), metrics=new, step=step))
 
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
         """Record an image, uint8 [H, W, C] with 1 or 3 channels, at `step` images; it stays in the run's `samples/`."""
@@ -134,15 +144,15 @@ class Tracker:
         except OSError as error:
             self._lose(error)
         else:
-            self._append(image=key, step=step, file=str(file))
+            self._append(ImageRecord(time=now(), image=key, step=step, file=str(file)))
 
     def artifact_text(self, text: str, path: str) -> None:
         """Record `text` as the run's artifact `path`; a later text under the same path replaces it."""
-        self._append(text=text, path=path)
+        self._append(TextRecord(time=now(), text=text, path=path))
 
     def artifact(self, name: str) -> None:
         """Record the file `name` of the run's folder, as it is when it is delivered, as an artifact of that name."""
-        self._append(artifact=name)
+        self._append(ArtifactRecord(time=now(), artifact=name))
 
     def close(self, status: Status) -> None:
         """Set the run's status and deliver what is left, for at most `CLOSE_SECONDS`.
@@ -150,9 +160,9 @@ class Tracker:
         Unless a later start has taken the run up, because this one's node was cut off: the run's end is then for that to tell.
         """
         with best_effort(journal_path(self._run_dir)):
-            openings = [record["open"].get("process") for record, _ in read(self._run_dir) if "open" in record]
+            openings = [record.open.process for record, _ in read(self._run_dir) if isinstance(record, OpenRecord)]
             if openings[-1:] in ([], [self._process]):
-                self._append(close=status)
+                self._append(CloseRecord(time=now(), close=status))
         if self._journal:
             self._journal.close()
         self._closing.set()
@@ -163,11 +173,11 @@ class Tracker:
             kept = f"MLflow lacks the end of this run; {journal_path(self._run_dir)} keeps it for the next start, or for "
             self._say("away", kept + command("sync", self._run_dir.resolve()))
 
-    def _begin(self, opening: dict[str, Any]) -> Journal | None:
+    def _begin(self, opening: Opening) -> Journal | None:
         """Open the journal with a record of this process; None if its disk fails: an attempt after a rollback has no other."""
         try:
             journal = Journal(self._run_dir)
-            journal.append(open=opening)
+            journal.append(OpenRecord(time=now(), open=opening))
         except OSError as error:
             self._lose(error)
             return None
@@ -176,11 +186,11 @@ class Tracker:
     def _is_new(self, key: str, step: int) -> bool:
         return self._journal is not None and self._journal.is_new(key, step)
 
-    def _append(self, **record: Any) -> None:
+    def _append(self, record: Record) -> None:
         if self._journal is None:
             return
         try:
-            self._journal.append(**record)
+            self._journal.append(record)
         except OSError as error:
             self._lose(error)
 

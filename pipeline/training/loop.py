@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from model.latents import RandomStream
+from pipeline import exit_codes
 from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.saver import Saver, take_fence
@@ -20,7 +21,7 @@ from pipeline.engine.ranks import Ranks
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.fault_tolerance.health import Health
 from pipeline.fault_tolerance.recovery import Failure, Recovery
-from pipeline.fault_tolerance.stop import EXIT_CODE, Signals, Stop
+from pipeline.fault_tolerance.stop import Signals, Stop
 from pipeline.fault_tolerance.watchdog import Watchdog
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.resume import agree_on_checkpoint, note_saved
@@ -106,7 +107,9 @@ def _attempt(setup: Setup, recovery: Recovery, stop: Stop, injection: NaNInjecti
     if failure:
         state.close()
     elif ranks.main:
-        end = RunState("stopped", progress.images, EXIT_CODE, reason) if reason else RunState("finished", progress.images, 0)
+        end = RunState("finished", progress.images, exit_codes.DONE.number)
+        if reason:
+            end = RunState("stopped", progress.images, exit_codes.STOPPED.number, reason)
         write_status(setup.run, end)
     dist.barrier()
     return failure or reason

@@ -5,20 +5,20 @@ import html
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from typing_extensions import TypedDict
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.runs.run_folder import RunState, read_status
 from pipeline.storage import small_files
 from pipeline.storage.containment import inside
-from pipeline.tracking.delivery import NODE_JOURNALS, delivered
-from pipeline.tracking.journal import Event, Record, figures_path, journal_path, read, read_file
+from pipeline.tracking.delivered import NODE_JOURNALS, delivered
+from pipeline.tracking.journal import figures_path, journal_path, read, read_file, read_lines
+from pipeline.tracking.records import CloseRecord, Event, ImageRecord, MetricsRecord, OpenRecord
 from pipeline.ui.svg_chart import COLOURS, Points, line_chart
 from pipeline.wording import hide_secrets
 
@@ -49,6 +49,24 @@ figcaption { font-size: 13px; } svg { width: 100%; } svg text { font-size: 11px;
 """
 
 
+_Count = Annotated[int, Field(ge=0, lt=small_files.BIG)]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What the page shows of a document; earlier versions wrote some without metrics."""
+
+    metrics: dict[str, Any] | None = None
+    images: _Count | None = None
+    samples: _Count | None = None
+    truncation: Annotated[float, Field(ge=0, lt=small_files.BIG)] | None = None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Those of the metrics that are numbers."""
+        return {key: float(value) for key, value in (self.metrics or {}).items() if _is_number(value)}
+
+
 @dataclass(kw_only=True)
 class _Run:
     """What a run's folder says."""
@@ -56,26 +74,14 @@ class _Run:
     folder: Path
     status: RunState | None
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    starts: list[Record] = field(default_factory=list)
+    starts: list[OpenRecord] = field(default_factory=list)
     ends: dict[int, str] = field(default_factory=dict)
     """How start number i ended."""
-    images: list[Record] = field(default_factory=list)
-    events: list[Record] = field(default_factory=list)
-    evaluations: list[Record] = field(default_factory=list)
+    images: list[ImageRecord] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    evaluations: list[_Evaluation] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """Evaluations that cannot be read, and why."""
-
-
-_Count = Annotated[int, Field(ge=0, lt=small_files.BIG)]
-
-
-class _Evaluation(TypedDict, total=False):
-    """What the page shows of a document; earlier versions wrote some without metrics."""
-
-    metrics: dict[str, Any]
-    images: _Count | None
-    samples: _Count | None
-    truncation: Annotated[float, Field(ge=0, lt=small_files.BIG)] | None
 
 
 def run_page(folder: Path) -> str:
@@ -100,28 +106,30 @@ def _load(folder: Path) -> _Run:
         inside(folder, str(path.relative_to(folder)), folder)  # no link to what is not the run's
     run = _Run(folder=folder, status=read_status(folder / "status.json"))
     for record, _ in (*read(folder), *read_file(figures_path(folder))):
-        if "open" in record:
-            run.starts.append(record)
-        elif "close" in record:
-            run.ends[len(run.starts) - 1] = record["close"]
-        elif "image" in record:
-            run.images.append(record)
-        for key, value in record.get("metrics", {}).items():
-            run.curves[key].append((record["step"], value))
+        match record:
+            case OpenRecord():
+                run.starts.append(record)
+            case CloseRecord():
+                run.ends[len(run.starts) - 1] = record.close
+            case ImageRecord():
+                run.images.append(record)
+            case MetricsRecord():
+                for key, value in record.metrics.items():
+                    run.curves[key].append((record.step, value))
     for path in sorted(folder.glob(NODE_JOURNALS)):
         for record, _ in read_file(path):
-            for key, value in record.get("metrics", {}).items():
-                run.curves[key].append((record["time"] / 1000 - run.starts[0]["time"] / 1000 if run.starts else 0, value))
-    run.events = [record for record, _ in read_file(folder / "events.jsonl", kind=Event)]
+            for key, value in record.metrics.items() if isinstance(record, MetricsRecord) else ():
+                run.curves[key].append((record.time / 1000 - run.starts[0].time / 1000 if run.starts else 0, value))
+    run.events = [event for event, _ in read_lines(folder / "events.jsonl", Event)]
     for path in sorted((folder / "evaluation").glob("*.json")):
         try:
-            document = small_files.read(_Evaluation, path) or {}
+            document = small_files.read(_Evaluation, path)
         except DataError as error:
             small_files.pass_over(error)
             run.damaged.append(str(error))
         else:
-            run.evaluations += [dict(document)] if "metrics" in document else []
-    run.evaluations.sort(key=lambda one: (one.get("images") or 0, one.get("truncation") or 0))
+            run.evaluations += [document] if document and document.metrics is not None else []
+    run.evaluations.sort(key=lambda one: (one.images or 0, one.truncation or 0))
     return run
 
 
@@ -136,24 +144,31 @@ def _head(run: _Run) -> str:
 def _lineage(run: _Run) -> str:
     if not run.starts:
         return ""
-    last = run.starts[-1]["open"]
-    tags: Mapping[str, str] = last["tags"]
+    last = run.starts[-1].open
+    tags = last.tags
     ids = list(delivered(run.folder))
     rows = [
         ("commit", tags.get("biggan.git_commit", "") + {"true": ", changed since"}.get(tags.get("biggan.git_dirty", ""), "")),
-        *((f"data {row['name']}", f"{row['uri']}, fingerprint {row['fingerprint']}") for row in last.get("datasets", ())),
+        *((f"data {row.name}", f"{row.uri}, fingerprint {row.fingerprint}") for row in last.datasets),
         ("config.yaml", f"sha256 {tags.get('biggan.config_sha256', '')}"),
-        ("MLflow", f"{last['uri'] or 'mlflow.db in the folder'}, experiment {last['experiment']}"),
+        ("MLflow", f"{last.uri or 'mlflow.db in the folder'}, experiment {last.experiment}"),
         ("MLflow run", ", ".join(ids) or "not delivered yet: biggan sync"),
-        ("id", last["uid"]),
+        ("id", last.uid),
     ]
     starts = []
     for i, record in enumerate(run.starts):
-        own, process = record["open"]["tags"], record["open"].get("process", {})
+        own, process = record.open.tags, record.open.process or {}
         where = process.get("host", "") + (f", Slurm job {process['job_id']}" if "job_id" in process else "")
         at, ranks = own.get("biggan.resumed_from", ""), own.get("biggan.world_size", "")
         starts.append(
-            (_time_of(record), at, ranks, where, own.get("biggan.git_commit", "")[:10], run.ends.get(i, "no end told"))
+            (
+                _clock(record.time / 1000),
+                at,
+                ranks,
+                where,
+                own.get("biggan.git_commit", "")[:10],
+                run.ends.get(i, "no end told"),
+            )
         )
     return (
         f"<h2>Where it comes from</h2>{_table(rows)}<h3>Starts</h3>"
@@ -187,13 +202,13 @@ def _time(run: _Run) -> str:
 
 def _samples(run: _Run) -> str:
     journal = journal_path(run.folder)
-    named = [(record, inside(run.folder, record["file"], journal)) for record in run.images]
+    named = [(record, inside(run.folder, record.file, journal)) for record in run.images]
     there = [(record, file) for record, file in named if file.is_file()]
     shown = [there[i * (len(there) - 1) // (_SAMPLES - 1)] for i in range(_SAMPLES)] if len(there) > _SAMPLES else there
     figures = []
     for record, file in shown:
         data = base64.b64encode(file.read_bytes()).decode()
-        name = f"{html.escape(record['image'])} at {record['step']:,} images"
+        name = f"{html.escape(record.image)} at {record.step:,} images"
         figures.append(f'<figure><figcaption>{name}</figcaption><img src="data:image/png;base64,{data}" alt="{name}"></figure>')
     more = f" ({len(shown)} of {len(there)})" if len(shown) < len(there) else ""
     return f'<h2>Samples{more}</h2><div class="row small">{"".join(figures)}</div>' if figures else ""
@@ -203,16 +218,14 @@ def _evaluations(run: _Run) -> str:
     """A table of all evaluations, and a metric's curve over the truncation where the same images were judged at several."""
     if not run.evaluations and not run.damaged:
         return ""
-    numbers = [{k: float(v) for k, v in one["metrics"].items() if _is_number(v)} for one in run.evaluations]
+    numbers = [one.numbers for one in run.evaluations]
     names = list(dict.fromkeys(name for metrics in numbers for name in metrics))
     rows = []
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for one, metrics in zip(run.evaluations, numbers, strict=True):
-        truncation, images = one.get("truncation"), one.get("images") or 0
+        truncation, images = one.truncation, one.images or 0
         values = [f"{metrics[name]:.4g}" if name in metrics else "" for name in names]
-        rows.append(
-            (f"{images:,}", "none" if truncation is None else f"{truncation:g}", f"{one.get('samples') or 0:,}", *values)
-        )
+        rows.append((f"{images:,}", "none" if truncation is None else f"{truncation:g}", f"{one.samples or 0:,}", *values))
         if truncation is not None:
             for name, value in metrics.items():
                 curves[name][f"{images:,} images"].append((truncation, value))
@@ -233,11 +246,11 @@ def _fid_over_is(run: _Run) -> Iterator[str]:
     """The curve of each truncation sweep (BigGAN, figure 16), from small truncations to none."""
     sweeps: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(lambda: defaultdict(list))
     for one in run.evaluations:
-        truncation, metrics = one.get("truncation"), one["metrics"]
+        truncation, metrics = one.truncation, one.numbers
         for name in (name for name in metrics if name.startswith("FID[")):
-            if _is_number(metrics.get(score := name.replace("FID", "IS", 1))) and _is_number(metrics[name]):
+            if (score := name.replace("FID", "IS", 1)) in metrics:
                 order = math.inf if truncation is None else truncation
-                sweeps[name][f"{one.get('images') or 0:,} images"].append((order, metrics[score], metrics[name]))
+                sweeps[name][f"{one.images or 0:,} images"].append((order, metrics[score], metrics[name]))
     for name, lines in sweeps.items():
         curves = {label: [place[1:] for place in sorted(points)] for label, points in lines.items() if len(points) > 1}
         yield line_chart(f"{name}, truncations from small to none", curves, name.replace("FID", "IS", 1)) if curves else ""
@@ -246,7 +259,7 @@ def _fid_over_is(run: _Run) -> Iterator[str]:
 def _events(run: _Run) -> str:
     if not run.events:
         return "<h2>Health</h2><p>Nothing was noticed.</p>"
-    rows = [(_time_of(e, 1), f"{e['images']:,}", e["kind"], e["text"]) for e in run.events[-_EVENTS:]]
+    rows = [(_clock(e.time), f"{e.images:,}", e.kind, e.text) for e in run.events[-_EVENTS:]]
     more = f" (the last {_EVENTS} of {len(run.events)})" if len(run.events) > _EVENTS else ""
     return f"<h2>Health{more}</h2>{_table(rows, ('time', 'image', 'kind', 'what'))}"
 
@@ -269,8 +282,8 @@ def _rest(run: _Run) -> str:
     return f"<h2>Everything else</h2><details>{inside}</details>"
 
 
-def _time_of(record: Record, per_second: int = 1000) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"] / per_second))
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), numbers: bool = False) -> str:

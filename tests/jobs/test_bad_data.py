@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from jobs.cli import main
-from pipeline.data.manifest import ROW, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import ROW
 from pipeline.storage import object_stores
 from tests.support.loading import joined, take
 from tests.support.mistakes import refusal

@@ -20,6 +20,7 @@ from pipeline.runs import run_folder as run_module
 from pipeline.runs.run_folder import load_run_config
 from pipeline.storage import run_lock
 from pipeline.tracking import journal, mlflow_store
+from pipeline.tracking.records import MetricsRecord
 from tests.support.saved_run import save_checkpoint, save_run
 from tests.support.servers import free_port
 
@@ -100,12 +101,13 @@ def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder
     command = ["evaluate", str(run_folder), "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     for words in ((), ("--checkpoint", "4096"), (), ("--truncation", "0.5")):
         assert main([*command, *words]) == 0
-    records = [record for record, _ in journal.read_file(journal.figures_path(run_folder))]
-    assert [record["step"] for record in records] == [8192, 4096, 8192]
+    rows = journal.read_file(journal.figures_path(run_folder))
+    records = [record for record, _ in rows if isinstance(record, MetricsRecord)]
+    assert [record.step for record in records] == [8192, 4096, 8192]
     names = [f"eval/{m}/patterns" for m in ("accuracy", "FID", "precision", "recall", "density", "coverage")]
-    assert list(records[0]["metrics"]) == [f"{name}/samples-64" for name in names]
-    assert list(records[2]["metrics"]) == [f"{name}/truncation-0.5/samples-64" for name in names]
-    assert records[0]["metrics"]["eval/FID/patterns/samples-64"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
+    assert list(records[0].metrics) == [f"{name}/samples-64" for name in names]
+    assert list(records[2].metrics) == [f"{name}/truncation-0.5/samples-64" for name in names]
+    assert records[0].metrics["eval/FID/patterns/samples-64"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
 
 
 def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits: Path, empty_store: Path) -> None:

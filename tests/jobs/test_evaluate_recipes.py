@@ -14,6 +14,7 @@ from pipeline.evaluation import document as evaluation_document
 from pipeline.runs import evaluations
 from pipeline.runs.run_folder import load_run_config
 from pipeline.tracking import journal
+from pipeline.tracking.records import MetricsRecord
 from tests.support.patterns import write_tree
 from tests.support.saved_run import save_checkpoint, save_run
 
@@ -57,8 +58,9 @@ def test_another_recipe_replaces_nothing(
     assert len({one.recipe_id for one in found}) == 5
 
     # In MLflow, two recipes have no name in common at the step, and the standard one's does not say that it is.
-    rows = [record for record, _ in journal.read_file(journal.figures_path(run_folder))]
-    names = [next(key for key in row["metrics"] if key.startswith("eval/FID/")) for row in rows]
+    lines = journal.read_file(journal.figures_path(run_folder))
+    rows = [record for record, _ in lines if isinstance(record, MetricsRecord)]
+    names = [next(key for key in row.metrics if key.startswith("eval/FID/")) for row in rows]
     assert len(set(names)) == len(names) == 6
     assert names[:3] == [f"eval/FID/patterns{end}" for end in ("/samples-32", "", "/samples-32/seed-1")]
     others = [one.recipe_id[:8] for one in found if one.samples == 64 and one.recipe_id != standard["recipe_id"]]

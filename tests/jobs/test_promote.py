@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from pipeline.registry import gate
-from pipeline.registry.gate import Terms
+from pipeline.registry import gate_checks
+from pipeline.registry.gate_checks import Case, Terms
 from tests.support.registered_models import FID, RECIPE, Registry, evaluation, register_three
 from tests.support.saved_run import short_standing_statistics
 
@@ -155,8 +155,14 @@ def test_equal_figures_and_other_data_pass_if_that_is_said(found: Registry) -> N
     found.evaluate(3, evaluation(20.0))
     found.tag(3, "dataset_fingerprint", "more")
     two, three = (found.client.get_model_version("tiny", str(i)) for i in (2, 3))
-    figures = gate._compare(three, two, Terms(allow_equal=True, other_dataset=True))
-    assert figures["why"] == "FID[clf] 20 equals 20 of version 2"
+    case = Case(found.client, three, two, Terms(allow_equal=True, other_dataset=True), lambda line: None)
+    cheap = [check for check in gate_checks.CHECKS if check is not gate_checks._is_what_was_registered]
+    assert [check(case) for check in cheap][-1] == {
+        "figures": {
+            "metric": FID, "candidate": 20.0, "champion": 20.0, "recipe_id": case.ours.recipe_id, "recipe": RECIPE,
+            "why": "FID[clf] 20 equals 20 of version 2",
+        }
+    }  # fmt: skip
 
 
 def test_tampered_weights_are_not_promoted(found: Registry) -> None:
@@ -214,7 +220,7 @@ def test_a_champion_that_changes_meanwhile_stops_the_promotion(found: Registry, 
         return {}
 
     found.crown(2)
-    monkeypatch.setattr(gate, "prove", meanwhile)  # the slow part, in which somebody else is quicker
+    monkeypatch.setattr(gate_checks, "prove", meanwhile)  # the slow part, in which somebody else is quicker
     code, line = found.biggan("promote", "tiny/3")
     assert code == 80 and "champion has meanwhile been moved to version 1" in line
     assert found.champion() == "1" and "validation_status" not in found.client.get_model_version("tiny", "3").tags
@@ -226,7 +232,7 @@ def test_a_claim_that_was_taken_away_stops_the_promotion(found: Registry, monkey
             found.client.delete_registered_model_tag("tiny", key)
         return {}
 
-    monkeypatch.setattr(gate, "prove", meanwhile)
+    monkeypatch.setattr(gate_checks, "prove", meanwhile)
     code, line = found.biggan("promote", "tiny/3", "--first")
     assert code == 80 and "the claim on tiny was taken away" in line and found.champion() is None
 

@@ -13,6 +13,7 @@ from pipeline.runs.resume import note_saved
 from pipeline.runs.run_folder import RunState, write_status
 from pipeline.storage.run_lock import lock
 from pipeline.tracking.journal import append_line, journal_path
+from pipeline.tracking.records import MetricsRecord, now
 from tests.support.saved_run import save_run
 
 
@@ -25,7 +26,7 @@ def status(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 def test_a_run_tells_how_far_it_is(shards_grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     save_run(run, shards_grey, uri="http://user:secret@mlflow.example:5000/", mode="offline")
-    append_line(journal_path(run), metrics={"images_per_second": 32.0}, step=6144)
+    append_line(journal_path(run), MetricsRecord(time=now(), metrics={"images_per_second": 32.0}, step=6144))
     (run / "journal.offset").write_text(json.dumps({"0123abcd": {"journal.jsonl": 9}}))
     found = status(run, capsys)
     assert found["state"] == "has not begun" and "job" not in found

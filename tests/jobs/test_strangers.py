@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.storage import trusted_stores
 from pipeline.tracking.journal import append_line, journal_path
+from pipeline.tracking.records import ArtifactRecord, ImageRecord
 from tests.support.strangers import (
     CANARY,
     Stranger,
@@ -22,16 +23,24 @@ from tests.support.strangers import (
 from tests.support.tracked_run import track
 
 
+def picture(file: object) -> ImageRecord:
+    return ImageRecord(time=1, image="grid", step=1, file=str(file))
+
+
+def artifact(file: object) -> ArtifactRecord:
+    return ArtifactRecord(time=1, artifact=str(file))
+
+
 def linked_sample(place: Path) -> None:
     link("samples/x.png")(place)
-    append_line(journal_path(place / "run"), image="grid", step=1, file="samples/x.png")
+    append_line(journal_path(place / "run"), picture("samples/x.png"))
 
 
 @pytest.mark.parametrize(
     "harm",
     [
-        journal_record(image="grid", step=1, file="../../private"),
-        lambda place: append_line(journal_path(place / "run"), image="grid", step=1, file=str(place.parent / "private")),
+        journal_record(picture("../../private")),
+        lambda place: append_line(journal_path(place / "run"), picture(place.parent / "private")),
         linked_sample,
         link("config.yaml"),
         link("events.jsonl"),
@@ -48,9 +57,9 @@ def test_a_report_shows_nothing_from_outside(place: Path, harm: Any, capsys: pyt
 @pytest.mark.parametrize(
     "harm",
     [
-        journal_record(image="grid", step=1, file="../../private"),
-        journal_record(artifact="../../private"),
-        lambda place: append_line(journal_path(place / "run"), artifact=str(place.parent / "private")),
+        journal_record(picture("../../private")),
+        journal_record(artifact("../../private")),
+        lambda place: append_line(journal_path(place / "run"), artifact(place.parent / "private")),
         linked_sample,
     ],
     ids=["image", "artifact", "absolute", "link"],
@@ -137,7 +146,7 @@ def test_a_database_in_the_folder_puts_artifacts_nowhere_else(place: Path, stran
         elsewhere = f"file://{place.parent}/elsewhere"
         store.execute("UPDATE experiments SET artifact_location = ?", (elsewhere,))
         store.execute("UPDATE runs SET artifact_uri = ?", (f"{elsewhere}/artifacts",))
-    journal_record(artifact="config.yaml")(place)
+    journal_record(artifact("config.yaml"))(place)
     assert run("sync", place / "run") == 78
     assert not (place.parent / "elsewhere").exists()
 

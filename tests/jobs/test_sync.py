@@ -19,6 +19,7 @@ from jobs.cli import main
 from pipeline.storage.run_lock import lock
 from pipeline.tracking.journal import Journal, journal_path, read
 from pipeline.tracking.mlflow_store import connect
+from pipeline.tracking.records import CloseRecord, MetricsRecord, Opening, OpenRecord, now
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 from tests.support.tiny_runs import assert_one_line
 
@@ -161,11 +162,13 @@ def test_a_row_that_mlflow_refuses_does_not_hold_up_the_others(
     run = tmp_path / "refused"
     run.mkdir()
     journal = Journal(run)  # as an older version, or another program, may have written it
-    opening = {"uid": "refused", "uri": server.uri, "experiment": "biggan", "params": {"a[0]": "1", "b": "2"}, "tags": {}}
-    journal.append(open=opening)
+    params = {"a[0]": "1", "b": "2"}
+    opening = Opening(uid="refused", uri=server.uri, experiment="biggan", params=params, tags={})
+    journal.append(OpenRecord(time=now(), open=opening))
     for step in range(1500):
-        journal.append(metrics={"loss": 1.0, **({"D(real)": 1.0} if step == 700 else {})}, step=step)
-    journal.append(close="FINISHED")
+        metrics = {"loss": 1.0, **({"D(real)": 1.0} if step == 700 else {})}
+        journal.append(MetricsRecord(time=now(), metrics=metrics, step=step))
+    journal.append(CloseRecord(time=now(), close="FINISHED"))
     journal.close()
     assert main(["sync", str(run)]) == 65
     said = capsys.readouterr()
@@ -209,13 +212,13 @@ def test_a_run_whose_process_is_gone_becomes_killed_at_its_last_record(
 ) -> None:
     run = tmp_path / "killed"
     killed(run, server.uri)
-    last = [record["time"] for record, _ in read(run)][-1]
+    last = [record.time for record, _ in read(run)][-1]
     for _ in range(2):
         assert main(["sync", str(run)]) == 0
     assert capsys.readouterr().out.count("is gone") == 1
     info = stored(server.uri, "killed").info
     assert info.status == "KILLED" and info.end_time == last
-    assert [record["close"] for record, _ in read(run) if "close" in record] == ["KILLED"]
+    assert [record.close for record, _ in read(run) if isinstance(record, CloseRecord)] == ["KILLED"]
 
 
 def test_a_run_of_another_machine_is_not_touched_without_a_word_from_the_user(
@@ -223,7 +226,7 @@ def test_a_run_of_another_machine_is_not_touched_without_a_word_from_the_user(
 ) -> None:
     run = tmp_path / "foreign"
     killed(run, server.uri)
-    records = [record for record, _ in read(run)]
+    records = [record.as_json() for record, _ in read(run)]
     records[0]["open"]["process"] |= {"machine": "another", "host": "node7"}
     journal_path(run).write_text("".join(json.dumps(record) + "\n" for record in records))
     assert main(["sync", str(run)]) == 0
@@ -252,7 +255,7 @@ def test_slurm_says_whether_a_job_of_another_machine_is_gone(
     """Commands with the answers of Slurm 22.05 stand in for it: what is tested is what they are taken to mean."""
     run = tmp_path / f"job-{abs(hash((squeue, cluster)))}"
     killed(run, server.uri)
-    records = [record for record, _ in read(run)]
+    records = [record.as_json() for record, _ in read(run)]
     records[0]["open"]["process"] |= {"machine": "another", "job_id": "17", "cluster_name": "here"}
     journal_path(run).write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "bin").mkdir()

@@ -64,7 +64,7 @@ def final(run: Path) -> tuple[dict[str, str], int]:
     """Hashes of all tensors at the end, and the rollbacks that the checkpoint knows of."""
     found = format.newest(str(run / "checkpoints"))
     assert found and found.images == 320
-    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
+    hashes = {name: row.sha256 for name, row in found.files.items() if name.endswith(".safetensors")}
     return hashes, found.progress().rollbacks
 
 
@@ -149,7 +149,7 @@ def test_three_failures_in_a_row_stop_the_run_with_a_report_and_it_can_go_on(
     assert kinds == [("failure", 0), ("start", 1), ("failure", 1), ("start", 2), ("failure", 2), ("stop", 3)]
     report = (stopped.run / "health.md").read_text()
     assert report.count("| failure |") == 3 and "What to try" in report and "precision=fp32" in report
-    assert [record.get("artifact") for record, _ in read(stopped.run)][-2:] == ["events.jsonl", "health.md"]
+    assert [getattr(record, "artifact", "") for record, _ in read(stopped.run)][-2:] == ["events.jsonl", "health.md"]
 
     train(stopped.run, shards, "")
     (tensors, rollbacks), (others, _) = final(stopped.run), final(healed.run)

@@ -17,6 +17,7 @@ from pipeline.fault_tolerance import run_mirror
 from pipeline.redaction import guard, guarded, hidden, hide_secrets, holds_secret, holds_value, is_secret_name
 from pipeline.runs import run_folder
 from pipeline.tracking import journal
+from pipeline.tracking.records import Opening, OpenRecord, TextRecord
 
 SEED = "S33D"
 PLAIN = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S"), exclude_characters="/?#"), max_size=5)
@@ -164,15 +165,16 @@ def test_a_journal_hides_all_but_the_server_that_sync_needs(tmp_path: Path) -> N
     before = os.umask(0o022)
     try:
         kept_open = journal.Journal(tmp_path)
-        kept_open.append(text=uri, path="a")
+        kept_open.append(TextRecord(time=1, text=uri, path="a"))
         path = journal.journal_path(tmp_path)
         assert mode(path) == 0o644 and SEED not in path.read_text()
-        kept_open.append(open={"uri": uri, "params": {"a": uri}, "tags": {}})
+        opening = Opening(uid="", uri=uri, experiment="", params={"a": uri}, tags={})
+        kept_open.append(OpenRecord(time=1, open=opening))
         kept_open.close()
     finally:
         os.umask(before)
     assert mode(path) == 0o600 and path.read_text().count(SEED) == 1
-    journal.append_line(tmp_path / "figures.jsonl", text=uri)
+    journal.append_line(tmp_path / "figures.jsonl", TextRecord(time=1, text=uri, path="a"))
     assert SEED not in (tmp_path / "figures.jsonl").read_text()
     run_folder.write_status(tmp_path, run_folder.RunState("failed", message=uri))
     assert SEED not in (tmp_path / "status.json").read_text()

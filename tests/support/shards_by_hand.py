@@ -6,7 +6,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from pipeline.data.manifest import ROW, Manifest, Shard, dump_index, dump_manifest, index_name
+from pipeline.data.manifest import Manifest, Shard, dump_manifest
+from pipeline.data.shard_index import ROW, dump_index, index_name
 from tests.support.tars import write_tar
 
 

@@ -14,6 +14,7 @@ import yaml
 from jobs import cli
 from pipeline.data.manifest import MANIFEST, dump_manifest, load_manifest
 from pipeline.tracking.journal import append_line, journal_path
+from pipeline.tracking.records import Record
 from tests.support.tiny_runs import assert_one_line
 
 CANARY = "canary-7f1d20c9"
@@ -68,8 +69,8 @@ def files_with_canary(folder: Path) -> list[str]:
     return [str(path) for path in paths if CANARY.encode() in path.read_bytes()]
 
 
-def journal_record(**record: Any) -> Callable[[Path], None]:
-    return lambda place: append_line(journal_path(place / "run"), **record)
+def journal_record(record: Record) -> Callable[[Path], None]:
+    return lambda place: append_line(journal_path(place / "run"), record)
 
 
 def link(name: str) -> Callable[[Path], None]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.data.manifest import load_index, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.packing.indexer import find_shards, index_shards
 from pipeline.packing.sample_rules import Rules
 from tests.support.packing import quiet

@@ -70,7 +70,7 @@ def tensors_of(run: Path, uri: Path | None = None, ranks: int = 2, images: int =
     """sha256 of both networks, both optimisers and the EMA in the newest checkpoint of `ranks` ranks."""
     found = format.newest(str(uri or run / "checkpoints"))
     assert found and found.images == images
-    hashes = {name: row["sha256"] for name, row in found.files.items() if name.endswith(".safetensors")}
+    hashes = {name: row.sha256 for name, row in found.files.items() if name.endswith(".safetensors")}
     assert len(hashes) == ranks * 5
     return hashes
 

@@ -1,10 +1,9 @@
-"""A run's folder with every file that one may have, as training, evaluation and submission leave them."""
+"""Make a run folder with every file that training, evaluation and submission may leave."""
 
 import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,12 @@ from pipeline.generation.export import save_files
 from pipeline.generation.load import load_generator
 from pipeline.liveness import this_process
 from pipeline.profiling.mfu import Efficiency
+from pipeline.runs.evaluation_document import Document, ExtractorId, RealFigures, Recipe, Reference
 from pipeline.runs.resume import note_saved
 from pipeline.runs.run_folder import RunState, prepare, read_identity, write_status
 from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.tracking.journal import append_line
+from pipeline.tracking.records import DatasetRow, MetricsRecord, now
 from pipeline.tracking.tracker import Tracker
 
 IMAGES = 4096
@@ -74,7 +75,7 @@ def _save(config: RunConfig, classes: list[str]) -> None:
 def _track(config: RunConfig) -> None:
     run = Path(config.run)
     tags = {"biggan.git_commit": "0" * 40, "biggan.dataset_fingerprint": "f" * 32, "biggan.config_sha256": "c" * 64}
-    row = {"name": "data", "uri": config.data.uri, "fingerprint": "f" * 32, "profile": "{}"}
+    row = DatasetRow("data", config.data.uri, "f" * 32, "{}")
     tracker = Tracker(config.tracking, run, read_identity(run)["uid"], flatten(config), tags, [row])
     for step in (2048, IMAGES):
         tracker.metrics({"loss/d": 0.5, "loss/g": 0.1, "images_per_second": 99.0, "time/data": 1.5, "mfu": 0.3}, step)
@@ -83,7 +84,8 @@ def _track(config: RunConfig) -> None:
     tracker.artifact("events.jsonl")
     tracker.close("FINISHED")
     (run / "system").mkdir()
-    append_line(run / "system" / "node00000.jsonl", metrics={"system/node0/cpu_percent": 12.5}, step=0)
+    hardware = MetricsRecord(time=now(), metrics={"system/node0/cpu_percent": 12.5}, step=0)
+    append_line(run / "system" / "node00000.jsonl", hardware)
     (run / "journal.offset").write_text(json.dumps({"0" * 32: {"journal.jsonl": 100}}))
     (run / "tracking.json").write_text(json.dumps({"why": "away", "refused": ["metric x: too long"]}))
 
@@ -122,20 +124,39 @@ def _notes(run: Path, config: RunConfig) -> None:
 
 
 def _evaluations(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     for number, truncation in enumerate((None, 0.5)):
-        document: dict[str, Any] = {
-            "metrics": {"FID[x]": 11.5} if number else {"FID[x]": 12.5, "IS[x]": 3.0, "accuracy[x]": 0.9},
-            "spread": {"FID[x]": 0.1},
-            "floor": {"FID[x]": 1.0},
-            "recipe": {"samples": 500, "truncation": truncation},
-            "recipe_id": f"{number:016x}",
-            "images": IMAGES,
-            "samples": 500,
-            "truncation": truncation,
-            "seed": 0,
-            "weights_sha256": "0" * 64,
-        }
-        folder.mkdir(exist_ok=True)
+        method = None if truncation is None else "truncated-normal"
+        recipe = Recipe(
+            version=1,
+            extractor=ExtractorId("x", "0" * 64),
+            resizer="none",
+            crop=None,
+            resolution=32,
+            grey=None,
+            samples=500,
+            truncation=truncation,
+            truncation_method=method,
+            standing=2048,
+            reference=Reference("f" * 32, 500, "test"),
+        )
+        document = Document(
+            run="runs/one",
+            images=IMAGES,
+            weights_sha256="0" * 64,
+            samples=500,
+            seed=0,
+            truncation=truncation,
+            metrics={"FID[x]": 11.5} if number else {"FID[x]": 12.5, "IS[x]": 3.0, "accuracy[x]": 0.9},
+            spread={"FID[x]": 0.1},
+            floor={"FID[x]": 1.0},
+            class_intra_fid={},
+            real=RealFigures(test_images=500),
+            left_out={},
+            recipe=recipe,
+            recipe_id=f"{number:016x}",
+        ).as_json()
         (folder.parent.parent / "document.json").write_text(json.dumps(document))
         (folder / f"{IMAGES:010d}{'-truncation-0.5' * number}.json").write_text(json.dumps(document, indent=1))
-    append_line(folder / "figures.jsonl", metrics={"eval/FID/x": 12.5}, step=IMAGES, recipe="0" * 16)
+    figures = MetricsRecord(time=now(), metrics={"eval/FID/x": 12.5}, step=IMAGES, recipe="0" * 16)
+    append_line(folder / "figures.jsonl", figures)

@@ -9,7 +9,8 @@ import google_crc32c
 import numpy as np
 
 from pipeline import storage
-from pipeline.data.manifest import MANIFEST, Index, Manifest, is_manifest, load_index, load_manifest
+from pipeline.data.manifest import MANIFEST, Manifest, is_manifest, load_manifest
+from pipeline.data.shard_index import Index, load_index
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.sources.base import BLOCK_BYTES, BlockCache, Blocks, Ints, Names, Source
 from pipeline.packing.sources.layout import split_name, split_order

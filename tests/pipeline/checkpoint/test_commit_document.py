@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs.cli import main
 from pipeline import storage
 from pipeline.checkpoint import format, pruning
-from pipeline.checkpoint.commit_document import coverage_fault
+from pipeline.checkpoint.commit_document import CommitRow, Files, coverage_fault
 from pipeline.checkpoint.format import COMMIT, Progress
 from pipeline.errors import DataError
 
@@ -31,8 +31,8 @@ def partitions(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
     return total, draw(st.permutations([[a, b - a] for a, b in pairwise(cuts)]))
 
 
-def documents(total: int, places: list[list[int]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    files = {f"ema.rank{i:05d}.safetensors": {"bytes": 4000, "slices": {"w": place}} for i, place in enumerate(places)}
+def documents(total: int, places: list[list[int]]) -> tuple[Files, dict[str, Any]]:
+    files = {f"ema.rank{i:05d}.safetensors": CommitRow(4000, "0" * 64, {"w": place}) for i, place in enumerate(places)}
     return files, {"ema": {"w": [total]}}
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.checkpoint import format, rank_files
+from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.format import COMMIT, Progress, committed, newest
 from pipeline.checkpoint.pruning import save
 from pipeline.engine.ranks import Ranks
@@ -206,7 +207,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrot
     """Tensors of any sizes, cut evenly over the ranks that write, read as slices cut over other ranks."""
     uri = f"memory://{uuid.uuid4().hex}/0000000001"
     tensors = {f"t{i}": torch.rand(n, 2) for i, n in enumerate(numbers) if n}
-    files: rank_files.Files = {}
+    files: Files = {}
     for rank in range(wrote):
         files |= rank_files.write_part(
             uri, "ema", rank, share(whole(tensors), Ranks(rank=rank, world_size=wrote, device=torch.device("cpu")))
@@ -247,7 +248,7 @@ def test_the_commit_lists_what_is_there(tmp_path: Path) -> None:
     found = format.load(str(folder))
     listed = found.files
     assert set(listed) | {COMMIT} == set(os.listdir(folder))
-    assert {name: row["bytes"] for name, row in listed.items()} == {name: (folder / name).stat().st_size for name in listed}
+    assert {name: row.bytes for name, row in listed.items()} == {name: (folder / name).stat().st_size for name in listed}
     assert found.images == 100 and found.parts == {"generator", "ema"}
     assert found.shapes["ema"] == {"w": [64, 64], "b": [3]}
-    assert listed["ema.rank00000.safetensors"]["slices"] == {"w": [0, 4096], "b": [0, 3]}
+    assert listed["ema.rank00000.safetensors"].slices == {"w": [0, 4096], "b": [0, 3]}

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.data.collate import Collator
-from pipeline.data.manifest import MANIFEST, index_name, load_manifest
+from pipeline.data.manifest import MANIFEST, load_manifest
 from pipeline.data.order import Order
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.reader import Reader
+from pipeline.data.shard_index import index_name
 from pipeline.errors import DataError, UserError
 from pipeline.packing.indexer import Tars, index_shards
 from pipeline.packing.sample_rules import Rules

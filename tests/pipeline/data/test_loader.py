@@ -17,9 +17,10 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.data.loader import DataConfig, load_all
-from pipeline.data.manifest import load_index, load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.data.order import Order, flips
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.packing.sources.detect import open_source

@@ -6,7 +6,8 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from pipeline.data.manifest import index_name, load_index, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import index_name, load_index
 from pipeline.errors import ConfigError, DataError
 
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from jobs.cli import main
 from pipeline.data.loader import DataConfig, load_all
-from pipeline.data.manifest import MANIFEST, ROW, Index, Shard, load_manifest
+from pipeline.data.manifest import MANIFEST, Shard, load_manifest
 from pipeline.data.manifest_claims import wrong_rows
 from pipeline.data.order import Order
 from pipeline.data.page_cache import PageCache
 from pipeline.data.quarantine import BadSampleError
 from pipeline.data.reader import Reader
+from pipeline.data.shard_index import ROW, Index
 from pipeline.errors import DataError, UserError
 from pipeline.packing.sources.detect import open_source
 from tests.support.shards_by_hand import write_shards

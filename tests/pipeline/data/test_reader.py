@@ -13,10 +13,11 @@ import pytest
 from benchmarks.servers.faults import Plan, serve_with_faults
 from benchmarks.servers.latency import Handler, Server
 from pipeline import storage
-from pipeline.data import reader
+from pipeline.data import hedge, reader
 from pipeline.data.disk_cache import Cache
-from pipeline.data.manifest import index_name, load_index, load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.data.quarantine import BadSampleError
+from pipeline.data.shard_index import index_name, load_index
 from pipeline.errors import DataError, StorageError
 from pipeline.storage import object_stores
 from tests.support.loading import images, open_reader
@@ -207,7 +208,7 @@ def test_a_store_that_fails_now_and_then_changes_nothing(shards: Path, monkeypat
 
 def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once: of all requests, the 20th hangs until the end of the test; a second one brings the bytes."""
-    monkeypatch.setattr(reader, "_HEDGE_LEAST", 0.2)
+    monkeypatch.setattr(hedge, "_LEAST", 0.2)
     over = threading.Event()
     requests = iter(range(10**6))
 

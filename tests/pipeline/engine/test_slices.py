@@ -134,7 +134,7 @@ def test_every_stage_saves_the_same(saved: Path) -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_both_ranks_write_their_share(saved: Path, stage: int) -> None:
     found = next(format.committed(str(saved / f"stage{stage}")))
-    sizes = {name: row["bytes"] for name, row in found.files.items() if name.startswith("generator_optimizer")}
+    sizes = {name: row.bytes for name, row in found.files.items() if name.startswith("generator_optimizer")}
     assert len(sizes) == 2 and max(sizes.values()) < 1.5 * min(sizes.values())
 
 

@@ -3,7 +3,6 @@
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,24 +13,21 @@ from pipeline.data.manifest import load_manifest
 from pipeline.evaluation import reference_cache
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.document import curve, table, tracked_names
-from pipeline.evaluation.extractors import from_judge
 from pipeline.evaluation.measure import Judged, Real
+from pipeline.evaluation.networks import from_judge
+from pipeline.runs.evaluation_document import Document, JudgeFile, RealFigures
+from tests.support.evaluation_documents import make_document
 
 
-def document(truncation: float | None, **values: float) -> dict[str, Any]:
-    return {
-        "run": "runs/one",
-        "images": 1000,
-        "samples": 10_000,
-        "seed": 0,
-        "truncation": truncation,
-        "metrics": {f"{name}[x]": value for name, value in values.items()},
-        "floor": {"FID[x]": 0.4},
-        "spread": {"KID[x]": 0.0012},
-        "left_out": {"is": "is needs more"},
-        "recipe": {"reference": {"images": 9000, "split": "test"}},
-        "recipe_id": "abc",
-    }
+def document(truncation: float | None, **values: float) -> Document:
+    return make_document(
+        {f"{name}[x]": value for name, value in values.items()},
+        truncation=truncation,
+        floor={"FID[x]": 0.4},
+        spread={"KID[x]": 0.0012},
+        left_out={"is": "is needs more"},
+        recipe_id="abc",
+    )
 
 
 def test_the_table_has_samples_beside_real_images() -> None:
@@ -63,6 +59,32 @@ def test_mlflow_may_have_the_names() -> None:
         "eval/intra-FID/x": 2.0,
     }
     assert tracked_names(document(0.5, FID=1.0)) == {"eval/FID/x/truncation-0.5": 1.0}
+
+
+def test_the_files_keys_are_those_of_every_version() -> None:
+    """In this order, with the FID and the accuracy at the top for `checkpoint.keep_best`; secrets are not among them."""
+    plain = make_document({"FID[x]": 2.0}, run="https://me:secret@host/run").as_json()
+    about = ["run", "images", "weights_sha256", "samples", "seed", "truncation", "metrics", "spread", "floor"]
+    rest = ["class_intra_fid", "FID[x]", "real", "left_out", "recipe", "recipe_id"]
+    assert list(plain) == about + rest and plain["FID[x]"] == 2.0 and plain["truncation"] is None
+    assert plain["run"] == "https://host/run" and list(plain["real"]) == ["test_images"]
+    real = RealFigures(test_images=1, training_images=2, test_accuracy=0.5, test_class_accuracy={"cat": 0.5})
+    judge = JudgeFile(file="f", key="k", seconds=1.0, train="a", test="b")
+    judged = make_document(
+        {"accuracy[x]": 0.9, "FID[x]": 2.0},
+        floor={"FID[x]": 1.0},
+        real=real,
+        accuracy=0.9,
+        class_accuracy={"cat": 0.9},
+        worst_class="cat",
+        judge=judge,
+    ).as_json()
+    assert list(judged) == [*about, *rest[:3], "accuracy", "class_accuracy", "worst_class", *rest[3:], "judge"]
+    of_training = "FID[x] of training images"
+    assert list(judged["real"]) == ["test_images", "training_images", of_training, "test_accuracy", "test_class_accuracy"]
+    assert judged["real"][of_training] == 1.0 and list(judged["judge"]) == ["file", "key", "seconds", "train", "test"]
+    keys = ["version", "extractor", "resizer", "crop", "resolution", "grey", "samples", "truncation", "truncation_method"]
+    assert list(judged["recipe"]) == [*keys, "standing", "reference"]
 
 
 def test_shards_over_http_leave_what_is_said_of_them_in_the_cache(

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.extractors import clean, parse_resizer, pretrained, tf1_bilinear
 from pipeline.evaluation.inception import Inception
 from pipeline.evaluation.metrics import frechet_distance, inception_score, manifolds
+from pipeline.evaluation.networks import clean, parse_resizer, pretrained, tf1_bilinear
 from tests.support.fidelity import command, fidelity
 
 

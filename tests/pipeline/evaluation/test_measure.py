@@ -21,8 +21,8 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import reference_cache
 from pipeline.evaluation.classifier import Classifier
-from pipeline.evaluation.extractors import Extractor, from_judge
 from pipeline.evaluation.measure import DrawnSamples, Judged, Real, extract, measure, too_few
+from pipeline.evaluation.networks import Extractor, from_judge
 from pipeline.evaluation.worker_pool import WorkerPool, together
 from pipeline.generation.load import ema_generator
 

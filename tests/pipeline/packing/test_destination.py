@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import storage
 from pipeline.data.loader import DataConfig, load_all
-from pipeline.data.manifest import MANIFEST, load_index, load_manifest
+from pipeline.data.manifest import MANIFEST, load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing import destination
 from pipeline.packing.indexer import find_shards, index_shards

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.manifest import load_index, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.packing import indexer
 from tests.support.tars import index_tars, labels_of, picture_of, write_tar

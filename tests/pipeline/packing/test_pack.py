@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.manifest import load_index, load_manifest
+from pipeline.data.manifest import load_manifest
+from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.packing.pack import PackConfig, _order, pack, packed
 from pipeline.packing.sources.base import Blocks

@@ -1,8 +1,8 @@
 """Several evaluations of one checkpoint: none is lost, and the one of the most samples comes first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.runs import evaluations
+from pipeline.runs.evaluation_document import Document
 from pipeline.runs.evaluations import Evaluation, keep, new_tags, of_run, of_tags, of_weights, offer
+from tests.support.evaluation_documents import make_document
 
 
-def document(recipe: str, samples: int, seed: int = 0, weights: str = "w", **metrics: float) -> dict[str, Any]:
+def document(recipe: str, samples: int, seed: int = 0, weights: str = "w", **metrics: float) -> Document:
     recipe_id = f"{recipe}{samples}".ljust(16, "0")
-    figures = metrics or {"FID[x]": float(samples)}
-    about = {"images": 1000, "samples": samples, "seed": seed, "weights_sha256": weights}
-    return about | {"metrics": figures, "recipe": {"samples": samples}, "recipe_id": recipe_id}
+    figures = {f"{name}[x]": value for name, value in metrics.items()} or {"FID[x]": float(samples)}
+    return make_document(figures, samples=samples, seed=seed, weights_sha256=weights, recipe_id=recipe_id)
 
 
 def evaluation(recipe: str, samples: int) -> Evaluation:
-    found = evaluations.parse(json.dumps(document(recipe, samples)), "here")
+    found = evaluations.parse(json.dumps(document(recipe, samples).as_json()), "here")
     assert found
     return found
 
@@ -31,17 +32,17 @@ MADE = st.builds(document, st.sampled_from("abc"), st.sampled_from([100, 500]), 
 
 @given(made=st.lists(MADE, min_size=1, max_size=6))
 def test_no_evaluation_is_lost_and_the_plain_file_has_the_most_samples(
-    made: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    made: list[Document], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     plain = folder / "evaluation" / "0000001000.json"
     for one in made:
         place = Path(keep(str(plain), one, lambda line: None))
-        assert json.loads(place.read_text()) == one
+        assert json.loads(place.read_text()) == one.as_json()
     found = [json.loads(path.read_text()) for path in plain.parent.iterdir()]
-    distinct = {json.dumps(one, sort_keys=True) for one in made}
+    distinct = {json.dumps(one.as_json(), sort_keys=True) for one in made}
     assert {json.dumps(one, sort_keys=True) for one in found} == distinct and len(found) == len(distinct)
-    assert json.loads(plain.read_text())["samples"] == max(one["samples"] for one in made)
+    assert json.loads(plain.read_text())["samples"] == max(one.samples for one in made)
     assert len(of_run(folder, lambda line: None)) == len(distinct)
 
 
@@ -60,10 +61,10 @@ def test_documents_of_earlier_versions_are_kept_and_other_files_are_refused(tmp_
 
 def test_fewer_metrics_of_the_same_evaluation_do_not_remove_the_others(tmp_path: Path) -> None:
     plain = tmp_path / "0000001000.json"
-    first = document("a", 100, FID=1.0, IS=2.0) | {"floor": {"FID": 0.1}}
+    first = replace(document("a", 100, FID=1.0, IS=2.0), floor={"FID[x]": 0.1})
     keep(str(plain), first, lambda line: None)
-    keep(str(plain), document("a", 100, FID=1.5) | {"floor": {}}, lambda line: None)
-    assert json.loads(plain.read_text()) == first | {"metrics": {"FID": 1.5, "IS": 2.0}}
+    keep(str(plain), document("a", 100, FID=1.5), lambda line: None)
+    assert json.loads(plain.read_text()) == replace(first, metrics={"FID[x]": 1.5, "IS[x]": 2.0}).as_json()
 
 
 def test_what_keep_best_reads_is_replaced_by_more_samples_alone(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ def test_tags_name_the_scheduler_and_data_name_every_part_without_passwords(
     assert found["biggan.resumed_from"] == "4096" and found["biggan.world_size"] == "2"
 
     (row,) = lineage.datasets(config, manifest)
-    assert row["uri"] == str(shards_grey) and row["name"] == shards_grey.name and row["fingerprint"] == manifest.fingerprint
+    assert row.uri == str(shards_grey) and row.name == shards_grey.name and row.fingerprint == manifest.fingerprint
     parts = {"a": PartConfig("https://me:secret@host/a", 1), "b": PartConfig("s3://bucket/b", 2)}
     mixed = replace(config, data=replace(config.data, uri="", mix=parts))
-    assert [(row["name"], row["uri"]) for row in lineage.datasets(mixed, manifest)] == [
+    assert [(row.name, row.uri) for row in lineage.datasets(mixed, manifest)] == [
         ("a", "https://host/a"),
         ("b", "s3://bucket/b"),
     ]

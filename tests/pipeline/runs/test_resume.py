@@ -26,6 +26,7 @@ from pipeline.runs.resume import begin_anew, check_resumable, find_checkpoint, n
 from pipeline.runs.run_folder import RunState, load_run_config, prepare, read_identity, write_status
 from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.tracking.journal import Journal, read
+from pipeline.tracking.records import MetricsRecord
 
 EMA = "ema.rank00000.safetensors"
 
@@ -157,14 +158,15 @@ def test_beginning_anew_at_a_place_of_its_own_forgets_which_run_was_kept_there(t
     config = saved_run(tmp_path / "run", shards, uri=str(tmp_path / "ck"))
     for images in (100, 200):
         flip(tmp_path / "ck" / f"{images:010d}" / "state.json")
-    Journal(tmp_path / "run").append(metrics={"loss/d": 1.0}, step=150)
+    Journal(tmp_path / "run").append(MetricsRecord(time=1, metrics={"loss/d": 1.0}, step=150))
     old = read_identity(tmp_path / "run")["uid"]
     begin_anew(config)
     prepare(config, load_manifest(str(shards)))
     assert json.loads((tmp_path / "ck" / "run.json").read_bytes())["uid"] == read_identity(tmp_path / "run")["uid"] != old
     assert all((tmp_path / "ck" / f"{images:010d}" / SET_ASIDE).exists() for images in (100, 200))
     assert Journal(tmp_path / "run").is_new("loss/d", 50), "early reports of the new training are written"
-    assert next(read(tmp_path / "run" / "before-1"))[0]["step"] == 150
+    record = next(read(tmp_path / "run" / "before-1"))[0]
+    assert isinstance(record, MetricsRecord) and record.step == 150
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.yaml"])

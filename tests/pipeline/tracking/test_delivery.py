@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import journal_path, read
+from pipeline.tracking.records import DatasetRow, MetricsRecord, OpenRecord
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 from tests.support.tracked_run import GRID, image_steps, only_run, steps, track
 
@@ -34,7 +35,7 @@ def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypa
     assert run.data.params == {"optim.g_lr": "0.0001", "optim.betas": "(0.0, 0.999)", "note": "x" * 6000}
     assert run.data.tags["biggan.git_commit"] == "abc" and run.data.tags["biggan.run_uid"] == "one"
     rows = client.get_metric_history(run.info.run_id, "loss/d")
-    written = {r["step"]: r["time"] for r, _ in read(run_dir) if "metrics" in r}
+    written = {r.step: r.time for r, _ in read(run_dir) if isinstance(r, MetricsRecord)}
     assert [(m.step, m.value, m.timestamp) for m in rows] == [(s, s / 2, written[s]) for s in range(0, 640, 64)]
     assert len(client.get_metric_history(run.info.run_id, "loss/g")) == 10
     files = {Path(f.path).name: f.path for f in client.list_artifacts(run.info.run_id, "images")}
@@ -104,7 +105,7 @@ def test_a_replay_with_lost_offset_and_torn_tail_adds_nothing(run_dir: Path, sto
     tracker.metrics({"loss": 0.5}, 1200)
     tracker.close("FINISHED")
     assert steps(store, "loss") == list(range(1201))
-    assert sum("open" in record for record, _ in read(run_dir)) == 2  # the torn line took no whole one with it
+    assert sum(isinstance(record, OpenRecord) for record, _ in read(run_dir)) == 2  # the torn line took no whole one with it
 
 
 def test_an_image_that_was_half_delivered_is_whole_once(run_dir: Path, store: str) -> None:
@@ -148,7 +149,7 @@ def test_mode_off_keeps_a_journal_that_can_be_delivered_later(run_dir: Path, sto
     assert mlflow_store.connect(store).get_experiment_by_name("biggan") is None and tracker.run_id is None
     Delivery(run_dir).deliver()
     run = only_run(store)
-    times = [record["time"] for record, _ in read(run_dir)]
+    times = [record.time for record, _ in read(run_dir)]
     assert (run.info.start_time, run.info.end_time) == (times[0], times[-1])  # not when it was delivered
     assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 1.0} and run.info.status == "FINISHED"
 
@@ -168,7 +169,7 @@ def test_the_data_are_inputs_of_the_run_once(run_dir: Path, store: str) -> None:
     import mlflow.data
 
     uris = {"local": "/data/train", "s3": "s3://bucket/train", "http": "http://host/train"}
-    rows = [{"name": name, "uri": uri, "fingerprint": name * 40, "profile": "{}"} for name, uri in uris.items()]
+    rows = [DatasetRow(name, uri, name * 40, "{}") for name, uri in uris.items()]
     run_dir.mkdir(exist_ok=True)
     for _ in range(2):
         Tracker(TrackingConfig(mode="offline"), run_dir, "one", {"uri": "http://me:secret@host"}, {}, rows).close("FINISHED")

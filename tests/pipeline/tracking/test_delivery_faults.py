@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import journal_path, read
+from pipeline.tracking.records import MetricsRecord
 from tests.support.tracked_run import GRID, image_steps, only_run, steps, track
 
 
@@ -31,7 +32,7 @@ def test_a_store_that_has_lost_the_run_gets_all_of_it_anew(run_dir: Path, store:
         delivery.deliver()
     assert delivery.deliver() != first
     assert steps(store, "loss") == [1, 2] and only_run(store).info.status == "FINISHED"
-    assert only_run(store).info.start_time == next(record["time"] for record, _ in read(run_dir))
+    assert only_run(store).info.start_time == next(record.time for record, _ in read(run_dir))
 
 
 def test_a_path_from_the_working_directory_is_one_store_wherever_commands_are_given(
@@ -80,7 +81,7 @@ def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: 
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPOSITORY, check=False)
     assert killed.returncode == -signal.SIGKILL
-    recorded = [record["step"] for record, _ in read(run_dir) if "metrics" in record]
+    recorded = [record.step for record, _ in read(run_dir) if isinstance(record, MetricsRecord)]
     assert len(recorded) >= 1000 and only_run(store).info.status == "RUNNING"
     tracker = track(run_dir)
     tracker.close("FINISHED")

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline.errors import UserError
-from pipeline.tracking.delivery import undelivered
+from pipeline.tracking.delivered import undelivered
 from pipeline.tracking.mlflow_errors import as_line, is_from_store
 from pipeline.tracking.mlflow_store import connect
 from pipeline.wording import hide_secrets

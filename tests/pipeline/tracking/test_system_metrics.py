@@ -9,6 +9,7 @@ import pytest
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import read_file
 from pipeline.tracking.mlflow_store import connect, store_uri
+from pipeline.tracking.records import MetricsRecord
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
@@ -40,10 +41,10 @@ def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Pa
         Delivery(tmp_path).deliver()
     client = connect(store_uri(tmp_path, None))
     for node in (0, 1):
-        written = [record for record, _ in read_file(tmp_path / "system" / f"node{node:05d}.jsonl")]
+        written = [r for r, _ in read_file(tmp_path / "system" / f"node{node:05d}.jsonl") if isinstance(r, MetricsRecord)]
         for name in NAMES:
             rows = client.get_metric_history(run_id, f"system/node{node}/{name}")
-            told = [(r["step"], r["time"], r["metrics"][f"system/node{node}/{name}"]) for r in written]
+            told = [(r.step, r.time, r.metrics[f"system/node{node}/{name}"]) for r in written]
             assert sorted((row.step, row.timestamp, row.value) for row in rows) == sorted(told)
             assert [step for step, _, _ in told] == list(range(len(told))) and len(told) >= 3 * (1 + node) - node
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.tracking.journal import Journal, append_line, journal_path, read
+from pipeline.tracking.records import CloseRecord, MetricsRecord, OpenRecord, now
 from pipeline.tracking.tracker import TrackingConfig
 from tests.support.tiny_runs import disk, fill
 from tests.support.tracked_run import GRID, track
@@ -27,7 +29,7 @@ def test_an_unreachable_server_costs_neither_time_nor_rows(tmp_path: Path, caplo
     tracker.close("FINISHED")
     assert slowest < 0.25 and time.perf_counter() - start < 10
     assert tracker.run_id is None
-    assert sum("metrics" in record for record, _ in read(tmp_path)) == 100
+    assert sum(isinstance(record, MetricsRecord) for record, _ in read(tmp_path)) == 100
     warnings = [
         r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and r.name == "pipeline.tracking.tracker"
     ]
@@ -36,7 +38,7 @@ def test_an_unreachable_server_costs_neither_time_nor_rows(tmp_path: Path, caplo
 
 def test_the_journal_writes_whole_lines_at_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.append(metrics={"loss": 1.0}, step=1)
+    journal.append(MetricsRecord(time=1, metrics={"loss": 1.0}, step=1))
     assert json.loads(journal_path(tmp_path).read_text())["metrics"] == {"loss": 1.0}  # before any close or flush
     journal.close()
 
@@ -85,7 +87,9 @@ def test_a_bad_number_is_named(options: dict[str, Any]) -> None:
 
 def test_who_was_taken_for_dead_does_not_close_what_its_successor_has_opened(tmp_path: Path) -> None:
     tracker = track(tmp_path, uri=None, mode="offline")
-    opening = next(record["open"] for record, _ in read(tmp_path))
-    append_line(journal_path(tmp_path), open=opening | {"process": opening["process"] | {"pid": "1"}})
+    (first,) = (record for record, _ in read(tmp_path))
+    assert isinstance(first, OpenRecord) and first.open.process
+    successor = replace(first.open, process=first.open.process | {"pid": "1"})
+    append_line(journal_path(tmp_path), OpenRecord(time=now(), open=successor))
     tracker.close("FAILED")
-    assert not [record for record, _ in read(tmp_path) if "close" in record]
+    assert not [record for record, _ in read(tmp_path) if isinstance(record, CloseRecord)]
