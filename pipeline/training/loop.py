@@ -11,8 +11,9 @@ from torch import Tensor
 
 from model.latents import RandomStream
 from pipeline.checkpoint.failpoints import NaNInjection
+from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
-from pipeline.checkpoint.saver import Saver, take_fence
+from pipeline.checkpoint.saver import Saver
 from pipeline.config import RunConfig
 from pipeline.data.dataset import load_data
 from pipeline.data.loader import DataLoader, MicroBatch

@@ -204,7 +204,7 @@ def test_networks_for_other_images_are_refused(config: RunConfig, manifest: Mani
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.runs.run_folder import lock
+from pipeline.storage.run_lock import lock
 held = lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
