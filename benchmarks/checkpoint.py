@@ -41,7 +41,7 @@ OPTIONS += ["precision=fp32", "zero.stage=1"]
 
 
 def measure(folder: Path) -> None:
-    """A rank; rank 0 writes its figures to folder/figures.json."""
+    """Measure on one rank; rank 0 writes the figures to folder/figures.json."""
     ranks = start_workers()
     config = load_config("biggan-128", OPTIONS)
     plan = plan_batch(config.batch, ranks.world_size)
@@ -83,7 +83,7 @@ def measure(folder: Path) -> None:
 
 
 def _slowest(ranks: Ranks, action: Any) -> float:
-    """Seconds that `action` takes the slower rank."""
+    """Return the seconds that `action` takes on the slower rank."""
     dist.barrier()
     began = time.perf_counter()
     action()
@@ -98,7 +98,7 @@ def _plain(folder: Path, sizes: Iterable[int]) -> None:
 
 
 def _slow_down() -> None:
-    """From here on a file takes the time that a store of `SLOW` bytes a second would."""
+    """Make each file take as long, from now on, as a store of `SLOW` bytes per second would."""
     write = storage.write_chunks
 
     def slowly(uri: str, chunks: Iterable[bytes | memoryview]) -> None:

@@ -65,7 +65,7 @@ WHY_NOT = (
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure and what it may be at most."""
+    """A figure and its upper limit."""
 
     arm: str
     of: str
@@ -86,7 +86,7 @@ Rounds = Sequence[Mapping[str, Mapping[str, float]]]
 
 
 def prepare(work: Path, samples: int) -> Path:
-    """The folder with the set in every form; what an earlier run left there is used again."""
+    """Return the folder with the set in every form; reuse what an earlier run left there."""
     folder = work / f"bench-{samples}"
     make_images(folder / "images", samples)
     _shards(folder / "images", folder / "shards", SHARD_MB)
@@ -97,7 +97,7 @@ def prepare(work: Path, samples: int) -> Path:
 
 
 def prepare_resume(work: Path) -> Path:
-    """A set of 1.28 M samples that takes the room of a thousand: names for one shard."""
+    """Make a set of 1.28 M samples with the size of a thousand: many names for one shard."""
     folder = work / "bench-resume"
     make_images(folder / "images", RESUME_SHARD)
     _shards(folder / "images", folder / "one", 1024)
@@ -122,7 +122,7 @@ def _shards(images: Path, shards: Path, megabytes: int) -> None:
 
 
 def run_arm(arm: str, where: str, environment: Mapping[str, str]) -> dict[str, float]:
-    """What one arm measured in a process of its own. Raises RuntimeError with its last words if it failed."""
+    """Measure one arm in its own process. Raises RuntimeError with its last output if it fails."""
     command = [sys.executable, "-m", "benchmarks.arms.data", arm, where]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1800, check=False)
     lines = done.stdout.splitlines()
@@ -135,18 +135,18 @@ def run_arm(arm: str, where: str, environment: Mapping[str, str]) -> dict[str, f
 
 
 def ratio(rounds: Rounds, arm: str, of: str) -> float | None:
-    """Median of the ratios of CPU time per sample within each round; None where one of the two never ran."""
+    """Return the median of the ratios of CPU time per sample within each round; None if one of the two never ran."""
     pairs = [(cost(found[arm]), cost(found[of])) for found in rounds if arm in found and of in found]
     return median(a / b for a, b in pairs) if pairs else None
 
 
 def cost(found: Mapping[str, float]) -> float:
-    """CPU time per sample, µs."""
+    """Return the CPU time per sample in µs."""
     return 1e6 * found["cpu_s"] / found["samples"]
 
 
 def judged(rounds: Rounds) -> list[dict[str, Any]]:
-    """The bars: figure, limit, whether it holds. What was not measured does not hold."""
+    """Return the bars: figure, limit, whether it holds. What was not measured does not hold."""
     rows = []
     for bar in BARS:
         seconds = [found[bar.arm]["resume_s"] for found in rounds if bar.arm in found and not bar.of]
@@ -157,7 +157,7 @@ def judged(rounds: Rounds) -> list[dict[str, Any]]:
 
 
 def summary(rounds: Rounds, failures: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row for each arm."""
+    """Return a row for each arm."""
     rows: list[dict[str, Any]] = []
     for arm in ARMS:
         group, name = arm.split("/")
@@ -185,7 +185,7 @@ def summary(rounds: Rounds, failures: Mapping[str, str]) -> list[dict[str, Any]]
 
 
 def measure(work: Path, samples: int, count: int, latency: float) -> tuple[Rounds, dict[str, str]]:
-    """(rounds, why an arm did not run). The arms of a round run one after another; each round begins at another one."""
+    """Return (rounds, why an arm did not run). The arms of a round run one after another; each round begins at another one."""
     failures = {
         arm: f"not installed: pip install {PACKAGES[name]}"
         for arm, name in ((arm, arm.split("/")[1]) for arm in ARMS)

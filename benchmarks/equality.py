@@ -34,7 +34,7 @@ FP32_LIMIT, BF16_LIMIT = 1e-5, 1.5
 
 
 def run_workers(world_size: int, ask: Ask, uri: str, folder: Path) -> dict[str, str]:
-    """Start the ranks; returns everything that their global batches held, by place."""
+    """Start the ranks; return what their global batches held, by place."""
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def run_workers(world_size: int, ask: Ask, uri: str, folder: Path) -> dict[str, 
 
 
 def compare(case: Case, found: dict[str, Tensor], references: dict[Case, dict[str, Tensor]], start: dict[str, Tensor]) -> dict:
-    """A row of the table: distances to autograd in fp32, what they may be, and to autograd in the same precision."""
+    """Return a row: distances to autograd in fp32, their limits, and distances to autograd in the same precision."""
     exact = references[replace(case.mathematics, precision="fp32")]
     same = references[case.mathematics]
     moved = {name: distance(start, exact, name) for name in NETWORKS}

@@ -20,7 +20,7 @@ IMAGES = {"fashion-mnist": 256_000, "fashion-mnist-transposed": 320_000}
 
 
 def main() -> None:
-    """See the module."""
+    """Measure and report, as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fashion_mnist", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

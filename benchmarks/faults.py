@@ -39,7 +39,7 @@ def digest(uri: str, batches: int) -> tuple[str, int]:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure and report, as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -63,7 +63,7 @@ def rows(outcomes: dict[str, Outcome]) -> list[dict[str, object]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """See the module."""
+    """Measure and report, as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_readers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -54,7 +54,7 @@ def _theirs(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure and report, as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz_tar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

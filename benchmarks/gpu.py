@@ -35,7 +35,7 @@ LEAST = {True: 30.0, False: 12.0}
 
 @dataclass(frozen=True)
 class Part:
-    """A row to be."""
+    """A part to measure, which becomes a row."""
 
     name: str
     limit: float
@@ -45,7 +45,7 @@ class Part:
 
 
 def plan(bench: Bench) -> list[Part]:
-    """All parts, the most important ones first."""
+    """Return all parts, the most important ones first."""
 
     def step(pixels: int, mode: str, micro_batch: int) -> Part:
         limit = bench.sizes.compile_limit if "compiled" in mode else 90
@@ -60,7 +60,7 @@ def plan(bench: Bench) -> list[Part]:
 
 
 def run(bench: Bench, parts: list[Part], budget: float) -> None:
-    """Fill the rows of `bench`, and a file with a line of each."""
+    """Run the parts: fill the rows of `bench`, and write a line of each to a file."""
     end, least = time.monotonic() + budget, LEAST[torch.cuda.is_available()]
     for part in parts:
         began = time.monotonic()
@@ -81,12 +81,12 @@ def run(bench: Bench, parts: list[Part], budget: float) -> None:
 
 
 def ok(rows: list[Row], judged: list[Row]) -> bool:
-    """No part went wrong, and no bar is missed."""
+    """Return whether no part failed and no bar is missed."""
     return not any(row["ok"] is False for row in [*rows, *judged])
 
 
 def show(bench: Bench, judged: list[Row]) -> None:
-    """The tables of what is nested in rows; `report` prints the rows themselves."""
+    """Print the tables that are nested in rows; `report` prints the rows themselves."""
     for row in bench.rows.values():
         for name in ("kernels", "gaps"):
             if found := row.get(name):

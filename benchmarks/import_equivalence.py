@@ -84,7 +84,7 @@ def networks(original: Original) -> dict[str, nn.Module]:
 
 
 def states(original: Original) -> dict[str, dict[str, Any]]:
-    """What the files of a case hold: G, and D with Adam's state where the project saves one."""
+    """Return what the files of a case hold: G, and D with Adam's state where the project saves one."""
     found = {name: foreign_checkpoints.state(name, shapes(network)) for name, network in networks(original).items()}
     if original.form != "huggingface":
         for name, network in networks(original).items():
@@ -99,7 +99,7 @@ def through_files(original: Original, states: dict[str, dict[str, Any]], folder:
 
 
 def original_outputs(name: str, original: Original) -> Outputs:
-    """Outputs by network and mode, each from freshly loaded weights: a forward there may move them."""
+    """Return outputs by network and mode, each from freshly loaded weights: a forward there may move them."""
     given = inputs(name, original.z_dim, original.classes, original.resolution)
     outputs = {}
     for which, network in networks(original).items():
@@ -111,7 +111,7 @@ def original_outputs(name: str, original: Original) -> Outputs:
 
 
 def adam_step(network: nn.Module, state: dict[str, Any], output: Callable[[], Tensor]) -> None:
-    """One step of torch's Adam from `state`, down an arbitrary direction in the space of outputs."""
+    """Take one step of torch's Adam from `state`, down an arbitrary direction in the space of outputs."""
     optimizer = torch.optim.Adam(network.parameters())
     optimizer.load_state_dict(state)
     y = output()
@@ -120,7 +120,7 @@ def adam_step(network: nn.Module, state: dict[str, Any], output: Callable[[], Te
 
 
 def after_adam(name: str, original: Original, imported: Imported, folder: Path) -> dict[str, float]:
-    """By network: the largest difference of a parameter after a step of the original and one from imported moments."""
+    """Return, by network, the largest difference of a parameter after a step of the original and one from imported moments."""
     given = inputs(name, original.z_dim, original.classes, original.resolution)
     files = states(original)
     for which, network in networks(original).items():
@@ -145,7 +145,7 @@ def after_adam(name: str, original: Original, imported: Imported, folder: Path) 
 
 
 def after_standing(name: str, original: Original, folder: Path) -> float:
-    """The largest difference in eval mode, after the project's own standing pass over G as its averaged generator."""
+    """Return the largest difference in eval mode, after the project's own standing pass over G as its averaged generator."""
     g = original.generator
     g.load_state_dict(foreign_checkpoints.state("G", shapes(g)))
     z, y = inputs(name, original.z_dim, original.classes, original.resolution)["G"]
@@ -157,7 +157,7 @@ def after_standing(name: str, original: Original, folder: Path) -> float:
 
 
 def compare(name: str, original: Original, folder: Path) -> tuple[dict[str, Any], Outputs]:
-    """A row of the table, and the original's outputs."""
+    """Return a row of the table, and the original's outputs."""
     imported = through_files(original, states(original), folder / "files")
     theirs, ours = original_outputs(name, original), imported_outputs(name, imported, original.modes)
     row: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"case": name}

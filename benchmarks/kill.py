@@ -56,7 +56,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Kill:
-    """Of one rank or of all (`rank` None): at a pass through a fail point, or so many seconds after the start."""
+    """A kill of one rank or of all (`rank` None), at a fail point or so many seconds after the start."""
 
     rank: int | None
     place: str | None
@@ -69,7 +69,7 @@ class Kill:
 
 
 def plan(kills: int, rng: random.Random, seconds: float) -> list[Kill]:
-    """Fail points in turn and moments within the first `seconds` of an attempt, half each; one rank or all."""
+    """Plan kills of one rank or all: half at the fail points in turn, half within the first `seconds` of an attempt."""
     planned = []
     for i in range(kills):
         rank = rng.randrange(2) if rng.random() < 0.5 else None
@@ -83,7 +83,7 @@ def plan(kills: int, rng: random.Random, seconds: float) -> list[Kill]:
 
 
 def work(config: str, overrides: list[str], samples: str | None) -> None:
-    """A rank. With `samples`, it writes which image it took at which position there."""
+    """Train on one rank. With `samples`, write there which image it took at which position."""
     if samples:
         from pipeline.data.loader import DataLoader, MicroBatch
 
@@ -133,7 +133,7 @@ class Attempt:
 
     @property
     def first(self) -> int | None:
-        """Images at which it took up the training; None if it did not get that far."""
+        """Images at which it continued the training; None if it did not get that far."""
         found = re.search(r"(?:from|at) image ([\d,]+) of", self.text)
         return int(found[1].replace(",", "")) if found else None
 
@@ -149,7 +149,7 @@ def start(folder: Path, run: str, ranks: int, *overrides: str, environment: dict
 
 
 def finish(attempt: Attempt) -> float:
-    """Seconds to the end. Raises SystemExit if it is not a good one."""
+    """Wait for the end and return the seconds. Raises SystemExit if a rank fails."""
     attempt.until(lambda: False)
     for rank in attempt.ranks:
         rank.join(60)
@@ -160,7 +160,7 @@ def finish(attempt: Attempt) -> float:
 
 
 def kill_once(folder: Path, total: int, kill: Kill, rng: random.Random) -> tuple[Attempt, bool]:
-    """Start, kill, and clear up as a launcher does; whether the kill hit a running rank."""
+    """Start, kill, and clear up as a launcher does; return whether the kill hit a running rank."""
     rank = kill.rank
     if kill.place in OF_RANK_0 + OF_OTHERS:
         rank = 0 if kill.place in OF_RANK_0 else 1
@@ -177,7 +177,7 @@ def kill_once(folder: Path, total: int, kill: Kill, rng: random.Random) -> tuple
 
 
 def hashes(run: Path, images: int) -> dict[str, str]:
-    """sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
+    """Return the sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
     last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != images:
         raise SystemExit(f"benchmarks.kill: {run} did not reach {images} images")
@@ -185,7 +185,7 @@ def hashes(run: Path, images: int) -> dict[str, str]:
 
 
 def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:
-    """Train on with 4 ranks, then with 1, beside 2 ranks all the way; statements that must hold, and the losses' distance."""
+    """Continue with 4 ranks, then with 1, and compare with 2 ranks; return what must hold, and the losses' distance."""
     marks = [STEPS * BATCH * n for n in (1, 2, 3)]
     # Other ranks add up in another order, and Adam makes a whole step of a gradient's sign: a small one.
     gently = [f"optim.{key}={1e-5}" for key in ("g_lr", "d_lr")]

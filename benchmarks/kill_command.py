@@ -54,7 +54,7 @@ class Kill:
 
 
 def victims(root: int, target: str, rng: random.Random) -> tuple[str, list[int]]:
-    """What to kill, and its ids. A start that has no worker yet loses its launcher, one without launcher everything."""
+    """Return what to kill, and its ids: the launcher while there is no worker, everything while there is no launcher."""
     tree = processes_of(root)
     launchers = [pid for pid, command in tree.items() if "accelerate.commands.launch" in command]
     workers = [pid for pid, command in tree.items() if "jobs.cli" in command and pid not in (root, *launchers)]
@@ -66,7 +66,7 @@ def victims(root: int, target: str, rng: random.Random) -> tuple[str, list[int]]
 
 
 def plan(kills: int, rng: random.Random, start_seconds: float, update_seconds: float) -> list[Kill]:
-    """One moment in each of `kills` stretches of the training, so that all come before its end; a quarter at a start."""
+    """Plan one moment in each of `kills` stretches of the training, so that all come before its end; a quarter at a start."""
     targets = [TARGETS[i % len(TARGETS)] for i in range(kills)]
     rng.shuffle(targets)
     planned = []
@@ -82,7 +82,7 @@ def plan(kills: int, rng: random.Random, start_seconds: float, update_seconds: f
 
 
 def kill_once(attempt: Attempt, planned: Kill, rng: random.Random) -> tuple[str, set[Process]]:
-    """Wait for the moment and kill; returns what was killed (or `nothing`) and all processes that there were."""
+    """Wait for the moment and kill; return what was killed (or `nothing`) and all processes that there were."""
     if not attempt.wait_until(lambda: planned.images is None or attempt.images >= planned.images):
         return "nothing", set()
     due = time.monotonic() + planned.delay if planned.images is not None else attempt.began + planned.delay
@@ -96,12 +96,12 @@ def kill_once(attempt: Attempt, planned: Kill, rng: random.Random) -> tuple[str,
 
 
 def train(run: Path, config: Path, uri: str) -> list[str]:
-    """The command, always the same."""
+    """Return the command, which is always the same."""
     return [sys.executable, "-m", "jobs.cli", "train", str(config), f"run={run}", f"data.uri={uri}"]
 
 
 def tensor_files(run: Path) -> dict[str, str]:
-    """sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
+    """Return the sha256 of each file of tensors in the last checkpoint. Raises SystemExit if that is not the run's end."""
     last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != TOTAL:
         raise SystemExit(f"benchmarks.kill_command: {run} did not reach {TOTAL} images")
@@ -109,7 +109,7 @@ def tensor_files(run: Path) -> dict[str, str]:
 
 
 def recorded(run: Path) -> tuple[int, list[str], dict[str, list[tuple[int, float]]]]:
-    """What MLflow holds: number of runs, their statuses, and (step, value) by metric, in order of steps."""
+    """Return what MLflow holds: number of runs, their statuses, and (step, value) by metric, in order of steps."""
     client = connect(Delivery(run).uri)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     histories = {
@@ -120,7 +120,7 @@ def recorded(run: Path) -> tuple[int, list[str], dict[str, list[tuple[int, float
 
 
 def compare_tracking(killed: Path, untouched: Path) -> dict[str, bool]:
-    """Statements about MLflow that must hold."""
+    """Return statements about MLflow, and whether each holds."""
     _, _, wanted = recorded(untouched)
     try:
         count, statuses, rows = recorded(killed)
@@ -139,7 +139,7 @@ def compare_tracking(killed: Path, untouched: Path) -> dict[str, bool]:
 
 
 def untouched(config: Path, uri: str, log: Path) -> tuple[dict[str, Any], float, float]:
-    """Train once without a kill; returns the row, and the seconds of the start and of an update."""
+    """Train once without a kill; return the row, and the seconds of the start and of an update."""
     run = log.with_name("untouched")
     attempt = Attempt(train(run, config, uri), log)
     attempt.wait_until(lambda: attempt.images >= 0)
@@ -157,7 +157,7 @@ def untouched(config: Path, uri: str, log: Path) -> tuple[dict[str, Any], float,
 
 @dataclass
 class Killed:
-    """What the killed training shows: a row for each attempt, what was hit, and all processes that there ever were."""
+    """The killed training: a row for each attempt, what was hit, and all processes that existed at a kill."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: Counter[str] = field(default_factory=Counter)

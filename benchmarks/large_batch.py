@@ -24,7 +24,7 @@ HALF_LIFE = 69
 
 
 def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[str, Any]:
-    """Train from where the run is up to `updates`, evaluate; one row."""
+    """Continue the run up to `updates`, evaluate it, and return a row."""
     run, images, began = args.work / f"batch-{batch}-{seed}", updates * batch, time.perf_counter()
     changes = {"run": run, "seed": seed, "data.uri": args.work / "shards" / "train", "total_images": images}
     changes |= {"batch.global_batch": batch, "batch.micro_batch": 32, "batch.norm_group": GROUP, "optim.decay_from": "null"}
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace, batch: int, seed: int, updates: int) -> dict[
 
 
 def main() -> None:
-    """See the module."""
+    """Measure and report, as the module says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.large_batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

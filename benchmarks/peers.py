@@ -213,7 +213,7 @@ def main() -> int:
     args = parser.parse_args()
     checkouts = {project: found for project in KNOWN if (found := getattr(args, project.replace("-", "_")))}
     if not checkouts:
-        parser.error("nothing to measure beside: type --biggan-pytorch DIR or --studiogan DIR, checkouts of theirs")
+        parser.error("nothing to compare with: pass --biggan-pytorch DIR or --studiogan DIR (checkouts)")
     for project, checkout in checkouts.items():
         if not (checkout / KNOWN[project]).is_file():
             parser.error(f"--{project} {checkout}: no {KNOWN[project]} in it; name a checkout")

@@ -35,7 +35,7 @@ Event = Callable[[], None]
 
 
 def train(run: Path, uri: str, steps: int) -> None:
-    """The loop, with a tracker if `uri` is given; prints each tenth step, and what it took as JSON."""
+    """Run the loop, with a tracker if `uri` is given; print each tenth step, and the times as JSON."""
     import numpy as np
     import torch
 
@@ -75,7 +75,7 @@ def train(run: Path, uri: str, steps: int) -> None:
 
 
 def run_loop(run: Path, uri: str, steps: int, events: dict[int, Event]) -> tuple[int, dict[str, float]]:
-    """One run of the loop in a process; at the steps of `events` something happens meanwhile."""
+    """Run the loop in its own process, and call each of `events` at its step."""
     command = [sys.executable, "-m", "benchmarks.tracking", "--steps", str(steps), "--loop", str(run), uri]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -87,7 +87,7 @@ def run_loop(run: Path, uri: str, steps: int, events: dict[int, Event]) -> tuple
 
 
 def compare(run: Path, server: MlflowServer) -> dict[str, Any]:
-    """What the server's tables have of a run, beside its journal."""
+    """Compare the server's tables of a run with its journal."""
     written = Counter(
         (key, record.step, record.time, value)
         for record, _ in read(run)
@@ -111,7 +111,7 @@ def compare(run: Path, server: MlflowServer) -> dict[str, Any]:
 
 
 def cases(server: MlflowServer, proxy: Proxy, steps: int) -> dict[str, tuple[str, dict[int, Event]]]:
-    """Of each case, the URI that the run gets and what happens at which step. The server is there before, unless `absent`."""
+    """Return for each case the URI that the run gets and what happens at which step. The server runs, unless `absent`."""
     first, second, end = (steps // 30 * 10 * part for part in (1, 2, 3))
 
     def behave(mode: Any) -> Event:

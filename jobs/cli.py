@@ -1,8 +1,6 @@
 """`biggan NAME ...` runs `jobs/NAME.py`; a new file there is a new sub-command.
 
-Exit codes: 0 done, 75 stopped and saved (run the same command again), 78 bad configuration or input (trying again
-unchanged cannot help), 65 damaged data, 69 bad nodes, 70 hung, 74 storage failed, 79 training went bad, 80 not promoted,
-130 interrupted; anything else is a crash with a traceback.
+It exits with a code of `pipeline.exit_codes`.
 """
 
 import argparse
@@ -13,11 +11,13 @@ import pkgutil
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn, Protocol, cast
 
 import jobs
+from pipeline import exit_codes
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.redaction import guard, guarded
 from pipeline.tracking.terminal import complete_streams
@@ -29,10 +29,7 @@ _TOUR = (
     *("register", "promote", "rollback", "copy", "export", "dockerfile", "sample", "explore", "import"),
 )
 
-_EPILOG = """\
-"biggan COMMAND --help" explains a command. Exit codes: 0 done, 75 stopped and saved (run the
-same command again), 78 bad configuration or input, 65 damaged data, 69 bad nodes, 70 hung,
-74 storage failed, 79 training went bad, 80 not promoted."""
+_EPILOG = f'"biggan COMMAND --help" explains a command. Exit codes: {exit_codes.listed()}.'
 
 
 class Command(Protocol):
@@ -70,7 +67,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="biggan",
         description="BigGAN, from images in object storage to a registered generator.",
-        epilog=_EPILOG,
+        epilog=textwrap.fill(_EPILOG, 95),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
@@ -139,10 +136,10 @@ def _main(argv: Sequence[str] | None) -> int:
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # as every tool in a pipeline that SIGPIPE ended
+        return exit_codes.PIPE_CLOSED.number  # as every tool in a pipeline that SIGPIPE ended
     except KeyboardInterrupt:
         print("biggan: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED.number
     except (UserError, OSError) as error:
         known = error if isinstance(error, UserError) else as_user_error(error)
         if known is None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.node import add_token_file
+from pipeline import exit_codes
 from pipeline.errors import ConfigError
 from pipeline.wording import plural
 
@@ -63,7 +64,11 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
-_EPILOG = """\
+_WELL, _BAD, _STORAGE, _CONFIG = (
+    code.number for code in (exit_codes.DONE, exit_codes.NODES, exit_codes.STORAGE, exit_codes.CONFIG)
+)
+
+_EPILOG = f"""\
 --cluster measures on every node at once, in seconds: GPUs (memory in use, clocks, throttling, memory errors), matrix products
 in bf16 and fp32, all-reduces between any two nodes and between all (one process of each node: the path of its first GPU),
 storage, MLflow, clocks, disks, versions. Node 0 compares each node with the median of all and names the bad ones:
@@ -77,9 +82,9 @@ storage, MLflow, clocks, disks, versions. Node 0 compares each node with the med
 
 What looks slow is measured twice again before it is named. Above 16 nodes each is paired with 15 others.
 
-Exit codes, the same on every node: 0 all well; 69 bad nodes: leave them out (--exclude-file); 74 storage or a disk fails on
-every node; 78 what no other choice of nodes mends: the port is taken, versions of which none has a majority, no node reaches
-another.
+Exit codes, the same on every node: {_WELL} all well; {_BAD} bad nodes: leave them out (--exclude-file); {_STORAGE} storage or a
+disk fails on every node; {_CONFIG} what no other choice of nodes mends: the port is taken, versions of which none has a
+majority, no node reaches another.
 
 In a batch script: srun biggan doctor --cluster CONFIG --exclude-file bad.txt"""
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import exit_codes
 from pipeline.cluster import topology
 from pipeline.errors import ConfigError, UserError, as_user_error
 from pipeline.fault_tolerance import stop
@@ -98,7 +99,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     if os.environ["RANK"] == "0" and PARENT_VARIABLE not in os.environ:
         forget_stop(folder)
     try:
-        return stop.EXIT_CODE if _train(config, folder, signals, args.profile) else 0
+        return exit_codes.STOPPED.number if _train(config, folder, signals, args.profile) else exit_codes.DONE.number
     except Exception as error:
         known = as_known(error, config)
         if known is None:

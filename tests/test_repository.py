@@ -108,14 +108,20 @@ def test_every_benchmark_can_be_run_and_is_in_the_table() -> None:
         assert (ROOT / "benchmarks" / linked).is_file(), linked
 
 
-def test_what_benchmarks_are_built_of_imports_no_entry_point() -> None:
+def benchmarks_used(path: Path) -> set[str]:
+    """Return the first name below `benchmarks` of each import in `path`, such as `servers`."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    names = [f"{node.module}.{alias.name}" for node in found for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("benchmarks.")}
+
+
+def test_entry_points_of_benchmarks_are_imported_by_their_own_tests_only() -> None:
     entry_points = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     for path in (ROOT / "benchmarks").glob("*/**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-                used = {name.split(".")[1] for name in names if name.startswith("benchmarks.")}
-                assert not used & entry_points, f"{path.relative_to(ROOT)}:{node.lineno}"
+        assert not benchmarks_used(path) & entry_points, path.relative_to(ROOT)
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path.parent.name != "benchmarks":
+            assert benchmarks_used(path) <= {"servers", "support"}, path.relative_to(ROOT)
 
 
 def test_every_preset_is_a_configuration() -> None:

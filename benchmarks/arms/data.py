@@ -33,7 +33,7 @@ RESUME_EPOCH = 3.7  # where the resumed stream stands
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of all its descendants, those that have ended and were waited for too."""
+    """Return user and system time of this process and all its descendants, including those that have ended."""
     total = 0.0
     for process in (this := psutil.Process(), *this.children(recursive=True)):
         try:
@@ -45,7 +45,7 @@ def cpu_seconds() -> float:
 
 
 def settled_cpu_seconds(deadline: float = 5.0, quiet: float = 0.25) -> float:
-    """`cpu_seconds` when read-ahead has stopped: less than a twentieth of a core is used for `quiet` seconds."""
+    """Wait until read-ahead stops (under a twentieth of a core for `quiet` seconds), and return `cpu_seconds`."""
     end, before = time.monotonic() + deadline, cpu_seconds()
     while time.monotonic() < end:
         time.sleep(quiet)
@@ -57,7 +57,7 @@ def settled_cpu_seconds(deadline: float = 5.0, quiet: float = 0.25) -> float:
 
 
 def measured(epoch: Callable[[], Iterable[Tensor]], warm_up: Callable[[], Iterable[Tensor]] | None = None) -> dict[str, float]:
-    """Cost of one epoch of batches [m, ...] after another of `warm_up` (default: the same); samples/s from batch 9 on."""
+    """Measure one epoch of batches [m, ...] after one of `warm_up` (default: the same); samples/s from batch 9 on."""
     for _ in (warm_up or epoch)():
         pass
     before, samples, later, began = settled_cpu_seconds(), 0, 0, 0.0
@@ -101,7 +101,7 @@ def peer(name: str, where: str, transform: loaders.Transform, cache: Path) -> di
 
 
 def _checked(batches: Iterable[Tensor], transform: loaders.Transform) -> Iterable[Tensor]:
-    """All batches, if they are what every arm has to give."""
+    """Yield all batches. Raises SystemExit for a batch of another type or shape."""
     wanted = (torch.float32, (3, CROP, CROP)) if transform is loaders.recipe else (torch.uint8, (CROP, CROP, 3))
     for images in batches:
         if (images.dtype, images.shape[1:]) != wanted:
@@ -112,7 +112,7 @@ def _checked(batches: Iterable[Tensor], transform: loaders.Transform) -> Iterabl
 def ours(
     where: str, finish: Callable[[MicroBatch], Tensor], crop: int | None = CROP, threads: int = THREADS, flip: bool = True
 ) -> dict[str, float]:
-    """Our stream; its consumer finishes the batches on the CPU, in this thread."""
+    """Measure our data loader; its consumer finishes the batches on the CPU, in this thread."""
     uri = f"{where}/shards"
     manifest = load_manifest(uri)
     config = DataConfig(uri=uri, crop=crop, flip=flip, decode_threads=threads)
@@ -122,7 +122,7 @@ def ours(
 
 
 class Finish:
-    """What the others' transforms do to one image once it is cropped and mirrored, for a batch: normalise, for float32.
+    """Finish a batch as the others' transforms finish one cropped and mirrored image: for float32, normalise it.
 
     The floats lie in the same memory every time, as the staging buffers of a training step do, and in the stream's own
     order of axes.
@@ -132,7 +132,7 @@ class Finish:
         self._normalise, self._floats = normalise, torch.empty(0)
 
     def __call__(self, batch: MicroBatch) -> Tensor:
-        """uint8 or float32 [m, 3, 224, 224]."""
+        """Return uint8 or float32 [m, 3, 224, 224]."""
         if not self._normalise:
             return batch.images
         if not len(self._floats):
@@ -143,7 +143,7 @@ class Finish:
 
 
 def bare(where: str) -> dict[str, float]:
-    """The decoder alone, in one thread: bytes in memory into a batch that is there."""
+    """Measure the decoder alone, in one thread, from bytes in memory into an existing batch."""
     files = [path.read_bytes() for path, _ in image_files(Path(where) / "images")]
     batch = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
 
@@ -158,7 +158,7 @@ def bare(where: str) -> dict[str, float]:
 
 
 def resume(uri: str) -> dict[str, float]:
-    """Seconds from nothing but imported modules to the first batch, in the middle of an epoch."""
+    """Return the seconds from imported modules to the first batch, in the middle of an epoch."""
     imports = time.time() - psutil.Process().create_time()
     began = time.perf_counter()
     manifest = load_manifest(uri)
@@ -200,8 +200,10 @@ def run(arm: str, where: str, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure the arm and print its figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.arms.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("arm", help="GROUP/NAME, as in benchmarks.data")
     parser.add_argument("where", help="folder or address of the set")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What both sides of `benchmarks.equality` share: the cases, and the networks and data that they start from."""
+"""Define what both sides of `benchmarks.equality` share: the cases, and the networks and data at the start."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,13 +36,13 @@ class Case:
 
     @property
     def mathematics(self) -> "Case":
-        """What plain autograd computes for it."""
+        """Return the case that plain autograd computes as its reference."""
         return Case(stage=-1, precision=self.precision, optimizer=self.optimizer, clipping=self.clipping)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What the command line says."""
+    """The cases that the command line asks for."""
 
     stages: tuple[int, ...]
     optimizers: tuple[str, ...]
@@ -64,7 +64,7 @@ def _of_stage(stage: int) -> Iterator[Case]:
 
 
 def networks() -> tuple[Generator, Discriminator]:
-    """Away from the orthogonal start, where attention is off and power iteration and regularisation stand still."""
+    """Return G and D away from the orthogonal start, where attention is off and power iteration has converged."""
     torch.manual_seed(SEED)
     pair = Generator(MODEL), Discriminator(MODEL)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def networks() -> tuple[Generator, Discriminator]:
 
 
 def collect(g: Generator, d: Discriminator, averages: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is compared, under names that begin with one of NETWORKS."""
+    """Return copies of the compared tensors, under names that begin with one of NETWORKS."""
     found = {f"{name}.{key}": p for name, network in (("G", g), ("D", d)) for key, p in network.named_parameters()}
     vectors = {f"u, v.{i}.{key}": b for i, network in enumerate((g, d)) for key, b in network.named_buffers()}
     found |= {f"EMA.{key}": average for key, average in averages.items()}

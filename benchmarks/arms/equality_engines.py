@@ -1,4 +1,4 @@
-"""One rank of `benchmarks.equality`: `python -m benchmarks.arms.equality_engines '[ASK, URI, FOLDER]'`, started with its rank.
+"""Train one rank of `benchmarks.equality`: `python -m benchmarks.arms.equality_engines '[ASK, URI, FOLDER]'`.
 
 It trains every case with the two engines, one case after the other. Rank 0 writes the tensors of case i to
 FOLDER/i.safetensors. Each rank writes to FOLDER/seen-RANK.json what its part of the global batches held.
@@ -44,7 +44,7 @@ from pipeline.training.loop import on_device
 
 
 def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int, str]) -> dict[str, Tensor]:
-    """One rank of a case: what the training loop does, with a record of what it saw."""
+    """Train `case` as the training loop does, on one rank, and record in `seen` what the batches held."""
     micro_batch = BATCH // ranks.world_size // case.accumulation
     plan = plan_batch(BatchConfig(BATCH, GROUP, micro_batch), ranks.world_size)
     config = OptimConfig(optimizer=case.optimizer)  # type: ignore[arg-type]
@@ -90,13 +90,13 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
 
 
 def fingerprint(batch: MicroBatch) -> dict[int, str]:
-    """Position -> what stood there."""
+    """Return, for each position, the sample, label and flip there."""
     rows = zip(batch.positions.tolist(), batch.samples.tolist(), batch.labels.tolist(), batch.flips.tolist(), strict=True)
     return {position: f"{sample}/{label}/{flip}" for position, sample, label, flip in rows}
 
 
 def worker(ask: Ask, uri: str, folder: Path) -> None:
-    """One rank: every case, one after the other."""
+    """Train every case on this rank, one after the other, and write the results to `folder`."""
     ranks = start_workers()
     # Several buckets and parameters of both kinds, as in a network of full size.
     engines.BUCKET, engines.PERSISTENT = 5_000, 100

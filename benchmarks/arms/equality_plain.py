@@ -1,4 +1,4 @@
-"""The reference of `benchmarks.equality`: plain autograd over whole global batches, in one process, without an engine."""
+"""Train the reference of `benchmarks.equality`: plain autograd over whole global batches, in one process, without an engine."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from pipeline.training.loop import on_device
 
 
 def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:
-    """The reference: whole batches, torch's own optimiser, no engine."""
+    """Train `case` on whole batches with torch's own optimiser, and return the compared tensors."""
     g, d = networks()
     config = OptimConfig(optimizer=case.optimizer)  # type: ignore[arg-type]
     opt_g, opt_d = make_optimizer(config, g, G_LR), make_optimizer(config, d, D_LR)

@@ -49,7 +49,7 @@ class Ours:
 
 
 def _model(setting: Setting, init: str | None) -> dict[str, Any]:
-    """The network of an import, or StudioGAN's."""
+    """Return the keys of an import's network, or StudioGAN's."""
     if init:
         return locate(init).state()["model"]
     sizes = {key: value for key, value in asdict(setting).items() if key not in ("micro_batch", "classes", "d_steps")}
@@ -57,7 +57,7 @@ def _model(setting: Setting, init: str | None) -> dict[str, Any]:
 
 
 def noise_for(setting: Setting, device: torch.device) -> Noise:
-    """A sequence of latents and labels, the same for everybody who asks."""
+    """Return a function that draws the next latents and labels, the same on every side."""
     n, at = setting.micro_batch, -setting.micro_batch
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -70,14 +70,14 @@ def noise_for(setting: Setting, device: torch.device) -> Noise:
 
 
 def reals(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
-    """One micro-batch of images x [n, 3, r, r] in -1..1 and labels y [n]."""
+    """Return one micro-batch of images x [n, 3, r, r] in -1..1 and labels y [n]."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(setting.micro_batch, 3, setting.resolution, setting.resolution, generator=generator) * 2 - 1
     return x.to(device), (torch.arange(setting.micro_batch) % setting.classes).to(device)
 
 
 def make(asked: dict[str, Any], setting: Setting, device: torch.device) -> Peer:
-    """The side that is `asked` for; BigGAN-PyTorch leaves its weights in the folder `save`, or has those of `load`."""
+    """Build the side that is `asked` for. BigGAN-PyTorch saves its weights to the folder `save`, or loads those of `load`."""
     torch.manual_seed(0)
     if asked["side"] == "ours":
         return Ours(asked["mode"], asked["keys"], asked["init"], setting)

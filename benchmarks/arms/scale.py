@@ -52,7 +52,7 @@ def _share(func: Any, args: Sequence[Any]) -> float:
 
 @contextlib.contextmanager
 def timed_waits(clock: Clock) -> Iterator[None]:
-    """Inside, waiting for the handle of a collective is communication, too."""
+    """Count waiting for the handle of a collective as communication, too."""
     plain = dist.Work.wait
 
     def wait(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
@@ -86,13 +86,13 @@ class Arm:
         return [(x[part].to(self.ranks.device), y[part].to(self.ranks.device)) for part in mine]
 
     def count(self) -> float:
-        """Take an update; the bytes that this rank sends in it."""
+        """Take an update; return the bytes that this rank sends in it."""
         with Sent() as sent:
             self._training.update(self._clock.phase)
         return sent.bytes
 
     def update(self) -> dict[str, float]:
-        """Take an update: its seconds, those of them in which this rank stood still for others, and whether it was skipped."""
+        """Take an update; return its seconds, those in which this rank waited for others, and whether it was skipped."""
         dist.barrier()
         self._clock.lap()
         self._training.skipped.zero_()
@@ -104,11 +104,11 @@ class Arm:
         return {"seconds": seconds, "communication": lap.get(COMMUNICATION, 0.0), "skipped": float(self._training.skipped)}
 
     def memory(self) -> int:
-        """Bytes that building and training took at most, on top of a process that has imported everything."""
+        """Return the most bytes that building and training took, above a process that has imported everything."""
         return torch.cuda.max_memory_allocated() if self._cuda else resident_peak() - self._before
 
     def save(self, file: Path) -> None:
-        """Rank 0 writes whole parameters of both networks, under the names `G.` and `D.`."""
+        """Write whole parameters of both networks on rank 0, under the names `G.` and `D.`."""
         g, d = self._training.learner.g, self._training.learner.d
         with g.gathered(), d.gathered():
             engines = (("G", g), ("D", d))

@@ -40,7 +40,7 @@ TRACED = 2
 
 
 def config_of(source: str, overrides: list[str], micro_batch: int) -> RunConfig:
-    """The configuration of a row: a batch is a micro-batch, and one process has nothing to share; `overrides` come last."""
+    """Return the configuration of a row: a batch is a micro-batch, nothing is sharded; `overrides` come last."""
     sizes = [f"batch.{key}={micro_batch}" for key in ("global_batch", "norm_group", "micro_batch")]
     config = load_config(source, [*sizes, "zero.stage=0", *overrides])
     if config.precision == "auto":
@@ -67,7 +67,7 @@ class Training:
         return self.plan.global_batch * self.config.batch.d_steps
 
     def update(self, phase: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
-        """`batch.d_steps` D steps, a G step and the average, as `pipeline.training.loop` does them."""
+        """Take `batch.d_steps` D steps, a G step and the average, as `pipeline.training.loop` does them."""
         learner, config, total = self.learner, self.config, self.plan.global_batch
         for step in range(config.batch.d_steps):
             with phase("d_step"):
@@ -87,7 +87,7 @@ class Training:
 
 
 def measure(asked: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the updates that are `asked` for, and of their phases; with `trace`, a file, two more under the profiler.
+    """Time the updates that are `asked` for, and their phases; with `trace`, profile two more into that file.
 
     With `search`, cuDNN looks for its quickest convolutions in the first updates; with `plain`, they are as they are written.
     """
@@ -145,7 +145,7 @@ def _traced(training: Training, file: str) -> dict[str, Any]:
 
 
 def rates() -> dict[str, Any]:
-    """FLOP/s of a matrix product in each precision that this device has."""
+    """Measure the FLOP/s of a matrix product in each precision of this device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, Any] = {name: matrix_rate(device, name) for name in ("fp32", "bf16")}
     found |= {"tf32": None, "device": device_name(device), "type": device.type}

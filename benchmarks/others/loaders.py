@@ -1,4 +1,4 @@
-"""The other loaders, each in the way that its documentation shows, with the same batches at the end.
+"""Run the other loaders as their documentation shows, with the same batches at the end.
 
 Each has a function that writes the pictures in its form, where it has one, and a function that gives an iterable of
 one epoch's batches. Two of them import torchvision for parts that are not used here; where it is not installed, an
@@ -74,7 +74,7 @@ def webdataset(where: str, transform: Transform, cache: Path) -> Iterable[Any]:
 
 
 def pack_mds(images: Path, out: Path) -> None:
-    """MDS shards by MDSWriter. Its `jpeg` column would store and give the same bytes, through Pillow."""
+    """Write MDS shards with MDSWriter. Its `jpeg` column would store and give the same bytes, through Pillow."""
     from streaming import MDSWriter
 
     columns = {"image": "bytes", "label": "int"}
@@ -107,7 +107,7 @@ def _litdata_sample(item: tuple[str, int]) -> dict[str, Any]:
 
 
 def pack_litdata(images: Path, out: Path) -> None:
-    """Chunks by `litdata.optimize`."""
+    """Write chunks with `litdata.optimize`."""
     import litdata
 
     files = [(str(path), label) for path, label in image_files(images)]
@@ -161,7 +161,7 @@ PACKAGES = {"webdataset": "webdataset", "mds": "mosaicml-streaming", "litdata": 
 
 
 def package_version(loader: str) -> str | None:
-    """Version of the package of a loader; None where it is not installed."""
+    """Return the version of the package of a loader; None if it is not installed."""
     try:
         return importlib.metadata.version(PACKAGES[loader])
     except importlib.metadata.PackageNotFoundError:
@@ -169,12 +169,12 @@ def package_version(loader: str) -> str | None:
 
 
 def torchvision_is_missing() -> bool:
-    """Whether the packages that import torchvision get an empty module instead."""
+    """Return whether the packages that import torchvision get an empty module instead."""
     return importlib.util.find_spec("torchvision") is None
 
 
 def stub_torchvision() -> None:
-    """Empty modules in place of torchvision's: names can be imported from them, and do nothing."""
+    """Put empty modules in torchvision's place: names can be imported from them, and do nothing."""
 
     class Empty(types.ModuleType):
         def __getattr__(self, name: str) -> type:

@@ -39,7 +39,7 @@ class Original:
 
 @contextlib.contextmanager
 def importing(folder: Path, **stand_ins: Any) -> Iterator[None]:
-    """`folder` first on the path, and none of its modules left behind: two originals both have a `utils`."""
+    """Put `folder` first on the path, and remove its modules afterwards: two originals both have a `utils`."""
     folder, before = folder.resolve(), dict(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules.update(stand_ins)
@@ -61,12 +61,12 @@ def _within(folder: Path, module: ModuleType) -> bool:
 
 
 def missing_modules(*names: str) -> dict[str, Any]:
-    """Stand-ins for modules that an original imports and does not use here."""
+    """Return stand-ins for modules that an original imports and does not use here."""
     return {name: MagicMock() for name in names}
 
 
 def biggan_pytorch(folder: Path, deep: bool = False, discriminator: bool = True, **options: Any) -> Original:
-    """`options` are those of its Generator and Discriminator."""
+    """Build its networks; `options` are those of its Generator and Discriminator."""
     with importing(folder, **missing_modules("torchvision", "torchvision.transforms", "torchvision.datasets", "datasets")):
         import utils
 
@@ -92,7 +92,7 @@ def biggan_pytorch(folder: Path, deep: bool = False, discriminator: bool = True,
 
 
 def studiogan(folder: Path, backbone: str = "big_resnet", **options: Any) -> Original:
-    """`options`: img_size, g_conv_dim, d_conv_dim, z_dim, g_shared_dim, num_classes, attn_g_loc, attn_d_loc."""
+    """Build its networks from img_size, g_conv_dim, d_conv_dim, z_dim, g_shared_dim, num_classes, attn_g_loc, attn_d_loc."""
     misc = ModuleType("utils.misc")
     misc.dummy_context_mgr = contextlib.nullcontext  # type: ignore[attr-defined]
     with importing(folder / "src", **{"utils.misc": misc}):
@@ -119,7 +119,7 @@ def studiogan(folder: Path, backbone: str = "big_resnet", **options: Any) -> Ori
     ).double()  # fmt: skip
 
     def standing(net: nn.Module, z: Tensor, classes: int) -> None:
-        """What its apply_standing_statistics does, batch by batch."""
+        """Do what its apply_standing_statistics does, batch by batch."""
         net.train()
         for layer in net.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -140,7 +140,7 @@ def studiogan(folder: Path, backbone: str = "big_resnet", **options: Any) -> Ori
 
 
 def huggingface(folder: Path, resolution: int, ch: int, z_dim: int, classes: int) -> Original:
-    """BigGAN-deep with the layers of the published models."""
+    """Build BigGAN-deep with the layers of the published models."""
     with importing(folder):
         from pytorch_pretrained_biggan.config import BigGANConfig
         from pytorch_pretrained_biggan.model import BigGAN

@@ -1,4 +1,4 @@
-"""What the comparison of training steps asks of another project: the same network and batch, its own step."""
+"""Define what the comparison of training steps needs of another project: the same network and batch, its own step."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Peer(Protocol):
     name: str
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float] | None:
-        """`d_steps` D steps, a G step and its EMA, by the project's own code; returns when the device has done them.
+        """Take `d_steps` D steps, a G step and its EMA with the project's own code; return when the device is done.
 
         Takes real images [micro_batch * d_steps, 3, r, r] in -1..1 and their labels int64. Returns the last losses by name
         (`loss/d`, `loss/g`) where the project has them.
@@ -49,7 +49,7 @@ class Peer(Protocol):
 
 @contextlib.contextmanager
 def searching() -> Iterator[None]:
-    """cuDNN looks for its quickest algorithms, as the originals have it do (StudioGAN where there is no seed)."""
+    """Let cuDNN search for its quickest algorithms, as the originals have it do (StudioGAN where there is no seed)."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

@@ -19,7 +19,7 @@ FAULTS = ("500", "503", "reset", "cut", "stall", "slow", "flip", "stale")
 
 
 class Plan:
-    """Which request fails how."""
+    """Decide which request fails, and how."""
 
     def __init__(self, seed: int, share: float = 0.25, stall: float = 5.0) -> None:
         self._random, self._share, self.stall = random.Random(seed), share, stall
@@ -29,7 +29,7 @@ class Plan:
         self.faults: collections.Counter[str] = collections.Counter()
 
     def next(self, method: str, path: str, wanted: str) -> str:
-        """A fault, or nothing."""
+        """Return a fault, or None."""
         with self._lock:
             self.requests += 1
             fault = self._random.choice(FAULTS) if self._random.random() < self._share else ""
@@ -50,7 +50,7 @@ class _Faulty(Handler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """Answer, or fail."""
+        """Answer, or fail as the plan says."""
         wanted = self.headers.get("Range", "")
         fault = self._plan.next(self.command, self.path, wanted)
         if not fault:
@@ -97,7 +97,7 @@ class _Faulty(Handler):
 
 
 def serve_with_faults(folder: Path, plan: Plan) -> ThreadingHTTPServer:
-    """A server at 127.0.0.1, on a free port, until its `shutdown`."""
+    """Start a server on a free port of 127.0.0.1; it runs until its `shutdown`."""
     server = Server(("127.0.0.1", 0), partial(_Faulty, plan, folder.resolve(), 0.0))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server

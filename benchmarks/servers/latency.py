@@ -1,4 +1,4 @@
-"""A folder over HTTP, each answer a fixed time late: GET, HEAD and Range, which is also all of S3 that reading needs.
+"""Serve a folder over HTTP, each answer a fixed time late: GET, HEAD and Range, which is all of S3 that reading needs.
 
     python -m benchmarks.servers.latency FOLDER --latency 0.02      (prints its address; ends with its standard input)
 
@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers from `folder`, `latency` seconds late."""
+    """Answer from `folder`, `latency` seconds late."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -28,11 +28,11 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_HEAD(self) -> None:
-        """As GET, without the bytes."""
+        """Answer as GET does, without the bytes."""
         self.do_GET()
 
     def do_GET(self) -> None:
-        """A file or a range of it."""
+        """Answer with a file or a range of it."""
         time.sleep(self._latency)
         path = self.folder / unquote(urlsplit(self.path).path).lstrip("/")
         if not path.is_file() or not path.resolve().is_relative_to(self.folder):
@@ -59,15 +59,15 @@ class Handler(BaseHTTPRequestHandler):
                     first += os.sendfile(self.connection.fileno(), file.fileno(), first, end - first)
 
     def version(self, found: os.stat_result) -> str:
-        """An ETag."""
+        """Return the ETag of a file."""
         return f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
 
     def log_message(self, *message: object) -> None:
-        """Nothing: requests are many."""
+        """Print nothing: there are many requests."""
 
 
 def byte_range(header: str, size: int) -> tuple[int, int]:
-    """Bytes [first, end) that a Range header asks for."""
+    """Return the bytes [first, end) that a Range header asks for."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
     if not match or not any(match.groups()):
         return 0, size
@@ -78,17 +78,17 @@ def byte_range(header: str, size: int) -> tuple[int, int]:
 
 
 class Server(ThreadingHTTPServer):
-    """Threads that end with the process."""
+    """Answer in threads that end with the process."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client may leave in the middle of an answer."""
+        """Ignore clients that leave in the middle of an answer."""
 
 
 def serve(folder: Path, latency: float) -> Server:
-    """A server at 127.0.0.1, on a free port, that answers in threads until its `shutdown`."""
+    """Start a server on a free port of 127.0.0.1; it answers in threads until its `shutdown`."""
     server = Server(("127.0.0.1", 0), partial(Handler, folder.resolve(), latency))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
@@ -96,7 +96,9 @@ def serve(folder: Path, latency: float) -> Server:
 
 def main() -> None:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.servers.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="what is served")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before the first byte (default 0.02)")
     args = parser.parse_args()

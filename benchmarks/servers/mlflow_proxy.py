@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        """Every method."""
+        """Answer every method."""
         mode, turn = self._proxy.mode, next(self._proxy.requests) % 4
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if mode == "403":
@@ -79,4 +79,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *message: object) -> None:
-        """Nothing: requests are many."""
+        """Print nothing: there are many requests."""

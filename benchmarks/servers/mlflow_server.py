@@ -1,4 +1,4 @@
-"""A real MLflow server in a process of its own, that can be killed and started again on the same port and store."""
+"""Run a real MLflow server that can be killed and started again on the same port and store."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:
-        """Start it; it answers seconds later."""
+        """Start the server without waiting: it answers seconds later."""
         store = ["--backend-store-uri", self._store, "--artifacts-destination", self._artifacts]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         # Its job runner would be seven more processes.
@@ -40,7 +40,7 @@ class MlflowServer:
             )  # fmt: skip
 
     def start(self) -> None:
-        """Start it, if it is not there, and wait until it answers."""
+        """Start the server unless it runs, and wait until it answers."""
         if self._process is None:
             self.launch()
         deadline = time.monotonic() + 90
@@ -54,7 +54,7 @@ class MlflowServer:
         raise RuntimeError(f"the MLflow server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """SIGKILL to the server and its workers."""
+        """Send SIGKILL to the server and its workers."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -44,5 +44,5 @@ def _request(connection: socket.socket) -> bytes:
 
 
 def response(head: bytes, body: bytes) -> bytes:
-    """`head`, with the length of `body` where it says LENGTH, and `body`."""
+    """Return `head` and `body`, with LENGTH in `head` replaced by the length of `body`."""
     return head.replace(b"LENGTH", str(len(body)).encode()) + body

@@ -6,5 +6,5 @@ from model import resample, spectral
 
 
 def convolve_as_written() -> None:
-    """In this process, from now on."""
+    """Convolve as the networks are written, in this process, from now on."""
     resample.ENOUGH = spectral.OUTWEIGHS = sys.maxsize

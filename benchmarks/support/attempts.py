@@ -28,7 +28,7 @@ class Process:
 
 
 class Attempt:
-    """One typing of the command; a thread keeps the lines that it prints."""
+    """One start of the command; a thread keeps the lines that it prints."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.began = time.monotonic()
@@ -48,7 +48,7 @@ class Attempt:
 
     @property
     def images(self) -> int:
-        """Of the last line of progress; -1 before training starts."""
+        """Images in the last line of progress; -1 before training starts."""
         for line in reversed(self.lines):
             if found := re.match(r"\s*([\d,]+) img ", line) or re.search(r"(?:from|at) image ([\d,]+) of", line):
                 return int(found[1].replace(",", ""))
@@ -56,12 +56,12 @@ class Attempt:
 
     @property
     def first(self) -> int | None:
-        """Images at which this attempt took up the training; None if it did not get that far."""
+        """Images at which this attempt continued the training; None if it did not get that far."""
         found = (re.search(r"(?:from|at) image ([\d,]+) of", line) for line in list(self.lines))
         return next((int(match[1].replace(",", "")) for match in found if match), None)
 
     def wait_until(self, reached: Callable[[], bool]) -> bool:
-        """Whether `reached` before the attempt ended by itself. Raises SystemExit if it hangs."""
+        """Wait; return whether `reached` came true before the attempt ended. Raises SystemExit if it hangs."""
         while self.process.poll() is None:
             if reached():
                 return True
@@ -72,7 +72,7 @@ class Attempt:
         return False
 
     def end(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end; return the exit code."""
         self.wait_until(lambda: False)
         # Not for the end of the output: an orphan that we are to find would keep that open.
         self.reader.join(1)
@@ -80,7 +80,7 @@ class Attempt:
 
 
 def processes_of(root: int) -> dict[int, list[str]]:
-    """Command lines of process `root` and all that descend from it, by id."""
+    """Return the command lines of process `root` and of all its descendants, by id."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (stat := _read(entry / "stat")):
@@ -92,7 +92,7 @@ def processes_of(root: int) -> dict[int, list[str]]:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Send SIGKILL to each of `pids` that is still there."""
+    """Send SIGKILL to each of `pids` that still exists."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)

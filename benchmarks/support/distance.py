@@ -1,4 +1,4 @@
-"""How far two networks are apart."""
+"""Measure how far two networks are apart."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Checkpoints in other projects' formats, made of nothing but their keys and shapes.
+"""Make checkpoints in other projects' formats from their keys and shapes alone.
 
 Every number follows from its key by a formula, so that a benchmark beside an original and a test without it see the same
 weights. They are far from trained ones: no gain is 1, no gamma 0, no singular vector has converged.

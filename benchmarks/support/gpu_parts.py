@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`: each runs commands that may fail, and returns a row; and what the rows say of the bars."""
+"""Run the parts of `benchmarks.gpu`: each runs commands that may fail and returns a row. `bars` judges the rows."""
 
 import json
 import sys
@@ -94,7 +94,7 @@ TINY = Sizes(
 
 @dataclass
 class Bench:
-    """Where a measurement stands."""
+    """The state of a measurement."""
 
     out: Path
     sizes: Sizes
@@ -108,12 +108,12 @@ class Bench:
         return self.out / "log"
 
     def best(self) -> Row | None:
-        """The fastest step of the main network."""
+        """Return the fastest step of the main network."""
         return max(steps(self.rows, self.sizes.large), key=lambda row: row["images/s"], default=None)
 
 
 def steps(rows: Mapping[str, Row], pixels: int) -> list[Row]:
-    """Rows of steps that a training can make."""
+    """Return the rows of steps that a training can make."""
     return [r for r in rows.values() if r.get("pixels") == pixels and "images/s" in r and r["mode"] in MODES]
 
 
@@ -140,7 +140,7 @@ def one_step(bench: Bench, limit: float, pixels: int, mode: str, micro_batch: in
 
 
 def beside(bench: Bench, limit: float, project: str) -> Row:
-    """`benchmarks.peers`, whose own bars are others, and whose losses have no measure of rounding on a GPU: they are shown."""
+    """Run `benchmarks.peers`. Its own bars do not apply here, and its losses are only shown."""
     if project not in bench.checkouts:
         return {"error": f"not asked for: --{project} DIR", "ok": None}
     command = [sys.executable, "-m", "benchmarks.peers", f"--{project}", str(bench.checkouts[project].resolve())]
@@ -154,7 +154,7 @@ def beside(bench: Bench, limit: float, project: str) -> Row:
 
 
 def against(rows: list[Row], project: str) -> Row:
-    """How many times as fast as the original our fastest step is: `x fp32`, and `x half` where that was measured."""
+    """Return how many times as fast as the original our fastest step is: `x fp32`, and `x half` where that was measured."""
     speed = {row["step"]: row["images/s"] for row in rows}
     ours = max((name for name in speed if name.startswith("ours")), key=lambda name: speed[name])
     half = speed.get(f"{project}, half")
@@ -163,7 +163,7 @@ def against(rows: list[Row], project: str) -> Row:
 
 
 def trained(bench: Bench, limit: float) -> Row:
-    """`biggan train` on shards that are packed here: images/s, and the share of its time in which a step waits for data."""
+    """Run `biggan train` on shards that are packed here: images/s, and the share of its time in which a step waits for data."""
     best = bench.best()
     if not best:
         raise FailedError("no step has been measured")
@@ -179,7 +179,7 @@ def trained(bench: Bench, limit: float) -> Row:
 
 
 def _train(bench: Bench, best: Row, folder: Path, end: float) -> str | None:
-    """Why it ended before its end, if it did; what it has reported until then is worth having all the same."""
+    """Train; return why it ended early, or None. Its reports until then are used all the same."""
     sizes = bench.sizes
     for label in range(CLASSES):
         (folder / "images" / f"class{label}").mkdir(parents=True)
@@ -206,7 +206,7 @@ def _train(bench: Bench, best: Row, folder: Path, end: float) -> str | None:
 
 
 def waiting(reports: list[Row]) -> Row:
-    """Means over the reports of a run after the first: `images/s`, and `data wait`, a share of the time. Equal images in each.
+    """Return means over the reports of a run after the first: `images/s`, and `data wait` as a share of the time.
 
     Raises FailedError if there are fewer than two.
     """
@@ -230,7 +230,7 @@ BARS = {
 
 
 def bars(rows: Mapping[str, Row], gpu: str | None) -> list[Row]:
-    """What was asked for, what was measured and whether it holds: `ok` is null where it cannot be told on this machine.
+    """Return the limits, what was measured and whether it holds: `ok` is null where this machine cannot tell.
 
     `gpu` is the name of the GPU; None where figures are not to be held against the bars. On a GPU, what was to be measured and
     is not there does not hold.
@@ -252,7 +252,7 @@ def bars(rows: Mapping[str, Row], gpu: str | None) -> list[Row]:
 
 
 def attempt(bench: Bench, part: Any, limit: float, *arguments: Any) -> Row:
-    """The row of a part, whatever happens in it."""
+    """Run a part and return its row, also if it raises."""
     try:
         return part(bench, limit, *arguments)
     except DoesNotFitError:

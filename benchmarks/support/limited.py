@@ -1,4 +1,4 @@
-"""Commands that may fail, hang or run out of memory while the benchmark that asks for them goes on."""
+"""Run commands that may fail, hang or run out of memory without ending the benchmark."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from pipeline.training.micro_batch import DOES_NOT_FIT
 
 
 class FailedError(Exception):
-    """A command ended badly, or not in time; its message is one line."""
+    """A command failed or took too long; the message is one line."""
 
 
 class DoesNotFitError(Exception):
-    """A command had not enough memory."""
+    """A command did not have enough memory."""
 
 
 def call(
@@ -27,7 +27,7 @@ def call(
     environment: Mapping[str, str] | None = None,
     good: Collection[int] = (0,),
 ) -> str:
-    """Run `command` for at most `limit` seconds with `given` as its input; what it said on stdout. Its stderr goes into `log`.
+    """Run `command` for at most `limit` seconds with `given` as its input; return its stdout. Append its stderr to `log`.
 
     Raises FailedError with the last line of its errors if it ended with another code than the `good` ones, and
     DoesNotFitError.
@@ -61,7 +61,7 @@ def call(
 
 
 def last_line(log: Path, began: int) -> str:
-    """The last line of `log` after its first `began` bytes that is not empty."""
+    """Return the last line of `log` after its first `began` bytes that is not empty."""
     with open(log, "rb") as file:
         file.seek(began)
         lines = file.read().decode(errors="replace").split("\n")

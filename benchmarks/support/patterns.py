@@ -1,4 +1,4 @@
-"""Small synthetic shards for benchmarks: patterns that differ by class, packed by the product's own command."""
+"""Make small shards of synthetic patterns that differ by class, with `biggan shard`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jobs import cli
 
 
 def pack_patterns(folder: Path, classes: int, images: int, resolution: int = 32) -> str:
-    """`images` RGB images in each of `classes` classes, below `folder`; returns the URI of the packed split."""
+    """Pack `images` RGB images in each of `classes` classes below `folder`; return the URI of the packed split."""
     rng = np.random.default_rng(0)
     for label in range(classes):
         (folder / "images" / f"class{label}").mkdir(parents=True)

@@ -11,7 +11,7 @@ CLASSES = 10
 
 
 def jpeg(number: int) -> bytes:
-    """Picture `number` as a baseline JPEG, 256 x 256, quality 80, 4:2:0: 20 kB in the mean, like a photo of that size.
+    """Return picture `number` as a baseline JPEG, 256 x 256, quality 80, 4:2:0: 20 kB in the mean, like a photo of that size.
 
     Its amplitudes fall with the frequency, as those of natural images do; white noise adds the grain. Grain and contrast
     vary from picture to picture.
@@ -28,7 +28,7 @@ def jpeg(number: int) -> bytes:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """`count` pictures as folder/classK/NNNNNN.jpg; those that are there already are kept."""
+    """Write `count` pictures as folder/classK/NNNNNN.jpg; keep those that exist."""
     for label in range(CLASSES):
         (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -39,5 +39,5 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def image_files(folder: Path) -> list[tuple[Path, int]]:
-    """(file, label) of every picture, by number."""
+    """Return (file, label) of every picture, by number."""
     return sorted(((path, int(path.parent.name[5:])) for path in folder.glob("class*/*.jpg")), key=lambda item: item[0].name)

@@ -1,4 +1,4 @@
-"""How every benchmark ends: a readable table, then one line of JSON that a program can read.
+"""Print the result of a benchmark: a table for people, then one line of JSON for programs.
 
 Rows are mappings from column to value; a row may lack columns. Figures go into the JSON as they are, beside the device,
 the versions and the commit that they were measured on.
@@ -25,7 +25,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, A
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines: a header, then one line per row; columns in the order in which they first appear."""
+    """Return lines: a header, then one line per row; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [columns, *([cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -33,14 +33,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a figure depends on besides the code: device, versions; and the commit, `+dirty` if changed."""
+    """Return what a figure depends on: device, versions, and the commit, with `+dirty` if files are changed."""
     versions = {"python": platform.python_version()}
     versions |= {package: version(package) for package in ("torch", "deepspeed", "accelerate")}
     return {"device": device(), "versions": versions, "commit": commit()}
 
 
 def device() -> str:
-    """The GPUs, or the CPU's model, with how many of it this process may use."""
+    """Return the GPUs, or the CPU's model and the number of cores that this process may use."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -49,7 +49,7 @@ def device() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout; `unknown` where the code is not one."""
+    """Return the commit of this checkout, or `unknown` outside of a checkout."""
     if not shutil.which("git"):
         return "unknown"
     here = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def commit() -> str:
 
 
 def cell(value: Any, digits: int = 4) -> str:
-    """As a table has it: floats to so many digits, or whole."""
+    """Format a value for a table: floats with so many digits, large ones without decimals."""
     if value is None:
         return ""
     if isinstance(value, bool):

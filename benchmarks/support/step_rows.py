@@ -23,7 +23,7 @@ SMALL = ["model.resolution=32", "model.ch=16", "model.num_classes=10", "precisio
 
 
 def ask(asked: dict[str, Any], limit: float, log: Path) -> dict[str, Any]:
-    """What `benchmarks.arms.step` answers. Raises FailedError, DoesNotFitError."""
+    """Run `benchmarks.arms.step` and return its answer. Raises FailedError, DoesNotFitError."""
     command = [sys.executable, "-m", "benchmarks.arms.step"]
     environment = one_rank(torch.cuda.is_available()) | {"PYTHONWARNINGS": "ignore::FutureWarning"}
     return json.loads(call(command, limit, log, json.dumps(asked), environment))
@@ -39,7 +39,7 @@ def row(
     log: Path,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One row of the table; with the key `error` if there are no figures.
+    """Return one row of the table; with the key `error` if there are no figures.
 
     `more` is asked of `benchmarks.arms.step`: `search`, `plain`, `trace`.
     """
@@ -60,7 +60,7 @@ def row(
 
 
 def figures(found: dict[str, Any], flops: float) -> dict[str, Any]:
-    """The columns of a row, from the answer of `benchmarks.arms.step` and counted FLOPs for an image."""
+    """Return the columns of a row, from the answer of `benchmarks.arms.step` and counted FLOPs for an image."""
     rate = found["images"] / found["seconds"]
     columns = {"images/s": rate, **{f"{name} s": seconds for name, seconds in found["phases"].items()}}
     columns |= {"GFLOP/image": flops / 1e9, "matrix TFLOP/s": found["rate"] / 1e12, "MFU": flops * rate / found["rate"]}

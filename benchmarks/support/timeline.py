@@ -1,4 +1,4 @@
-"""What a trace of torch's profiler says of a device's time: which kernels take it, and where nothing runs."""
+"""Read a trace of torch's profiler: which kernels take a device's time, and when nothing runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,13 +12,13 @@ _NAME = 120
 
 
 def work(events: Iterable[Event], gpu: bool) -> list[Event]:
-    """The events in which the device worked, by their beginning: kernels and copies, or a CPU's operators."""
+    """Return the events in which the device worked, by their start: kernels and copies, or a CPU's operators."""
     kinds = ON_A_GPU if gpu else ("cpu_op",)
     return sorted((e for e in events if e.get("ph") == "X" and e.get("cat") in kinds), key=lambda e: (e["ts"], -e["dur"]))
 
 
 def kernel_times(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The dearest kernels: calls, seconds in all, and their share of the seconds of all kernels.
+    """Return the slowest kernels: calls, seconds in all, and their share of the seconds of all kernels.
 
     Of operators that call others, as a CPU's do, what is inside the others is theirs alone.
     """
@@ -40,7 +40,7 @@ def kernel_times(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 def longest_gaps(events: Iterable[Event]) -> dict[str, Any]:
-    """`busy`, the share of the time from the first event to the last in which any ran; and the longest `gaps` in between.
+    """Return `busy`, the share of the time from the first to the last event in which any ran, and the longest `gaps`.
 
     `events` are in the order of their beginning; streams may overlap.
     """

@@ -32,7 +32,7 @@ PRELOAD = [
 def start(
     target: Callable[..., Any], *args: Any, ranks: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> list[BaseProcess]:
-    """`ranks` processes that call `target(*args)`, their output at the end of `log`; `environment` is added to ours."""
+    """Start `ranks` processes that call `target(*args)`. They append their output to `log`; `environment` is added to ours."""
     if not (gpu := torch.cuda.is_available()):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is imported
     context = multiprocessing.get_context("spawn" if gpu else "forkserver")  # CUDA may not be in a process that is forked
@@ -51,7 +51,7 @@ def start(
 
 
 def run(target: Callable[..., Any], *args: Any, ranks: int, log: Path, **environment: str) -> None:
-    """The same, to the end. Raises RuntimeError with the log's last lines if a rank fails."""
+    """Start the ranks as `start` does and wait for them. Raises RuntimeError with the log's last lines if a rank fails."""
     processes = start(target, *args, ranks=ranks, log=log, environment=environment)
     try:
         for process in processes:
@@ -64,7 +64,7 @@ def run(target: Callable[..., Any], *args: Any, ranks: int, log: Path, **environ
 
 
 def one_rank(gpu: bool) -> dict[str, str]:
-    """Environment of a process that is the only worker, as `accelerate launch` would start it."""
+    """Return the environment of the only worker of a training, as `accelerate launch` sets it."""
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_DEEPSPEED": "true"}
     return place | ({} if gpu else ON_A_CPU)

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
+from pipeline import exit_codes
 from pipeline.cluster.job import NODE, ClusterJob
-from pipeline.errors import ConfigError, DataError, TrainingError
-from pipeline.fault_tolerance.stop import EXIT_CODE as STOPPED
+from pipeline.errors import ConfigError
 from pipeline.messaging import job_token
 
-FINAL = (DataError.exit_code, ConfigError.exit_code, TrainingError.exit_code)
+FINAL = exit_codes.numbers("never")
 """Exit codes of what would end the same way again."""
-PREEMPTED = (STOPPED, 143)
+PREEMPTED = exit_codes.numbers("freely")
 """Saved and stopped, or terminated before there was anything to save."""
 
 MARGIN = 30

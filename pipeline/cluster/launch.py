@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from pipeline import exit_codes
 from pipeline.cluster.launch_folder import CONFIG, DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.cluster.topology import PATIENCE, Topology
 from pipeline.fault_tolerance import run_mirror, stop
@@ -269,7 +270,7 @@ def _tell(config: "RunConfig", end: "RunState") -> int:
         print("stopped by a signal before training began: the same command starts again")
     elif end.state != "finished":
         print(f"biggan: error: {printable(end.message)}", file=sys.stderr)
-    return end.exit_code if end.exit_code is not None else 1
+    return end.exit_code if end.exit_code is not None else exit_codes.CRASHED.number
 
 
 def forget_stop(folder: Path) -> None:

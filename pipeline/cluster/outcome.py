@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.fault_tolerance import stop, watchdog
+from pipeline import exit_codes
+from pipeline.fault_tolerance import watchdog
 from pipeline.runs import run_folder
 from pipeline.runs.run_folder import RunState
 from pipeline.signals import SIGNALS
@@ -56,14 +57,14 @@ def outcome(
         return end
     images = end.images if end else 0
     if deserted:
-        return RunState("torn", images, 1, "the workers of another node have ended: see the log there")
+        return RunState("torn", images, exit_codes.CRASHED.number, "the workers of another node have ended: see the log there")
     # The launcher died of a signal, or had to pass it on to workers that were not ready to note it.
     if end in (None, JOINED) and (-code in SIGNALS or "death signal" in said):
-        return RunState("interrupted", images, stop.EXIT_CODE)
+        return RunState("interrupted", images, exit_codes.STOPPED.number)
     if dumps:
         message = f"{watchdog.explain(dumps)}; the stacks are in {folder}/logs/hang-rank*; the same command resumes"
-        run_folder.write_status(folder, RunState("failed", images, watchdog.EXIT_CODE, message))
-        return RunState("hung", images, watchdog.EXIT_CODE, message)
+        run_folder.write_status(folder, RunState("failed", images, exit_codes.HUNG.number, message))
+        return RunState("hung", images, exit_codes.HUNG.number, message)
     line = first_cause(said).line
     torn = bool(_TORN.search(line))
     what = (
@@ -74,7 +75,7 @@ def outcome(
     again = "the same command resumes from the last checkpoint"
     if _REPEATS.match(line):
         again = "the same command fails again until this is fixed, and then resumes from the last checkpoint"
-    return RunState("torn" if torn else "crashed", images, 1, f"{what}; see {log}; {again}")
+    return RunState("torn" if torn else "crashed", images, exit_codes.CRASHED.number, f"{what}; see {log}; {again}")
 
 
 def first_cause(said: str) -> Cause:

@@ -15,13 +15,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline import storage
+from pipeline import exit_codes, storage
 from pipeline.errors import UserError
-from pipeline.fault_tolerance import stop
 from pipeline.redaction import guard
 from pipeline.storage import small_files
 
-FINAL = (0, 65, 78, 79, 80)
+FINAL = exit_codes.numbers("done", "never")
 """Done, or nothing that another start could mend."""
 
 PERSON = "RUN/STOP"
@@ -59,7 +58,7 @@ def decide(code: int, reason: str, crashes: Crashes, limit: int) -> Verdict:
     if code in FINAL:
         return Verdict(False, code, "done" if code == 0 else f"exit code {code} is not mended by another start")
     without = f"without a checkpoint past {max(0, crashes.images):,} images"
-    if code == stop.EXIT_CODE:
+    if code == exit_codes.STOPPED.number:
         if reason == PERSON:
             return Verdict(False, code, "somebody asked for the stop")
         why = f"stopped by {reason or 'a signal'}"
@@ -87,7 +86,7 @@ def after(folder: Path, code: int, before: str, limit: int, reason: str = "") ->
     crashes = small_files.optional(Crashes, folder / "restarts.json") or Crashes()
     if code not in FINAL:
         newest = _newest(folder, crashes.images)
-        crashes = crashes.stopped(newest) if code == stop.EXIT_CODE else crashes.again(newest)
+        crashes = crashes.stopped(newest) if code == exit_codes.STOPPED.number else crashes.again(newest)
         storage.write_bytes(str(folder / "restarts.json"), json.dumps(asdict(crashes)).encode())
     return decide(code, reason if reason == PERSON or not status else status.message, crashes, limit)
 

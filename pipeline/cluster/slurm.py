@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline import exit_codes
 from pipeline.errors import ConfigError, UserError
 
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
@@ -15,7 +16,7 @@ _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAI
 class SlurmError(UserError):
     """Slurm does not answer: trying again may help (`EX_UNAVAILABLE`)."""
 
-    exit_code = 69
+    exit_code = exit_codes.NODES.number
 
 
 @dataclass(frozen=True)

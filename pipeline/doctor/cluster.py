@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
+from pipeline import exit_codes
 from pipeline.cluster.topology import Topology
 from pipeline.doctor.allreduce import tournament
 from pipeline.doctor.node import NodeFaultInjection, NodeReport
@@ -62,7 +63,7 @@ def lead(topology: Topology, plan: SurveyPlan, token: Token) -> tuple[Gathered, 
     leader = _Leader(exchange.mail(), topology, NodeFaultInjection(0))
     leader.call(plan.wait, lambda: bool(failure))
     if failure:
-        leader.end(getattr(failure[0], "exit_code", 1))
+        leader.end(getattr(failure[0], "exit_code", exit_codes.CRASHED.number))
         token.forget()
         raise failure[0]
     for _ in range(TRIES):

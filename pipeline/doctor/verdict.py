@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
+from pipeline import exit_codes
 from pipeline.doctor.node import NodeDevice, NodeReport
-from pipeline.errors import ConfigError, NodeError, StorageError
 
 # How many times slower than the median a node is bad.
 GPU = 1.3
@@ -36,7 +36,7 @@ FREE_MEMORY = 0.9
 MLFLOW_SECONDS = 1.0
 """A request that takes longer is noted."""
 
-_BAD, _CONFIG, _STORAGE = NodeError.exit_code, ConfigError.exit_code, StorageError.exit_code
+_BAD, _CONFIG, _STORAGE = exit_codes.NODES.number, exit_codes.CONFIG.number, exit_codes.STORAGE.number
 _INTERFACE = "is the right interface used? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name it"
 
 

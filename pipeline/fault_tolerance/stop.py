@@ -1,6 +1,6 @@
 """Requests to stop a run: signals, a file RUN/STOP, a time limit, a cloud's notice. Nothing here imports torch.
 
-A request only sets a flag. The ranks agree on it between two updates, save, and end with `EXIT_CODE`.
+A request only sets a flag. The ranks agree on it between two updates, save, and end with `exit_codes.STOPPED`.
 """
 
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
+from pipeline import exit_codes
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
@@ -24,11 +25,6 @@ from pipeline.signals import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.engine.zero import Ranks
-
-EXIT_CODE = 75
-"""Stopped and saved, the same command goes on (`EX_TEMPFAIL`)."""
-
-"""What a scheduler sends, and a terminal that closes. Ctrl-C is not among them: it ends a run at once, without saving."""
 
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
 """What ranks agree on is a place in here."""
@@ -102,7 +98,7 @@ def at_once() -> AbstractContextManager[None]:
 
     def leave(name: str) -> NoReturn:
         print(f"stopped by {name} before training began: the same command starts again", flush=True)
-        sys.exit(EXIT_CODE)
+        sys.exit(exit_codes.STOPPED.number)
 
     return _handled(leave)
 

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from pipeline import exit_codes
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine import agreement
 from pipeline.engine.zero import Ranks
@@ -34,9 +35,6 @@ from pipeline.errors import DataError
 from pipeline.storage.small_files import BIG
 from pipeline.storage.temporary import replacing
 from pipeline.untrusted import parse
-
-EXIT_CODE = 70
-"""A rank hung (`EX_SOFTWARE`)."""
 
 SLOW = 1.3
 """A rank whose own time is so many times the median's is named."""
@@ -172,7 +170,7 @@ class Watchdog:
                 except Exception:  # a full disk, say: it ends all the same
                     traceback.print_exc()
                 self._closing.wait(_LINGER_SECONDS)
-                os._exit(EXIT_CODE)
+                os._exit(exit_codes.HUNG.number)
 
     def _dump(self, idle: float) -> None:
         base = self._logs / f"hang-rank{self._ranks.rank:05d}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.latents import RandomStream
+from pipeline import exit_codes
 from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
@@ -24,7 +25,7 @@ from pipeline.engine.optim import ema_decay, lr_scale
 from pipeline.engine.steps import d_step, fakes, g_step
 from pipeline.engine.zero import Ranks
 from pipeline.fault_tolerance.health import Failure, Health
-from pipeline.fault_tolerance.stop import EXIT_CODE, Signals, Stop
+from pipeline.fault_tolerance.stop import Signals, Stop
 from pipeline.fault_tolerance.watchdog import Watchdog
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.resume import agree_on_checkpoint, note_saved
@@ -126,7 +127,9 @@ def _attempt(job: _Job) -> Failure | str | None:
         g.close()
         d.close()
     elif ranks.main:
-        end = RunState("stopped", progress.images, EXIT_CODE, reason) if reason else RunState("finished", progress.images, 0)
+        end = RunState("finished", progress.images, exit_codes.DONE.number)
+        if reason:
+            end = RunState("stopped", progress.images, exit_codes.STOPPED.number, reason)
         write_status(Path(config.run), end)
     dist.barrier()
     return failure or reason

@@ -1,4 +1,4 @@
-"""Damage to real files, as chance or somebody with bad intentions would do it. All of it follows from a `random.Random`."""
+"""Damage real files as an accident or an attacker would. All of it follows from a `random.Random`."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ _ODD: tuple[Any, ...] = (
 
 
 def damage_folder(folder: Path, names: Sequence[str], rng: random.Random) -> str:
-    """Change one or two of the files `names` in `folder`; returns what was done."""
+    """Change one or two of the files `names` in `folder`; return what was done."""
     said = []
     for name in rng.sample(names, min(len(names), rng.choice((1, 1, 1, 2)))):
         path, kind = folder / name, rng.choice(("content",) * 16 + ("empty", "gone", "folder", "other", "blank"))
@@ -104,7 +104,7 @@ def _bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def _place(length: int, rng: random.Random) -> int:
-    """An offset: half of all are in the first or last 64 bytes, where formats have their headers."""
+    """Return an offset: half of all are in the first or last 64 bytes, where formats have their headers."""
     where = rng.random()
     if where < 0.35:
         return rng.randrange(min(length, 64))
@@ -232,7 +232,7 @@ _FORMS: dict[tuple[str, ...], Callable[[bytes, random.Random], bytes]] = {
 
 
 def damage_tar(data: bytearray, rng: random.Random) -> str:
-    """Change a tar in place; returns how."""
+    """Change a tar in place; return how."""
     kind = rng.choice(["nothing", "cut", "bytes", "remove", "repeat", "exchange", "zero", "digits"])
     blocks = len(data) // BLOCK
     a, b = (BLOCK * rng.randrange(blocks) for _ in range(2))

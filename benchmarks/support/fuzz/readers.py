@@ -1,4 +1,4 @@
-"""What reads files of others, one row for each kind: a new reader is one more row."""
+"""List what reads files of others, one row for each kind. A new reader is one more row."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def _read_all(folder: Path) -> None:
 
 
 def _right_sums(folder: Path) -> None:
-    """The sums of indexes and tars in a manifest, and its own."""
+    """Correct the sums of indexes and tars in a manifest, and its own."""
     from google_crc32c import value
 
     from pipeline.data.manifest import _NOTES, Manifest
@@ -63,7 +63,7 @@ def _resume_pack(folder: Path) -> None:
 
 
 def _right_commit(folder: Path) -> None:
-    """COMMIT.json's sums of the files and of itself."""
+    """Correct COMMIT.json's sums of the files and of itself."""
     for place in folder.rglob("COMMIT.json"):
         document = json.loads(place.read_text())
         for name, row in document["commit"]["files"].items():
@@ -74,7 +74,7 @@ def _right_commit(folder: Path) -> None:
 
 
 def _right_weights(folder: Path) -> None:
-    """What an exported model says of its weights."""
+    """Correct what an exported model says of its weights."""
     for place in folder.rglob("exported/config.json"):
         document = json.loads(place.read_text())
         document["weights_sha256"] = hashlib.sha256((place.parent / "generator.safetensors").read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""What reads the files of a run that somebody has sent, and what servers answer; see `readers`."""
+"""List what reads the files of a run, and the answers of servers; see `readers`."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _command(*words: str, flags: tuple[str, ...] = ()) -> Callable[[Path], objec
 
 
 def _prepare(folder: Path) -> None:
-    """A start by the configuration that the run was begun with, as far as the run's folder goes."""
+    """Start with the run's first configuration, as far as the run's folder goes."""
     from pipeline.config import load_config
     from pipeline.data.manifest import load_manifest
     from pipeline.fault_tolerance import run_mirror
@@ -58,7 +58,7 @@ def _fence(folder: Path) -> None:
 
 
 def _starts(folder: Path) -> None:
-    """What a start reads of its own notes, on rank 0."""
+    """Read the notes that a start reads on rank 0."""
     from pipeline.cluster import submission
     from pipeline.data import quarantine
     from pipeline.fault_tolerance import health, health_report, watchdog
@@ -78,7 +78,7 @@ def _starts(folder: Path) -> None:
 
 
 def _evaluations(folder: Path) -> None:
-    """As `biggan register` takes them, and `biggan evaluate` adds to them."""
+    """Read evaluations as `biggan register` does, and add to them as `biggan evaluate` does."""
     from pipeline.evaluation import document as evaluation_document
     from pipeline.runs import evaluations
     from pipeline.runs.evaluation_document import Document
@@ -94,7 +94,7 @@ def _evaluations(folder: Path) -> None:
 
 
 class _Client:
-    """What `claim` asks of MLflow, about a registered model that has nothing but `tags`."""
+    """Answer what `claim` asks of MLflow, for a registered model that has only `tags`."""
 
     def __init__(self, tags: dict[str, str]) -> None:
         self.tags = tags

@@ -1,4 +1,4 @@
-"""A run's folder with every file that one may have, as training, evaluation and submission leave them."""
+"""Make a run folder with every file that training, evaluation and submission may leave."""
 
 import json
 import shutil

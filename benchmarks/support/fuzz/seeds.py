@@ -1,4 +1,4 @@
-"""Real files of every kind that is read, small, mostly made by the product's own commands: what `fuzz_readers` damages."""
+"""Make small real files of every kind, mostly with the product's own commands. `fuzz_readers` damages them."""
 
 import gzip
 import io

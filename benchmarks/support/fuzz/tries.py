@@ -1,4 +1,4 @@
-"""Tries of one reader on damaged copies of its files, in processes that may die of them.
+"""Try one reader on damaged copies of its files, in processes that may die.
 
 A try must end in silence or in a UserError, within `SECONDS`, with at most 10 times the bytes of its files plus 200 MB more
 memory than before it, and without a file descriptor or a thread of what it read left in the way of the next one.
@@ -38,7 +38,7 @@ UNDAMAGED = "its own files, undamaged: "
 
 @dataclass(frozen=True)
 class Reader:
-    """One kind of content, and what reads it."""
+    """A kind of content, and the function that reads it."""
 
     name: str
     seeds: str
@@ -53,7 +53,7 @@ class Reader:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of the tries of one reader."""
+    """The results of the tries of one reader."""
 
     tries: int = 0
     read: int = 0
@@ -93,7 +93,7 @@ def fuzz(reader: Reader, seeds: Path, first: int, tries: int | None, until: floa
 
 
 def _listen(pipe: Connection, outcome: Outcome, first: int) -> bool:
-    """Sum up what a child says; returns whether it came to its end."""
+    """Add up what a child reports; return whether it came to its end."""
     with contextlib.suppress(EOFError):
         while pipe.poll(SECONDS + _GRACE):
             said: dict[str, Any] | None = pipe.recv()
@@ -189,7 +189,7 @@ def _try(reader: Reader, work: _Scratch, seed: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _as_commands_do() -> Iterator[None]:
-    """Make a refusal of the disk one line, as `jobs.cli` does."""
+    """Turn an error of the disk into one line, as `jobs.cli` does."""
     try:
         yield
     except OSError as error:
@@ -199,7 +199,7 @@ def _as_commands_do() -> Iterator[None]:
 
 
 class _HangError(BaseException):
-    """Nothing that a reader catches."""
+    """An error that no reader catches."""
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def _bare(text: str, folder: Path) -> str:
 
 
 def _status(name: str) -> int:
-    """Bytes, from what Linux says of this process."""
+    """Return bytes, from /proc/self/status."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) * 1024
@@ -244,7 +244,7 @@ def _status(name: str) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither prints of the readers nor warnings of libraries reach the table."""
+    """Keep prints of the readers and warnings of libraries out of the table."""
     os.environ |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
     with open(os.devnull, "w") as nothing:
         for stream in (1, 2):
