@@ -76,5 +76,5 @@ def _good(reader: Reader, quarantine: Quarantine, sample: int) -> Encoded:
 def _as_dictionary(reader: Reader, encoded: Encoded) -> dict[str, Any]:
     data = bytes(encoded.data)
     kind = {b"\xff\xd8": "jpg", b"\x89P": "png"}.get(data[:2], "webp")
-    key, label = reader.key(encoded.sample), str(encoded.label).encode()
+    key, label = reader.files.key(encoded.sample), str(encoded.label).encode()
     return {"__key__": key, "__url__": encoded.shard, kind: data, "cls": label}
