@@ -25,9 +25,10 @@ from benchmarks.support.report import report
 from model.latents import RandomStream
 from pipeline import storage
 from pipeline.checkpoint import format, rank_files
+from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.checkpoint.saver import Saver, take_fence
+from pipeline.checkpoint.saver import Saver
 from pipeline.config import load_config
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.ranks import Ranks, start_workers

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.servers.faults import FAULTS, Plan, serve_with_faults
 from benchmarks.support.patterns import pack_patterns
 from benchmarks.support.report import report
-from pipeline.data import reader
+from pipeline.data import shard_files
 from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
 from pipeline.storage import object_stores
@@ -74,7 +74,7 @@ def main() -> None:
         "faults": {fault: sum(row[fault] for row in rows) for fault in FAULTS},
         "equal": sum(row["equal"] for row in rows),
         "samples": batches * _BATCH,
-        "patience": reader.PATIENCE,
+        "patience": shard_files.PATIENCE,
     }
     report("faults", rows, figures, all(row["equal"] for row in rows))
 

@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.data.labels import empty_classes, read_names
     from pipeline.packing.destination import refuse_http
     from pipeline.packing.index_report import summary
-    from pipeline.packing.indexer import find_shards, index_shards
+    from pipeline.packing.indexer import index_shards
     from pipeline.packing.sample_rules import Rules
+    from pipeline.packing.tar_listing import find_shards
 
     began = time.perf_counter()
     names = read_names(args.classes) if args.classes else None

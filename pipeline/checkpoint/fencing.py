@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, StorageError
@@ -23,6 +23,9 @@ from pipeline.liveness import Process, job, machine, started, superseded
 from pipeline.storage import removal
 from pipeline.untrusted import parse
 from pipeline.wording import printable
+
+if TYPE_CHECKING:
+    from pipeline.engine.ranks import Ranks
 
 BEAT = 5.0
 """Seconds between two renewals."""
@@ -127,3 +130,12 @@ def _read(uri: str, number: int) -> dict[str, Any] | None:
 
 def _holder() -> dict[str, object]:
     return {"host": machine(), "name": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())} | job()
+
+
+def take_fence(uri: str, ranks: "Ranks") -> Fence:
+    """The right to save below `uri`: rank 0 takes it, all know it. Collective. Raises ConfigError, on rank 0."""
+    from pipeline.engine import agreement  # torch
+
+    fence = take(uri) if ranks.main else None
+    number = agreement.from_main(int, fence.number if fence else None, ranks)
+    return fence or Fence(uri, number)

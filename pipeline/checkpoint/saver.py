@@ -1,20 +1,17 @@
 """Saves a run while it trains: the step waits for a copy to host memory, a thread on each rank does the rest.
 
 Each rank's thread writes its files and tells rank 0, whose thread commits when it has heard of all, and tells the others.
-They talk by letters in the job's mailbox: the process group belongs to the main threads. One save is in flight at most.
+They talk by letters (`pipeline.checkpoint.save_mail`). One save is in flight at most.
 """
 
 import contextlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import count
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,45 +20,19 @@ from pipeline import storage
 from pipeline.checkpoint import format, pruning, rank_files
 from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.failpoints import fail_point
-from pipeline.checkpoint.fencing import Fence, FencedError, take
+from pipeline.checkpoint.fencing import Fence, FencedError
 from pipeline.checkpoint.format import Progress, Shapes
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.engine import agreement
-from pipeline.engine.ranks import Ranks, meeting_place
+from pipeline.checkpoint.save_mail import SaveMail, SaveReport, failure
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.slices import Slice
-from pipeline.errors import NodeError, StorageError, UserError
-from pipeline.messaging import job_token
-from pipeline.messaging.mailbox import Mailbox
-from pipeline.messaging.mailbox_client import Mail, MailLost
-from pipeline.messaging.store_relay import mail_of_environment
-from pipeline.untrusted import parse
+from pipeline.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 Parts = Mapping[str, list[Slice]]
 
 _PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a save that must succeed is tried again."""
-_PATIENCE = 7200.0
-"""Seconds after which a rank that has not written its files hangs."""
-_names = count()
-"""All ranks make their savers in the same order, so that these names agree."""
-
-
-def take_fence(uri: str, ranks: Ranks) -> Fence:
-    """The right to save below `uri`: rank 0 takes it, all know it. Collective. Raises ConfigError, on rank 0."""
-    fence = take(uri) if ranks.main else None
-    number = agreement.from_main(int, fence.number if fence else None, ranks)
-    return fence or Fence(uri, number)
-
-
-@dataclass(frozen=True)
-class SaveReport:
-    """What a rank tells rank 0 of its part of a save, and rank 0 the others of the whole."""
-
-    kind: Literal["saved", "fenced", "refused", "bug"] = "saved"
-    message: str = ""
-    files: Files = field(default_factory=dict)
-    shapes: dict[str, dict[str, Annotated[list[int], pydantic.Field(max_length=16)]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,8 +69,7 @@ class Saver:
         self._last: _Snapshot | None = None
         self._buffers: dict[str, Tensor] = {}
         self._told: set[str] = set()
-        self._mail = _connect(ranks)
-        self._name = f"saver-{next(_names)}"
+        self._mail = SaveMail(ranks)
 
     def __enter__(self) -> "Saver":
         return self
@@ -207,33 +177,32 @@ class Saver:
                 report.files.update(rank_files.write_part(folder, part, self.ranks.rank, slices))
                 report.shapes[part] = {s.name: list(s.shape) for s in slices}
         except Exception as error:
-            report = _failure(error)
+            report = failure(error)
         try:
             self._outcome = self._agree(folder, snapshot, serial, report)
         except Exception as error:
-            self._outcome = _failure(error)
+            self._outcome = failure(error)
 
     def _agree(self, folder: str, snapshot: _Snapshot, serial: int, report: SaveReport) -> SaveReport:
         """Tell rank 0, and hear what became of it; on rank 0, commit and tell the others."""
-        outcome = f"{self._name}/{serial}/outcome"
         if not self.ranks.main:
-            self._mail.set(f"{self._name}/{serial}/{self.ranks.rank}", json.dumps(asdict(report)))
+            self._mail.tell(serial, report)
             fail_point("reported")
-            return parse(SaveReport, self._mail.get(outcome, _PATIENCE), "what rank 0 said of a save", error=NodeError)
+            return self._mail.outcome(serial)
         try:
             end = self._commit(folder, snapshot, serial, report)
         except Exception as error:
-            end = _failure(error)
+            end = failure(error)
         if end.kind == "refused":  # before anybody begins to write there again
             _clear_up(folder)
-        self._mail.set(outcome, json.dumps(asdict(end)))
+        self._mail.announce(serial, end)
         if end.kind == "saved":
             self._settle(folder, snapshot.progress.images)
         return end
 
     def _commit(self, folder: str, snapshot: _Snapshot, serial: int, own: SaveReport) -> SaveReport:
         """Rank 0: wait for all, then commit."""
-        reports = [own, *(self._report(serial, rank) for rank in range(1, self.ranks.world_size))]
+        reports = [own, *(self._mail.told(serial, rank) for rank in range(1, self.ranks.world_size))]
         if failed := [report for report in reports if report.kind != "saved"]:
             return sorted(failed, key=lambda report: report.kind)[0]  # a bug before a store's failure
         files: Files = {name: row for report in reports for name, row in report.files.items()}
@@ -246,12 +215,6 @@ class Saver:
         self.fence.check()
         format.commit(folder, files, {part: tensors for part, tensors in shapes.items() if tensors})
         return SaveReport()
-
-    def _report(self, serial: int, rank: int) -> SaveReport:
-        key = f"{self._name}/{serial}/{rank}"
-        said = self._mail.get(key, _PATIENCE)
-        self._mail.delete(key)  # there are many saves
-        return parse(SaveReport, said, f"what rank {rank} said of its save", error=NodeError)
 
     def _settle(self, folder: str, images: int) -> None:
         """After a commit: note it, and make room."""
@@ -271,22 +234,3 @@ def _clear_up(folder: str) -> None:
     with contextlib.suppress(UserError, OSError):
         if not storage.exists(storage.join(folder, format.COMMIT)):  # only the answer to a commit may have been lost
             rank_files.remove(folder)
-
-
-def _failure(error: Exception) -> SaveReport:
-    if isinstance(error, FencedError):
-        return SaveReport("fenced", str(error))
-    if isinstance(error, (UserError, OSError)) and not isinstance(error, (NodeError, MailLost, TimeoutError)):
-        return SaveReport("refused", str(error))
-    return SaveReport("bug", f"{type(error).__name__}: {error}")
-
-
-def _connect(ranks: Ranks) -> Mail:
-    """Connect to the job's mailbox. Where none of our launchers has opened one, rank 0 does. Collective."""
-    if mail := mail_of_environment():
-        return mail
-    token = agreement.from_main(str, job_token.new() if ranks.main else None, ranks)
-    alone = ranks.nodes == 1
-    address = "127.0.0.1" if alone else meeting_place()[0]
-    port = agreement.from_main(int, Mailbox("127.0.0.1" if alone else "", 0, token).port if ranks.main else None, ranks)
-    return Mail(address, port, token)

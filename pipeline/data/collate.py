@@ -135,7 +135,7 @@ class Collator:
         except UndecodableError as error:
             advice = error.advice or f"make the shards again without it: {self._again}"
             raise BadSampleError(
-                encoded.shard, encoded.sample, self._reader.key(encoded.sample), f"no image: {error}", advice
+                encoded.shard, encoded.sample, self._reader.files.key(encoded.sample), f"no image: {error}", advice
             ) from None
 
     def _memory(self, shape: tuple[int, int, int, int]) -> Tensor:

@@ -1,46 +1,27 @@
 """Encoded images by sample id: whole runs by range requests into bounded memory, each image checked by its crc32c.
 
-What may go wrong on the way: a store that fails for a while (asked again, up to `PATIENCE`), one answer among many that is
-late (a second request is sent, and the first to come is taken), bytes that are wrong (read once more, then the sample is
-bad), a shard that is shorter than its index says (what is in front of the cut is good), one that is another now (an error).
+`pipeline.data.shard_files` asks the store. What may go wrong with what it gives: bytes that are wrong (read once more, then
+the sample is bad), and a shard that is shorter than its index says (what is in front of the cut is good).
 """
 
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import google_crc32c
 import numpy as np
 
-from pipeline import storage
 from pipeline.data.disk_cache import Cache
 from pipeline.data.encoded import Encoded, OpenShard
-from pipeline.data.hedge import Hedge
-from pipeline.data.manifest import Manifest, Part
+from pipeline.data.manifest import Manifest
 from pipeline.data.mixture import Mixture
 from pipeline.data.order import Ints, Order
 from pipeline.data.page_cache import PageCache
 from pipeline.data.quarantine import BadSampleError
-from pipeline.data.shard_index import load_index
-from pipeline.data.tar import BLOCK, header_name
-from pipeline.errors import DataError, UserError
-from pipeline.storage import retry
-from pipeline.storage.addresses import store_of
-from pipeline.storage.containment import below
-from pipeline.wording import command, hide_secrets, printable
-
-PATIENCE = 180.0
-"""Seconds for which a failing store is asked again."""
-
-T = TypeVar("T")
-
-_INDEXES = 4096  # of shards, kept at a time: 16 bytes a sample
-_KEY = 100  # letters of a sample's name that are shown
+from pipeline.data.shard_files import ShardFiles, fulfil
+from pipeline.errors import DataError
+from pipeline.wording import command, hide_secrets
 
 
 @dataclass(frozen=True)
@@ -78,41 +59,30 @@ class Reader:
         self.bytes_read = 0
         """Fetched from the store so far."""
         self._capacity, self._cache = capacity, cache
-        self._parts = manifest.parts or (
-            Part(
-                uri=uri, tars=manifest.tars or uri, shards=len(manifest.shards), weight=1.0, labels=(), source=manifest.source
-            ),
-        )
-        self._part_ends = np.cumsum([part.shards for part in self._parts])
+        self.files = ShardFiles(uri, manifest, requests)
         # Files are read by the thread that needs them, and ahead by the kernel: handing a run over costs more than reading it.
-        self._direct = cache is None and all(storage.local_path(part.tars) for part in self._parts)
+        self._direct = cache is None and self.files.are_local
         self._memory = PageCache()
         self._ahead: OrderedDict[int, None] = OrderedDict()
         """Runs that the kernel has been asked for."""
-        self._first: list[int] = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
-        self._shards: OrderedDict[int, Future[OpenShard]] = OrderedDict()
-        self._ready: dict[int, OpenShard] = {}
-        """Those of them that have been looked up: to ask a future takes longer than to read an image."""
         self._runs: OrderedDict[int, Future[_Run]] = OrderedDict()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
         self._fetchers = ThreadPoolExecutor(requests, "fetch")
-        self._hedge = Hedge(2 * requests)
 
     @property
     def hedged(self) -> int:
         """Second requests sent because the first was late."""
-        return self._hedge.sent
+        return self.files.hedge.sent
 
     def interrupt(self) -> None:
         """Do not ask again for what could not be read."""
-        self._closed.set()
+        self.files.interrupt()
 
     def close(self) -> None:
         """Give up what is being read, and wait until the threads are gone."""
         self.interrupt()
         self._fetchers.shutdown(cancel_futures=True)
-        self._hedge.close()
+        self.files.hedge.close()
 
     def expect(self, samples: Ints) -> None:
         """Start reading the runs of these samples, in this order; returns at once."""
@@ -142,13 +112,12 @@ class Reader:
         if reason:
             verify = command("index", run.shard.part.uri, "--verify")
             advice = f"restore the shard from a copy ({verify} names all that are damaged)"
-            raise BadSampleError(run.shard.name, sample, self.key(sample), reason, advice)
+            raise BadSampleError(run.shard.name, sample, self.files.key(sample), reason, advice)
         return run.shard.encoded(label, data, sample)
 
     def _in_memory(self, sample: int) -> Encoded | None:
         """An image that is good and need not be waited for."""
-        number = self._number(sample)
-        shard = self._ready.get(number) or self._shard(number)
+        shard = self.files.of(sample)
         block, length, crc, label = shard.rows[sample - shard.first].item()
         data = self._memory.read(shard.path, 512 * block, length)
         if data is None or google_crc32c.value(data) != crc:
@@ -157,30 +126,15 @@ class Reader:
             self.bytes_read += length
         return shard.encoded(label, data, sample)
 
-    def key(self, sample: int) -> str:
-        """The name of a sample's image in its shard, without its extension: for people. Its id if it cannot be read."""
-        shard = self._shard(self._number(sample))
-        header = 512 * (int(shard.rows[sample - shard.first]["block"]) - 1)
-        try:
-            with retry.once():
-                name = header_name(storage.read_range(shard.place, max(header, 0), header + BLOCK))
-        except UserError:
-            name = ""
-        folder, slash, file = name.rpartition("/")
-        return printable(folder + slash + file.partition(".")[0])[:_KEY] if name else str(sample)
-
     def _checked(self, run: _Run, sample: int) -> tuple[bytes, str, int]:
         """(image, what is wrong with it or nothing, its shard's own label)."""
         block, length, crc, label = run.shard.rows[sample - run.shard.first].item()
         begin = block * 512 - run.start
         data = run.data[begin : begin + length]
         if len(data) < length:
-            expected = self.manifest.shards[self._number(run.shard.first)].bytes
+            expected = self.manifest.shards[self.files.number(run.shard.first)].bytes
             return data, f"the shard has {run.shard.size:,} bytes instead of {expected:,}", label
         return data, "" if google_crc32c.value(data) == crc else "it does not have its checksum", label
-
-    def _number(self, sample: int) -> int:
-        return bisect_right(self._first, sample) - 1
 
     def _run(self, number: int, instead_of: _Run | None = None) -> "Future[_Run]":
         fresh = instead_of is not None
@@ -195,13 +149,13 @@ class Reader:
             while len(self._runs) > self._capacity:
                 self._runs.popitem(last=False)
         if mine and self._direct:
-            _fulfil(found, lambda: self._fetch(number, fresh))
+            fulfil(found, lambda: self._fetch(number, fresh))
         return found
 
     def _extent(self, number: int) -> tuple[OpenShard, int, int]:
         """Where a run lies: its shard, its first byte and its end, which a cut may have put before its first byte."""
         first, end = self.order.starts[number : number + 2].tolist()
-        shard = self._shard(self._number(first))
+        shard = self.files.of(first)
         blocks, last = shard.rows["block"], end - 1 - shard.first
         stop = 512 * int(blocks[last]) + int(shard.rows["length"][last])
         return shard, 512 * int(blocks[first - shard.first]), min(stop, shard.size)
@@ -210,12 +164,12 @@ class Reader:
         shard, start, stop = self._extent(number)
         if start >= stop:
             return _Run(start, b"", shard, fresh)
-        key = f"{self.manifest.shards[self._number(shard.first)].crc32c:08x}-{start}-{stop}"
+        key = f"{self.manifest.shards[self.files.number(shard.first)].crc32c:08x}-{start}-{stop}"
         if self._cache and fresh:
             self._cache.drop(key)
         if self._cache and not fresh and (data := self._cache.get(key)) is not None:
             return _Run(start, data, shard)
-        data = self._read(shard, start, stop)
+        data = self.files.read(shard, start, stop)
         if len(data) != stop - start:
             raise DataError(f"{hide_secrets(shard.place)} became shorter while it was read; {shard.part.mend}")
         with self._lock:
@@ -223,70 +177,3 @@ class Reader:
         if self._cache:
             self._cache.put(key, data)
         return _Run(start, data, shard, fresh)
-
-    def _read(self, shard: OpenShard, start: int, stop: int) -> bytes:
-        def ask() -> bytes:
-            with retry.once():  # in whatever thread: `_patiently` is the loop
-                return storage.read_range(shard.place, start, stop, shard.version)
-
-        local = storage.local_path(shard.place) is not None
-        place = hide_secrets(shard.place)
-        try:
-            return self._patiently(shard.place, ask if local else lambda: self._hedge.ask(ask))
-        except storage.NotFoundError:
-            raise DataError(f"{place} is missing; {shard.part.mend}") from None
-        except storage.ChangedError:
-            raise DataError(f"{place} is another file than when this process first read it; {shard.part.mend}") from None
-
-    def _patiently(self, place: str, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer, or `PATIENCE` is spent."""
-        return retry.patiently(ask, store_of(place), PATIENCE, stop=self._closed, changes=3)
-
-    def _shard(self, number: int) -> OpenShard:
-        """A shard's index and state, looked up once."""
-        with self._lock:
-            found = self._shards.get(number)
-            if mine := found is None:
-                found = self._shards[number] = Future()
-            self._shards.move_to_end(number)
-            while len(self._shards) > _INDEXES:
-                self._ready.pop(self._shards.popitem(last=False)[0], None)
-        if mine:
-            _fulfil(found, lambda: self._look_up(number))
-        shard = found.result()
-        with self._lock:
-            if number in self._shards:  # another thread may have let go of it
-                self._ready[number] = shard
-        return shard
-
-    def _look_up(self, number: int) -> OpenShard:
-        expected = self.manifest.shards[number]
-        part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
-        place = below(part.tars, expected.name, part.uri)
-        classes = len(part.labels) or len(self.manifest.classes)
-        load = partial(load_index, part.uri, expected, source=part.source, tars=part.tars, classes=classes)
-        try:
-            size, version = self._patiently(place, lambda: storage.head(place))
-        except storage.NotFoundError:
-            raise DataError(f"{hide_secrets(place)} is missing; {part.mend}") from None
-        try:
-            rows = self._patiently(part.uri, load)
-        except DataError:  # once more: it may have been damaged on its way
-            rows = self._patiently(part.uri, load)
-        return OpenShard(
-            place=place,
-            name=expected.name,
-            first=self._first[number],
-            rows=rows,
-            size=size,
-            version=version,
-            part=part,
-            path=str(storage.local_path(place) or ""),
-        )
-
-
-def _fulfil(promise: "Future[T]", make: Callable[[], T]) -> None:
-    try:
-        promise.set_result(make())
-    except BaseException as error:
-        promise.set_exception(error)

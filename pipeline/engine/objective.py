@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from model.augment import (
 from model.ema import decay_per_step
 from model.latents import RandomStream, uniforms
 from model.losses import LOSSES
+from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.ranks import Ranks
 
@@ -43,38 +44,31 @@ class ObjectiveConfig:
     power_iteration: Literal["step", "forward"] = "step"
     """When spectral norm's vectors move: in a network's own optimiser steps, once, or before every forward in training, as in
     BigGAN-PyTorch and StudioGAN, which makes training depend on the micro-batch."""
-    ortho: float = 0.0
+    ortho: Annotated[float, Bounds(ge=0)] = 0.0
     """Weight of orthogonal regularisation of G (BigGAN, equation 3; the paper's value is 1e-4)."""
-    r1: float = 0.0
+    r1: Annotated[float, Bounds(ge=0)] = 0.0
     """gamma of the R1 penalty gamma / 2 E||dD/dx||^2 on real images."""
-    r1_every: int = 16
+    r1_every: Annotated[int, Bounds(ge=1)] = 16
     """D steps from one R1 penalty to the next, which then counts as many times (lazy regularisation, arXiv 1912.04958)."""
-    lecam: float = 0.0
+    lecam: Annotated[float, Bounds(ge=0)] = 0.0
     """Weight of LeCam regularisation (arXiv 2104.03310)."""
-    lecam_half_life: float = 140_000.0
+    lecam_half_life: Annotated[float, Bounds(ge=1)] = 140_000.0
     """Images after which an old logit's weight in LeCam's anchors has halved (0.99 a step at 2,048 is 140,000)."""
-    cr: float = 0.0
+    cr: Annotated[float, Bounds(ge=0)] = 0.0
     """Weight of consistency regularisation on real images (CR-GAN, arXiv 1910.12027: 10)."""
-    cr_fake: float = 0.0
+    cr_fake: Annotated[float, Bounds(ge=0)] = 0.0
     """The same on fakes (balanced, arXiv 2002.04724: 10)."""
     augment: Literal["none", "diffaugment", "ada"] = "none"
     """What D sees instead of the images, real and fake alike: DiffAugment, or ADA with a probability that adapts."""
     policy: tuple[Policy, ...] = ("color", "translation", "cutout")
     """DiffAugment's transforms."""
-    ada_target: float = 0.6
+    ada_target: Annotated[float, Bounds(gt=-1, lt=1, because=", as the mean of a sign is")] = 0.6
     """E[sign D(real)] at which ADA's probability stands still (arXiv 2006.06676)."""
-    ada_ramp: int = 500_000
+    ada_ramp: Annotated[int, Bounds(ge=1)] = 500_000
     """Images over which ADA's probability can go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name in ("ortho", "r1", "lecam", "cr", "cr_fake"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        for name in ("r1_every", "lecam_half_life", "ada_ramp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not -1 < self.ada_target < 1:
-            raise ValueError(f"ada_target={self.ada_target}: must be between -1 and 1, as the mean of a sign is")
+        check_bounds(self)
         if self.augment == "diffaugment" and not self.policy:
             raise ValueError("policy=[]: name color, translation or cutout, or type objective.augment=none")
 

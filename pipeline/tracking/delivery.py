@@ -5,27 +5,21 @@ one, so a crash at any moment costs nothing but repetition. `pipeline.tracking.t
 sync` after.
 """
 
-import contextlib
-import json
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.errors import ConfigError, DataError
 from pipeline.storage import trusted_stores
-from pipeline.storage.addresses import local_path
 from pipeline.storage.containment import inside
 from pipeline.storage.file_locks import lock_file
-from pipeline.storage.removal import has, remove
-from pipeline.storage.temporary import replacing
 from pipeline.tracking import mlflow_records, moved_store
-from pipeline.tracking.delivered import DELIVERED, NODE_JOURNALS, UNDELIVERED, delivered, undelivered
+from pipeline.tracking.delivered import DELIVERED, NODE_JOURNALS, delivered, note_delivered, note_undelivered, undelivered
 from pipeline.tracking.journal import figures_path, journal_path, read, read_file
 from pipeline.tracking.mlflow_errors import Refused, first_line, is_from_store, mlflow_refusal
-from pipeline.tracking.mlflow_store import artifacts_beside, check_version, connect, sqlite_file, store_uri
+from pipeline.tracking.mlflow_store import artifacts_beside, check_artifacts, check_version, connect, sqlite_file, store_uri
 from pipeline.tracking.records import (
     ArtifactRecord,
     CloseRecord,
@@ -36,7 +30,7 @@ from pipeline.tracking.records import (
     Record,
     TextRecord,
 )
-from pipeline.wording import hide_secrets, printable
+from pipeline.wording import hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,10 +68,10 @@ class Delivery:
         """Metric rows, and images and other artifacts, that have been sent."""
         self.refused: list[str] = []
         """Records that MLflow does not take, and why. They were left out, for they would hold up all that come after."""
-        self._state = run_dir / DELIVERED
-        self._known = undelivered(run_dir).get("refused", []) if self._state.exists() else []
+        begun = (run_dir / DELIVERED).exists()
+        self._known = undelivered(run_dir).get("refused", []) if begun else []
         file = None if uri else sqlite_file(opening.uri or "")
-        if file and not file.is_absolute() and not file.exists() and self._state.exists():  # of an older version's start
+        if file and not file.is_absolute() and not file.exists() and begun:  # of an older version's start
             raise ConfigError(
                 f"{run_dir} is tracked at {opening.uri}, a path from the folder where its training was started, and "
                 "there is no such file here: change to that folder"
@@ -112,7 +106,7 @@ class Delivery:
         try:
             if self.run_id is None:
                 self.run_id = self._get_or_create_run(self.client)
-                self._check_artifacts(self.client, self.run_id)
+                check_artifacts(self.client, self.run_id, self.uri, self.run_dir)
             others = [*sorted(self.run_dir.glob(NODE_JOURNALS)), figures_path(self.run_dir)]
             for path in [journal_path(self.run_dir), *others]:
                 inside(self.run_dir, str(path.relative_to(self.run_dir)), self.run_dir)  # no link to another's journal
@@ -153,21 +147,9 @@ class Delivery:
         )
         return str(created.info.run_id)
 
-    def _check_artifacts(self, client: "MlflowClient", run_id: str) -> None:
-        """Raise ConfigError if the store in the run's folder would put artifacts elsewhere: somebody else has made it."""
-        file, folder = sqlite_file(self.uri), self.run_dir.resolve()
-        if not file or file.resolve().parent != folder:
-            return
-        place = client.get_run(run_id).info.artifact_uri
-        if not (path := local_path(place)) or not Path(os.path.normpath(path)).is_relative_to(folder):
-            raise ConfigError(
-                f"{file} puts artifacts at {printable(hide_secrets(place))[:200]}, outside of its folder: "
-                "add --tracking URI to deliver to another MLflow"
-            )
-
     def _ship(self, client: "MlflowClient", run_id: str, path: Path) -> None:
         batch: list[Metric] = []
-        start = end = self._offsets(run_id).get(path.name, 0)
+        start = end = delivered(self.run_dir).get(run_id, {}).get(path.name, 0)
         for record, end in read_file(path, start):
             if isinstance(record, MetricsRecord):
                 batch += mlflow_records.rows(record)
@@ -176,10 +158,10 @@ class Delivery:
             self._send(client, run_id, metrics=batch)
             batch = []
             self._ship_other(client, run_id, record)
-            self._save_offset(run_id, path.name, end)
+            note_delivered(self.run_dir, run_id, path.name, end)
         self._send(client, run_id, metrics=batch)
         if end > start:
-            self._save_offset(run_id, path.name, end)
+            note_delivered(self.run_dir, run_id, path.name, end)
 
     def _send(self, client: "MlflowClient", run_id: str, **rows: Sequence[Any]) -> None:
         """Rows of one kind. Where MLflow refuses some, halves of halves find which, and the others go."""
@@ -263,22 +245,5 @@ class Delivery:
 
     def _note(self, why: str | None) -> None:
         """Keep for `biggan status` why MLflow lacks some of the run; None: it has all that it takes."""
-        told: dict[str, Any] = {"why": why} if why else {}
-        if refused := list(dict.fromkeys([*self._known, *self.refused])):
-            told["refused"] = refused
-        if self._own and told != undelivered(self.run_dir):
-            with contextlib.suppress(OSError, UserError):  # a full disk is reported by whoever has to write there
-                if told:
-                    (self.run_dir / UNDELIVERED).write_text(json.dumps(told))
-                else:
-                    remove(str(self.run_dir / UNDELIVERED), lambda data: has("why")(data) or has("refused")(data))
-
-    def _offsets(self, run_id: str) -> dict[str, int]:
-        """Bytes of each journal that an MLflow run has: of several, as a run may go to several servers."""
-        return delivered(self.run_dir).get(run_id, {})
-
-    def _save_offset(self, run_id: str, name: str, offset: int) -> None:
-        state = delivered(self.run_dir)
-        state[run_id] = {**state.get(run_id, {}), name: offset}
-        with replacing(self._state) as new:
-            new.write_text(json.dumps(state))
+        if self._own:
+            note_undelivered(self.run_dir, why, list(dict.fromkeys([*self._known, *self.refused])))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from pipeline.errors import ConfigError
+from pipeline.storage.addresses import local_path
 from pipeline.storage.temporary import replacing
 from pipeline.tracking.mlflow_errors import Refused
-from pipeline.wording import hide_secrets
+from pipeline.wording import hide_secrets, printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,3 +129,16 @@ def artifacts_beside(uri: str) -> str | None:
     """Return `artifacts` beside a sqlite file, where MLflow would take the working directory; None where a server knows."""
     file = sqlite_file(uri)
     return (file.resolve().parent / "artifacts").as_uri() if file else None
+
+
+def check_artifacts(client: "MlflowClient", run_id: str, uri: str, run_dir: Path) -> None:
+    """Raise ConfigError if the store in the run's folder would put artifacts elsewhere: somebody else has made it."""
+    file, folder = sqlite_file(uri), run_dir.resolve()
+    if not file or file.resolve().parent != folder:
+        return
+    place = client.get_run(run_id).info.artifact_uri
+    if not (path := local_path(place)) or not Path(os.path.normpath(path)).is_relative_to(folder):
+        raise ConfigError(
+            f"{file} puts artifacts at {printable(hide_secrets(place))[:200]}, outside of its folder: "
+            "add --tracking URI to deliver to another MLflow"
+        )

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from model.latents import RandomStream
 from pipeline import exit_codes
 from pipeline.checkpoint.failpoints import NaNInjection
+from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
-from pipeline.checkpoint.saver import Saver, take_fence
+from pipeline.checkpoint.saver import Saver
 from pipeline.config import RunConfig
 from pipeline.data.dataset import load_data
 from pipeline.data.loader import DataLoader

@@ -9,8 +9,9 @@ from PIL import Image
 
 from pipeline.data.manifest import load_manifest
 from pipeline.data.shard_index import load_index
-from pipeline.packing.indexer import find_shards, index_shards
+from pipeline.packing.indexer import index_shards
 from pipeline.packing.sample_rules import Rules
+from pipeline.packing.tar_listing import find_shards
 from tests.support.packing import quiet
 
 

@@ -8,9 +8,10 @@ import torch
 
 from pipeline import storage
 from pipeline.checkpoint import fencing, format, saver
+from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.checkpoint.saver import Saver, take_fence
+from pipeline.checkpoint.saver import Saver
 from pipeline.engine import agreement
 from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.slices import share, whole

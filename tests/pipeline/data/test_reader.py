@@ -13,7 +13,7 @@ import pytest
 from benchmarks.servers.faults import Plan, serve_with_faults
 from benchmarks.servers.latency import Handler, Server
 from pipeline import storage
-from pipeline.data import hedge, reader
+from pipeline.data import hedge, shard_files
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import load_manifest
 from pipeline.data.quarantine import BadSampleError
@@ -49,7 +49,7 @@ def test_what_is_read_once_stays(served: str) -> None:
 
 def test_keys_are_read_from_the_shard(shards: Path) -> None:
     found = open_reader(shards)
-    assert [found.key(i) for i in (0, 17, 255)] == ["000000000", "000000017", "000000255"]
+    assert [found.files.key(i) for i in (0, 17, 255)] == ["000000000", "000000017", "000000255"]
     found.close()
 
 
@@ -61,13 +61,13 @@ def test_a_key_is_read_from_a_header_of_a_tar_alone(copy: Path) -> None:
     data = bytearray(path.read_bytes())
     data[512 * (block - 1) : 512 * block] = b"-----BEGIN PRIVATE KEY-----\n".ljust(512, b"x")
     path.write_bytes(bytes(data))
-    assert found.key(5) == "5"
+    assert found.files.key(5) == "5"
     found.close()
     header = tarfile.TarInfo("\x1b[31mred\n" + "\x1b" * 80 + ".png").tobuf(tarfile.USTAR_FORMAT)
     data[512 * (block - 1) : 512 * block] = header
     path.write_bytes(bytes(data))
     found = open_reader(copy)
-    assert found.key(5).startswith(r"\x1b[31mred\n\x1b\x1b") and len(found.key(5)) == 100
+    assert found.files.key(5).startswith(r"\x1b[31mred\n\x1b\x1b") and len(found.files.key(5)) == 100
     found.close()
 
 
@@ -165,7 +165,7 @@ def test_a_cache_saves_reading_and_a_damaged_entry_is_read_again(served: str, tm
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_stores, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(object_stores, "RETRY_SECONDS", 2.0)
-    monkeypatch.setattr(reader, "PATIENCE", 2.0)
+    monkeypatch.setattr(shard_files, "PATIENCE", 2.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -196,7 +196,7 @@ def test_a_dead_store_is_an_error_after_a_bounded_time(shards: Path) -> None:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_store_that_fails_now_and_then_changes_nothing(shards: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(reader, "PATIENCE", 60.0)
+    monkeypatch.setattr(shard_files, "PATIENCE", 60.0)
     monkeypatch.setattr(object_stores, "RETRY_SECONDS", 60.0)  # the manifest is read before there is a reader
     plan = Plan(seed, share=0.3, stall=1.5)
     server = serve_with_faults(shards, plan)

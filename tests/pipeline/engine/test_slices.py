@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import format
+from pipeline.checkpoint.fencing import take_fence
 from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
-from pipeline.checkpoint.saver import Saver, take_fence
+from pipeline.checkpoint.saver import Saver
 from pipeline.engine import slices
 from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.zero import Engine, ZeroConfig

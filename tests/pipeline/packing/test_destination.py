@@ -14,8 +14,9 @@ from pipeline.data.manifest import MANIFEST, load_manifest
 from pipeline.data.shard_index import load_index
 from pipeline.errors import ConfigError, DataError
 from pipeline.packing import destination
-from pipeline.packing.indexer import find_shards, index_shards
+from pipeline.packing.indexer import index_shards
 from pipeline.packing.sample_rules import Rules
+from pipeline.packing.tar_listing import find_shards
 from pipeline.packing.verify import verify
 from tests.support.packing import quiet
 from tests.support.servers import S3Server

@@ -16,8 +16,8 @@ from pipeline import storage
 from pipeline.data.loader import DataConfig, load_all
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.packing.indexer import find_shards
 from pipeline.packing.sample_rules import Rules
+from pipeline.packing.tar_listing import find_shards
 from pipeline.packing.tar_samples import key_of
 from pipeline.packing.verify import verify
 from tests.support.packing import quiet

@@ -9,10 +9,11 @@ import pytest
 from jobs.cli import main
 from pipeline import storage
 from pipeline.errors import ConfigError, DataError
-from pipeline.packing.indexer import find_shards, index_shards
+from pipeline.packing.indexer import index_shards
 from pipeline.packing.pack import pack, packed
 from pipeline.packing.sample_rules import Rules
 from pipeline.packing.sources.detect import Source, open_source
+from pipeline.packing.tar_listing import find_shards
 from tests.support.packing import CONFIG, SMALL, Stopped, contents, quiet, stop_after, without_report
 from tests.support.patterns import write_tree
 

@@ -15,9 +15,9 @@ from pipeline.tracking.terminal import BestEffort
 
 TALKS = """
 import sys
-from pipeline.tracking.terminal import best_effort, complete_streams
+from pipeline.tracking.terminal import complete_streams, print_best_effort
 complete_streams()
-with best_effort():
+with print_best_effort():
     for i in range(20_000):
         print("line", i)
         print("said", i, file=sys.stderr)

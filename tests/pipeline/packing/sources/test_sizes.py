@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.labels import number_labels
 from pipeline.data.tar import FileStream, TarError, members
 from pipeline.errors import ConfigError
-from pipeline.packing.indexer import find_shards
+from pipeline.packing.tar_listing import find_shards
 from tests.support.datasets.imagenet import tar_with
 
 
