@@ -27,7 +27,6 @@ MANY_IMPORTS = {
     "pipeline/packing/sources/detect.py",
     "pipeline/runs/resume.py",
     "pipeline/runs/run_folder.py",
-    "pipeline/training/train_state.py",
     "jobs/doctor.py",
     "jobs/evaluate.py",
     "jobs/explore.py",

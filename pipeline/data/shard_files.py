@@ -120,7 +120,7 @@ class ShardFiles:
         part = self._parts[int(np.searchsorted(self._part_ends, number, side="right"))]
         place = below(part.tars, expected.name, part.uri)
         classes = len(part.labels) or len(self.manifest.classes)
-        load = partial(load_index, part.uri, expected, part.source, part.tars, classes)
+        load = partial(load_index, part.uri, expected, source=part.source, tars=part.tars, classes=classes)
         try:
             size, version = self._patiently(place, lambda: storage.head(place))
         except storage.NotFoundError:

@@ -8,7 +8,7 @@ loader = torch.utils.data.DataLoader(data, batch_size=64, num_workers=4)
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -34,7 +34,7 @@ class Samples(IterableDataset[dict[str, Any]]):
     batch_size=micro_batch their number changes nothing. To resume, give what all ranks have consumed as `position`.
     """
 
-    uri: str
+    uri: str = field(kw_only=False)
     seed: int = 0
     global_batch: int = 64
     micro_batch: int = 64

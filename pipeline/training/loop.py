@@ -72,7 +72,7 @@ def _attempt(setup: Setup, recovery: Recovery, stop: Stop, injection: NaNInjecti
         reals = injection.spoil(Reals(loader, ranks.device, recorder), start.g_steps, config.batch.d_steps * plan.accumulation)
 
         def save() -> None:
-            saver.save(progress, state.slices(), state.state(setup.manifest, setup.uid))
+            saver.save(progress, state.slices(), state.state(setup.manifest.classes, setup.uid))
 
         while progress.images < config.total_images and not (reason := stop.agreed()):
             scale = lr_scale(config.optim, progress.images, config.total_images, plan.global_batch) * recovery.lr_scale

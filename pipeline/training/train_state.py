@@ -1,6 +1,7 @@
 """What a run trains, on one rank: both engines, the average of G, the objective. Built anew or from a checkpoint."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,7 +13,6 @@ from model.networks import build_discriminator, build_generator
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.saved_network import check_fit
 from pipeline.config import RunConfig
-from pipeline.data.manifest import Manifest
 from pipeline.engine import slices
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.objective import Objective, ObjectiveState
@@ -88,9 +88,9 @@ class TrainState:
             "ema": slices.average(self.ema.averages, self.g, self.ranks),
         }
 
-    def state(self, manifest: Manifest, uid: str) -> dict[str, Any]:
+    def state(self, classes: Sequence[str], uid: str) -> dict[str, Any]:
         """What a checkpoint says beside its tensors: whose it is, and what it takes to sample from it without its run."""
         config = self.config
         state = {"run": uid, "time": time.time(), "world_size": self.ranks.world_size}
         state |= {"zero_stage": config.zero.stage, "objective": asdict(self.objective.state)}
-        return state | {"model": asdict(config.model), "classes": list(manifest.classes)}
+        return state | {"model": asdict(config.model), "classes": list(classes)}

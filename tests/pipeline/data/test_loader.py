@@ -249,7 +249,7 @@ def test_close_leaves_no_thread(shards: Path) -> None:
 def test_a_process_that_forgets_to_close_still_ends(shards: Path) -> None:
     code = (
         "import sys; from pipeline.data.loader import *; from pipeline.data.manifest import load_manifest; u = sys.argv[1];"
-        "s = DataLoader(DataConfig(u), load_manifest(u), seed=0, global_batch=8, micro_batch=8, rank=0, world_size=1);"
+        "s = DataLoader(DataConfig(uri=u), load_manifest(u), seed=0, global_batch=8, micro_batch=8, rank=0, world_size=1);"
         "print(next(s).labels.shape)"
     )
     command = [sys.executable, "-c", code, str(shards)]

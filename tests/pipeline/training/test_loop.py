@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from pipeline.checkpoint import pruning
 from pipeline.checkpoint.format import Progress
-from pipeline.data.loader import MicroBatch
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
 from pipeline.training.loop import _due
-from pipeline.training.reals import on_device
 from tests.support.small_config import small_config
 
 
@@ -55,22 +53,3 @@ def test_each_multiple_and_the_end_are_due_once_at_any_batch(every: int, batch: 
         assert not _due(0, Progress(before), Progress(images), config)
     first_at_or_after = {-(-multiple // batch) * batch for multiple in range(every, 1000, every)}
     assert due == sorted(first_at_or_after | {images})
-
-
-def test_pixels_become_minus_one_to_one_and_mirrored_ones_are_mirrored() -> None:
-    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 1, 1, 3)
-    numbers = torch.arange(2)
-    x, y = on_device(
-        MicroBatch(
-            images=pixels,
-            labels=numbers + 5,
-            samples=numbers,
-            epochs=numbers,
-            positions=numbers,
-            flips=torch.tensor([False, True]),
-            valid=numbers > -1,
-        ),
-        torch.device("cpu"),
-    )
-    torch.testing.assert_close(x[:, 0, 0], torch.tensor([[-1.0, -0.6, 1.0], [1.0, -0.6, -1.0]]))
-    assert y.tolist() == [5, 6]
