@@ -171,6 +171,7 @@ def _evaluate_and_follow(args: argparse.Namespace) -> None:
 
 def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "WorkerPool") -> None:
     from pipeline import storage
+    from pipeline.evaluation import prepare
     from pipeline.evaluation import request as work
     from pipeline.evaluation.document import curve, table, track
     from pipeline.evaluation.splits import check_same
@@ -187,8 +188,8 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
     work.figures_to_compute(request, work.sampled(request, trained), trained.classes)  # refuses before an hour's work
     for truncation in truncations:
         evaluations.read(request.place(trained.images, truncation))  # likewise
-    extractor, judge = work.find_extractor(request, trained, splits, _say)
-    real = {name: work.look_at_real(request, extractor, trained, name, split, peers, _say) for name, split in splits.items()}
+    extractor, judge = prepare.find_extractor(request, trained, splits, _say)
+    real = {name: prepare.look_at_real(request, extractor, trained, name, split, peers, _say) for name, split in splits.items()}
     documents: list[Document] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
