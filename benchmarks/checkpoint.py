@@ -31,8 +31,8 @@ from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.checkpoint.saver import Saver
 from pipeline.config import load_config
 from pipeline.engine.batch import plan_batch
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks, start_workers
 from pipeline.training.train_state import TrainState
 
 RANKS, SLOW = 2, 100e6
@@ -50,8 +50,15 @@ def measure(folder: Path) -> None:
 
     def train() -> None:
         real = torch.randn(1, 3, 128, 128), torch.zeros(1, dtype=torch.long)
-        d_step(g, d, iter([real]), fakes(config.model, plan, ranks, 0, RandomStream.D_STEP, 0), objective, 0)
-        g_step(g, d, fakes(config.model, plan, ranks, 0, RandomStream.G_STEP, 0), objective, 0)
+        d_step(
+            g,
+            d,
+            iter([real]),
+            fakes(config.model, plan, ranks, seed=0, stream=RandomStream.D_STEP, position=0),
+            objective,
+            position=0,
+        )
+        g_step(g, d, fakes(config.model, plan, ranks, seed=0, stream=RandomStream.G_STEP, position=0), objective, position=0)
         learner.ema.update(g.parts(), 0.999)
 
     def save(saver: Saver, images: int) -> None:

@@ -29,7 +29,7 @@ def digest(uri: str, batches: int) -> tuple[str, int]:
     """Return the hash of everything that a data loader gives, and the number of images that replaced damaged ones."""
     found, bad = hashlib.sha256(), 0
     with DataLoader(
-        DataConfig(uri), load_manifest(uri), seed=1, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
+        DataConfig(uri=uri), load_manifest(uri), seed=1, global_batch=_BATCH, micro_batch=_BATCH, rank=0, world_size=1
     ) as stream:
         for batch in islice(stream, batches):
             for field in (batch.images, batch.labels, batch.samples, batch.positions):

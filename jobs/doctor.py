@@ -146,7 +146,7 @@ def _data(args: argparse.Namespace) -> None:
     from pipeline.data.manifest import load_manifest
     from pipeline.doctor.data import examine
 
-    config = DataConfig(args.data, resolution=args.resolution, decode_threads=args.threads)
+    config = DataConfig(uri=args.data, resolution=args.resolution, decode_threads=args.threads)
     manifest = load_manifest(args.data)
     found = examine(config, manifest, args.seconds, args.want)
     if args.json:

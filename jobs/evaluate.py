@@ -189,12 +189,15 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
     for truncation in truncations:
         evaluations.read(request.place(trained.images, truncation))  # likewise
     extractor, judge = prepare.find_extractor(request, trained, splits, _say)
-    real = {name: prepare.look_at_real(request, extractor, trained, name, split, peers, _say) for name, split in splits.items()}
+    real = {
+        name: prepare.look_at_real(request, extractor, trained, name=name, split=split, peers=peers, say=_say)
+        for name, split in splits.items()
+    }
     documents: list[Document] = []
     for truncation in truncations:
         if documents:  # the same checkpoint again, even if a newer one has come
             trained = _load(args, truncation, None if find_exported(args.model) else str(trained.images))
-        document = work.make_document(request, truncation, trained, extractor, judge, real, peers)
+        document = work.make_document(request, truncation, trained, extractor=extractor, judge=judge, real=real, peers=peers)
         documents.append(document)
         print("\n".join(table(document)))
         _keep(request, document)

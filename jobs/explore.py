@@ -157,7 +157,7 @@ def _data(args: argparse.Namespace, painter: "Renderer") -> tuple[str, "Neighbou
     from pipeline.ui.neighbours import Neighbours
 
     if args.data:
-        named = DataConfig(args.data)
+        named = DataConfig(uri=args.data)
         return args.data, Neighbours(named, load_data(named), painter.config, args.neighbours)
     if not Path(args.model, "config.yaml").is_file():
         return "MODEL does not say where its training images are: start again with --data URI of their shards", None

@@ -62,7 +62,14 @@ def run(args: argparse.Namespace) -> None:
 
     began = time.perf_counter()
     names = read_names(args.classes) if args.classes else None
-    rules = Rules(args.label, args.image, names, args.skip_incomplete, args.on_error == "skip", args.renumber)
+    rules = Rules(
+        label=args.label,
+        image=args.image,
+        classes=names,
+        skip_incomplete=args.skip_incomplete,
+        skip_faults=args.on_error == "skip",
+        renumber=args.renumber,
+    )
     if not args.out:
         refuse_http(args.uri)
     tars = find_shards(args.uri)

@@ -9,7 +9,8 @@ from pipeline.wording import plural
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.profiling.costs import Costs, DeviceSpec, Machines
+    from pipeline.profiling.costs import Costs, Machines
+    from pipeline.profiling.devices import DeviceSpec
 
 HELP = "memory, time, messages, checkpoints and money that a config takes on N nodes of M GPUs"
 
@@ -50,12 +51,17 @@ def run(args: argparse.Namespace) -> None:
         assumed = {"gpu": asdict(device), "machines": asdict(machines)}
         print(json.dumps(asdict(found) | {"total_memory": found.total_memory, "price": price} | assumed))
         return
-    print("\n".join(f"{name:<20} {text}" for name, text in _rows(args, config, device, machines, found, price)))
+    print(
+        "\n".join(
+            f"{name:<20} {text}" for name, text in _rows(args, config, device, machines=machines, found=found, price=price)
+        )
+    )
 
 
 def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Machines]":
     from pipeline.errors import ConfigError
-    from pipeline.profiling.costs import DEVICES, Machines
+    from pipeline.profiling.costs import Machines
+    from pipeline.profiling.devices import DEVICES
 
     for name in ("nodes", "gpus"):
         if getattr(args, name) < 1:
@@ -72,7 +78,9 @@ def _machines(args: argparse.Namespace, precision: str) -> "tuple[DeviceSpec, Ma
     peak = device.bf16 if precision == "bf16" else device.tf32
     flops = args.tflops * 1e12 if args.tflops else (args.mfu or 0.2) * peak
     bandwidth = args.bandwidth * 1e9 if args.bandwidth else device.link if args.nodes == 1 else device.network
-    return device, Machines(args.nodes, args.gpus, flops, bandwidth, args.store * 1e6, device.memory)
+    return device, Machines(
+        nodes=args.nodes, gpus=args.gpus, flops=flops, bandwidth=bandwidth, store=args.store * 1e6, memory=device.memory
+    )
 
 
 def _rows(

@@ -38,7 +38,15 @@ def run(args: argparse.Namespace) -> None:
 
     versions.check_alias("--to", args.to)
     uri = versions.model_uri(args.model, "challenger")
-    terms = Terms(args.to, args.metric, args.limit, args.first, args.allow_equal, args.other_dataset, args.again)
+    terms = Terms(
+        alias=args.to,
+        metric=args.metric,
+        limit=args.limit,
+        first=args.first,
+        allow_equal=args.allow_equal,
+        other_dataset=args.other_dataset,
+        again=args.again,
+    )
     moved = promote(versions.find_store(args.tracking_uri, uri), uri, terms, lambda line: print(line, flush=True))
     if not moved.why:
         print(f"{moved.name} version {moved.version} is {args.to} already")

@@ -129,7 +129,7 @@ def _slurm(args: argparse.Namespace) -> None:
             behind = slurm.submit([*_options(run, name), *wait, str(place / f"{name}.sbatch"), str(run)], env)
             following[name] = behind
         log = str(run / "logs" / f"slurm-train-{job}.log")
-        submission.record(place, submission.Submission("slurm", job, args.nodes, log, following))
+        submission.record(place, submission.Submission(scheduler="slurm", job=job, nodes=args.nodes, log=log, then=following))
     after = "".join(f", then {name} as job {number}" for name, number in following.items())
     print(f"job {job}{after}: {starts}")
     print(f"  log     tail -f {log}\n  status  biggan status {run}\n  stop    biggan stop {run}")
@@ -219,7 +219,7 @@ def _hand_over(
             if code := subprocess.run(words, input=given, env=env, check=False).returncode:
                 typed = shlex.join(words)
                 raise ConfigError(f"{command[0]} has refused, with exit code {code}: see above; the command was {typed}")
-        submission.record(place, submission.Submission(scheduler, name, args.nodes))
+        submission.record(place, submission.Submission(scheduler=scheduler, job=name, nodes=args.nodes))
     return True
 
 

@@ -82,13 +82,16 @@ def launch_here(
     note_run(config)
     profile = ["--profile", str(args.profile)] if args.profile else []
     token = job_token.token(os.environ, token_file, config.run) if node.nodes > 1 else Token()
-    return launch(Launch(config, profile, began, patience, args.from_scratch, token), node)
+    return launch(
+        Launch(config=config, flags=profile, began=began, patience=patience, from_scratch=args.from_scratch, token=token), node
+    )
 
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
     from pipeline.cluster.launch import forget_stop
     from pipeline.config import load_config
+    from pipeline.engine.ranks import launched_as
     from pipeline.liveness import PARENT_VARIABLE
     from pipeline.runs import run_folder
     from pipeline.tracking.mlflow_store import calm_mlflow
@@ -96,7 +99,7 @@ def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
-    if os.environ["RANK"] == "0" and PARENT_VARIABLE not in os.environ:
+    if launched_as().main and PARENT_VARIABLE not in os.environ:
         forget_stop(folder)
     try:
         return exit_codes.STOPPED.number if _train(config, folder, signals, args.profile) else exit_codes.DONE.number
@@ -138,7 +141,7 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
 
     from pipeline.cluster.outcome import JOINED
     from pipeline.data.dataset import load_data
-    from pipeline.engine.zero import start_workers
+    from pipeline.engine.ranks import start_workers
     from pipeline.fault_tolerance.watchdog import record_collectives
     from pipeline.runs import run_folder
     from pipeline.signals import ignore_signals
@@ -148,7 +151,7 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
 
     record_collectives(folder)
     ranks = start_workers()
-    if os.environ["LOCAL_RANK"] == "0":
+    if ranks.local_main:
         run_folder.tell_launcher(JOINED)
     if ranks.main:
         print("the workers have started: reading the shards' index, building the networks", flush=True)
@@ -164,7 +167,7 @@ def _train(config: "RunConfig", folder: Path, signals: stop.Signals, profile: in
     # The launcher signals every worker when the first has left, and an ending interpreter no longer has its handlers.
     ignore_signals()
     dist.destroy_process_group()
-    if reason and os.environ["LOCAL_RANK"] == "0":
+    if reason and ranks.local_main:
         try:
             stop.forget(folder)
         except OSError as error:

@@ -27,7 +27,7 @@ from pipeline.engine.objective import ObjectiveConfig
 from pipeline.engine.optim import OptimConfig
 from pipeline.engine.zero import ZeroConfig
 from pipeline.errors import ConfigError
-from pipeline.fault_tolerance.health import HealthConfig
+from pipeline.fault_tolerance.recovery import HealthConfig
 from pipeline.fault_tolerance.stop import StopConfig
 from pipeline.fault_tolerance.watchdog import HangConfig
 from pipeline.tracking.tracker import TrackingConfig
@@ -35,7 +35,7 @@ from pipeline.tracking.tracker import TrackingConfig
 __all__ = ["RunConfig", "build", "flatten", "load_config", "located", "preset_names", "to_yaml"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that defines a training run."""
 

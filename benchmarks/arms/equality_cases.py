@@ -84,5 +84,5 @@ def collect(g: Generator, d: Discriminator, averages: dict[str, Tensor]) -> dict
 
 
 def stream(uri: str, micro_batch: int, rank: int, world_size: int) -> DataLoader:
-    data, shape = DataConfig(uri, flip=True), {"global_batch": BATCH, "micro_batch": micro_batch}
+    data, shape = DataConfig(uri=uri, flip=True), {"global_batch": BATCH, "micro_batch": micro_batch}
     return DataLoader(data, load_manifest(uri), seed=SEED, rank=rank, world_size=world_size, **shape)

@@ -38,9 +38,10 @@ from pipeline.engine import zero as engines
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig, Pair
 from pipeline.engine.optim import OptimConfig, make_optimizer
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm, start_workers
-from pipeline.training.loop import on_device
+from pipeline.engine.zero import Engine, ZeroConfig, share_batch_norm
+from pipeline.training.reals import on_device
 
 
 def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int, str]) -> dict[str, Tensor]:
@@ -65,7 +66,7 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
             yield on_device(batch, ranks.device)
 
     def draw(numbers: RandomStream, position: int):  # type: ignore[no-untyped-def]
-        drawn = fakes(MODEL, plan, ranks, SEED, numbers, position)
+        drawn = fakes(MODEL, plan, ranks, seed=SEED, stream=numbers, position=position)
 
         def recorded(micro_step: int) -> Pair:
             z, y = drawn(micro_step)
@@ -80,8 +81,8 @@ def engine_case(case: Case, rounds: int, uri: str, ranks: Ranks, seen: dict[int,
     for i in range(rounds):
         for step in range(D_STEPS):
             position = (i * D_STEPS + step) * BATCH
-            d_step(g, d, real_batches(), draw(RandomStream.D_STEP, position), objective, position)
-        g_step(g, d, draw(RandomStream.G_STEP, i * BATCH), objective, i * BATCH)
+            d_step(g, d, real_batches(), draw(RandomStream.D_STEP, position), objective, position=position)
+        g_step(g, d, draw(RandomStream.G_STEP, i * BATCH), objective, position=i * BATCH)
         ema.update(g.parts(), DECAY)
     reals.close()
     averages = g.whole(ema.averages)

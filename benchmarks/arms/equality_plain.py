@@ -27,7 +27,7 @@ from model.losses import hinge_d, hinge_g
 from model.spectral import power_iteration
 from pipeline.engine.objective import Pair, ortho_weights
 from pipeline.engine.optim import OptimConfig, make_optimizer
-from pipeline.training.loop import on_device
+from pipeline.training.reals import on_device
 
 
 def plain(case: Case, rounds: int, uri: str) -> dict[str, Tensor]:

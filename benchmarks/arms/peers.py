@@ -21,8 +21,8 @@ from benchmarks.others.studiogan import studiogan
 from model.latents import RandomStream, latents, random_labels
 from pipeline.config import build
 from pipeline.engine.batch import plan_batch
+from pipeline.engine.ranks import start_workers
 from pipeline.engine.steps import d_step, g_step
-from pipeline.engine.zero import start_workers
 from pipeline.runs.initial_weights import initial_checkpoint
 from pipeline.runs.run_folder import locate
 from pipeline.training.train_state import TrainState
@@ -42,8 +42,8 @@ class Ours:
 
     def update(self, x: Tensor, y: Tensor) -> dict[str, float]:
         learner = self._learner
-        values = d_step(learner.g, learner.d, [(x, y)], lambda _: self._noise(), learner.objective, 0)
-        values |= g_step(learner.g, learner.d, lambda _: self._noise(), learner.objective, 0)
+        values = d_step(learner.g, learner.d, [(x, y)], lambda _: self._noise(), learner.objective, position=0)
+        values |= g_step(learner.g, learner.d, lambda _: self._noise(), learner.objective, position=0)
         learner.ema.update(learner.g.parts(), EMA_DECAY)
         return {key: float(values[key]) for key in ("loss/d", "loss/g")}
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.arms.step import Training
 from pipeline.config import load_config
 from pipeline.engine.objective import Pair
-from pipeline.engine.zero import Ranks, start_workers
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.profiling.clock import COMMUNICATION, Clock, timed_collectives
 from pipeline.training.memory_trial import resident_peak
 

@@ -22,8 +22,8 @@ from benchmarks.support.timeline import kernel_times, longest_gaps, work
 from model.latents import RandomStream
 from pipeline.config import RunConfig, load_config
 from pipeline.engine.batch import plan_batch
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks, start_workers
 from pipeline.errors import ConfigError
 from pipeline.profiling.clock import Clock
 from pipeline.profiling.mfu import device_name, matrix_rate
@@ -72,12 +72,14 @@ class Training:
         for step in range(config.batch.d_steps):
             with phase("d_step"):
                 position = self.updates * self.images + step * total
-                draw = fakes(config.model, self.plan, self.ranks, config.seed, RandomStream.D_STEP, position)
-                self._see(d_step(learner.g, learner.d, self.reals, draw, learner.objective, position))
+                draw = fakes(
+                    config.model, self.plan, self.ranks, seed=config.seed, stream=RandomStream.D_STEP, position=position
+                )
+                self._see(d_step(learner.g, learner.d, self.reals, draw, learner.objective, position=position))
         with phase("g_step"):
             position = self.updates * total
-            draw = fakes(config.model, self.plan, self.ranks, config.seed, RandomStream.G_STEP, position)
-            self._see(g_step(learner.g, learner.d, draw, learner.objective, position))
+            draw = fakes(config.model, self.plan, self.ranks, seed=config.seed, stream=RandomStream.G_STEP, position=position)
+            self._see(g_step(learner.g, learner.d, draw, learner.objective, position=position))
         with phase("ema"):
             learner.ema.update(learner.g.parts(), DECAY)
         self.updates += 1

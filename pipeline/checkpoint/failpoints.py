@@ -6,6 +6,11 @@ import signal
 from collections import defaultdict
 from collections.abc import Iterator
 
+import torch
+
+from pipeline.engine.objective import Pair
+from pipeline.engine.ranks import launched_as
+
 VARIABLE = "BIGGAN_FAIL_AT"
 """Environment variable: NAME:COUNT, or NAME:COUNT:RANK for one rank only."""
 
@@ -21,7 +26,7 @@ def fail_point(name: str) -> None:
     if wanted is None:
         return
     place, count, *rank = wanted.split(":")
-    if rank and rank[0] != os.environ.get("RANK", "0"):
+    if rank and int(rank[0]) != launched_as().rank:
         return
     if place == name and next(_passed[name]) == int(count):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -35,8 +40,19 @@ class NaNInjection:
         step, ranks, times = (*map(int, os.environ.get("BIGGAN_INJECT_NAN", "0:-1").split(":")), 1)[:3]
         self._step, self._left = step, times if rank == ranks else 0
 
-    def strikes(self, step: int) -> bool:
-        """Whether update `step` is spoilt on this rank. Call it once per update."""
+    def spoil(self, reals: Iterator[Pair], step: int, each: int) -> Iterator[Pair]:
+        """Return `reals`, `each` of an update from number `step` on, spoilt where that is asked for."""
+        return self._spoilt(reals, step, each) if self._left else reals
+
+    def _spoilt(self, reals: Iterator[Pair], step: int, each: int) -> Iterator[Pair]:
+        struck = False
+        for number, (x, y) in enumerate(reals):
+            if number % each == 0:
+                struck = self._strikes(step + number // each)
+            yield (x * torch.nan if struck else x), y
+
+    def _strikes(self, step: int) -> bool:
+        """Say whether update `step` is spoilt on this rank. Call it once per update."""
         struck = step >= self._step and self._left > 0
         self._left -= struck
         return struck

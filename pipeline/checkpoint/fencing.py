@@ -25,7 +25,7 @@ from pipeline.untrusted import parse
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
-    from pipeline.engine.zero import Ranks
+    from pipeline.engine.ranks import Ranks
 
 BEAT = 5.0
 """Seconds between two renewals."""

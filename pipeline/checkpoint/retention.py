@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.checkpoint.format import Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When and where a run saves itself, and what of it stays."""
 

@@ -1,7 +1,6 @@
 """What ranks tell each other of a save, in the job's mailbox: the process group belongs to the main threads."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ import pydantic
 from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.fencing import FencedError
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks, meeting_place
 from pipeline.errors import NodeError, UserError
 from pipeline.messaging import job_token
 from pipeline.messaging.mailbox import Mailbox
@@ -76,7 +75,7 @@ def _connect(ranks: Ranks) -> Mail:
     if mail := mail_of_environment():
         return mail
     token = agreement.from_main(str, job_token.new() if ranks.main else None, ranks)
-    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
-    address = "127.0.0.1" if alone else os.environ["MASTER_ADDR"]
+    alone = ranks.nodes == 1
+    address = "127.0.0.1" if alone else meeting_place()[0]
     port = agreement.from_main(int, Mailbox("127.0.0.1" if alone else "", 0, token).port if ranks.main else None, ranks)
     return Mail(address, port, token)

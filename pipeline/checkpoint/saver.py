@@ -24,8 +24,8 @@ from pipeline.checkpoint.fencing import Fence, FencedError
 from pipeline.checkpoint.format import Progress, Shapes
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.checkpoint.save_mail import SaveMail, SaveReport, failure
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.slices import Slice
-from pipeline.engine.zero import Ranks
 from pipeline.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ class _Meeting(static_tcp_rendezvous.StaticTCPRendezvous):
 
 def _meeting(params: RendezvousParameters) -> _Meeting:
     address, port = parse_rendezvous_endpoint(params.endpoint, -1)
-    return _Meeting(address, port, int(params.config["rank"]), params.max_nodes, params.run_id, _SECONDS)
+    rank, nodes = int(params.config["rank"]), params.max_nodes
+    return _Meeting(address, port, rank, nodes, run_id=params.run_id, timeout=_SECONDS)
 
 
 def main() -> None:

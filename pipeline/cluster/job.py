@@ -21,7 +21,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "BIGGAN_TOKEN")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClusterJob:
     """What a cluster has to know. Raises ValueError naming the field that it would refuse, or misunderstand."""
 

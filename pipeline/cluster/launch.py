@@ -46,7 +46,7 @@ WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
 """Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """What to start on each node."""
 
@@ -87,7 +87,7 @@ def _train(job: Launch, topology: Topology, roll: "RollCall | None", processes: 
     with launch_folder() as place, open(logs / name, "ab+") as errors, stop.forwarded(folder, place):
         began = errors.seek(0, os.SEEK_END)
         print(f"starting {plural(processes, 'worker')} with accelerate launch; their stderr is in {errors.name}", flush=True)
-        end, trace = _run(job, topology, processes, errors, roll, place)
+        end, trace = _run(job, topology, processes, errors=errors, roll=roll, place=place)
         if roll:
             end = _most_telling(end, roll, folder)
         if topology.rank == 0 and end.state not in ("finished", "stopped"):
@@ -165,7 +165,14 @@ def _card(config: "RunConfig", processes: int, main: str) -> "Card":
     from pipeline.runs.lineage import code_sha256, config_sha256
 
     apart = "" if torch.cuda.is_available() else unreachable(main)  # NCCL looks for interfaces itself
-    return Card(socket.gethostname(), processes, config_sha256(config), code_sha256(), time.time(), unreachable=apart)
+    return Card(
+        host=socket.gethostname(),
+        processes=processes,
+        config=config_sha256(config),
+        code=code_sha256(),
+        time=time.time(),
+        unreachable=apart,
+    )
 
 
 def _run(
@@ -212,7 +219,9 @@ def _run(
     errors.seek(began)  # not by its name: RUN may be gone
     said = errors.read().decode(errors="replace")
     dumps = sorted(set((folder / "logs").glob("hang-*.txt")) - old_dumps)
-    return outcome(folder, Path(errors.name), end, code, said, dumps, deserted), first_cause(said).trace
+    return outcome(folder, Path(errors.name), end, code=code, said=said, dumps=dumps, deserted=deserted), first_cause(
+        said
+    ).trace
 
 
 def _detach() -> None:

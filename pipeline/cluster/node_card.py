@@ -20,7 +20,7 @@ Line = Annotated[str, pydantic.Field(max_length=LINE)]
 Name = Annotated[str, pydantic.Field(max_length=300)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What a node shows when the roll is called."""
 

@@ -62,7 +62,7 @@ class RollCall:
         self.exchange: Exchange | None = None
         """Of this node, while the nodes have met."""
         self._mail: Mail | None = None
-        self._card = Card("", 0, "", "", 0.0)
+        self._card = Card(host="", processes=0, config="", code="", time=0.0)
         self._nonces: list[str] = []
 
     def meet(self, card: Card, patience: float, identity: Mapping[str, Any] | None = None) -> Welcome:

@@ -23,7 +23,7 @@ _SLURM_STEPS_END = 0xFFFFFFF0
 """Numbers from here on are no steps of srun's: batch script, interactive shell, extern (slurm/slurm.h)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Topology:
     """This node's place. `address` and `port` are of node 0; `hosts` are all nodes by rank, where the scheduler tells."""
 
@@ -35,7 +35,7 @@ class Topology:
     hosts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scheduler:
     """A scheduler, and the variables that say how many nodes there are, which one this is, and where node 0 is."""
 
@@ -76,10 +76,17 @@ def _plain(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
         return None
     nodes = row.number(environ, row.nodes)
     if nodes == 1:
-        return Topology(1, 0, "127.0.0.1", PORT, row.source)
+        return Topology(nodes=1, rank=0, address="127.0.0.1", port=PORT, source=row.source)
     port = row.number(environ, row.port) if environ.get(row.port) else PORT
     address = row.need(environ, row.address).split()[0]
-    return Topology(nodes, row.number(environ, row.rank), address, port, row.source, tuple(environ.get(row.hosts, "").split()))
+    return Topology(
+        nodes=nodes,
+        rank=row.number(environ, row.rank),
+        address=address,
+        port=port,
+        source=row.source,
+        hosts=tuple(environ.get(row.hosts, "").split()),
+    )
 
 
 def _batch(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
@@ -93,7 +100,7 @@ def _batch(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
             f"{row.rank}={index} and AWS_BATCH_JOB_MAIN_NODE_INDEX={main} of {nodes} nodes: both must be below, or {FLAGS}"
         )
     address = _own_address() if index == main else row.need(environ, row.address)
-    return Topology(nodes, (index - main) % nodes, address, PORT, row.source)
+    return Topology(nodes=nodes, rank=(index - main) % nodes, address=address, port=PORT, source=row.source)
 
 
 def _sagemaker(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
@@ -109,7 +116,9 @@ def _sagemaker(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
         return None
     if not (isinstance(hosts, list) and hosts and current in hosts):
         raise ConfigError(f"{where}: must list all hosts, with this one ({current}) among them, or {FLAGS}")
-    return Topology(len(hosts), hosts.index(current), hosts[0], PORT, row.source, tuple(hosts))
+    return Topology(
+        nodes=len(hosts), rank=hosts.index(current), address=hosts[0], port=PORT, source=row.source, hosts=tuple(hosts)
+    )
 
 
 def _vertex(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
@@ -129,7 +138,9 @@ def _vertex(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
             f"{row.nodes}: this machine is number {index} of {pool}, and workerpool0 has {len(pools[0])}: give the first pool "
             "one machine, the second all others, and no other pool this command"
         )
-    return Topology(len(names), index + int(pool == "workerpool1"), names[0], port, row.source, names)
+    return Topology(
+        nodes=len(names), rank=index + int(pool == "workerpool1"), address=names[0], port=port, source=row.source, hosts=names
+    )
 
 
 def _jobset(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
@@ -156,11 +167,13 @@ def _slurm(row: Scheduler, environ: Mapping[str, str]) -> Topology | None:
             f"Slurm job {job}: {what}, but each node needs one: use srun --ntasks-per-node=1 --nodes={nodes} biggan node ..."
         )
     if nodes == 1:
-        return Topology(1, 0, "127.0.0.1", PORT, row.source)
+        return Topology(nodes=1, rank=0, address="127.0.0.1", port=PORT, source=row.source)
     hosts = _hosts(environ.get("SLURM_STEP_NODELIST") or row.need(environ, row.address), environ)
     # Jobs that share a first node must not share its ports; the roll is called at the next one.
     port = 20000 + 2 * (_integer("SLURM_JOB_ID", job) % 5000)
-    return Topology(nodes, row.number(environ, row.rank), hosts[0], port, row.source, hosts)
+    return Topology(
+        nodes=nodes, rank=row.number(environ, row.rank), address=hosts[0], port=port, source=row.source, hosts=hosts
+    )
 
 
 def _hosts(nodelist: str, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -206,7 +219,17 @@ def anybody(environ: Mapping[str, str]) -> Topology | None:
             "several processes of each node run this command, by LOCAL_RANK and WORLD_SIZE: start it once for each node "
             "(Azure ML: process_count_per_instance: 1)"
         )
-    return _plain(Scheduler("whoever set torch's variables", nodes, rank, "MASTER_ADDR", _plain, "MASTER_PORT"), environ)
+    return _plain(
+        Scheduler(
+            source="whoever set torch's variables",
+            nodes=nodes,
+            rank=rank,
+            address="MASTER_ADDR",
+            read=_plain,
+            port="MASTER_PORT",
+        ),
+        environ,
+    )
 
 
 def _integer(name: str, text: str) -> int:
@@ -226,25 +249,48 @@ ROWS = (
     # torchrun's defaults. Kubeflow Trainer 2.3 (TrainJob) and the training operator 1.9 (PyTorchJob) set all four:
     # github.com/kubeflow/training-operator, release-1.9, pkg/controller.v1/pytorch/{envvar,master}.go. There RANK is the
     # node's and WORLD_SIZE counts processes.
-    Scheduler("torchrun or Kubeflow", "PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", _plain, "PET_MASTER_PORT"),
+    Scheduler(
+        source="torchrun or Kubeflow",
+        nodes="PET_NNODES",
+        rank="PET_NODE_RANK",
+        address="PET_MASTER_ADDR",
+        read=_plain,
+        port="PET_MASTER_PORT",
+    ),
     # docs.skypilot.co, Distributed Multi-Node Jobs.
-    Scheduler("SkyPilot", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS", _plain, hosts="SKYPILOT_NODE_IPS"),
+    Scheduler(
+        source="SkyPilot",
+        nodes="SKYPILOT_NUM_NODES",
+        rank="SKYPILOT_NODE_RANK",
+        address="SKYPILOT_NODE_IPS",
+        read=_plain,
+        hosts="SKYPILOT_NODE_IPS",
+    ),
     # docs.aws.amazon.com/batch/latest/userguide/mnp-env-vars.html
     Scheduler(
-        "AWS Batch",
-        "AWS_BATCH_JOB_NUM_NODES",
-        "AWS_BATCH_JOB_NODE_INDEX",
-        "AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS",
-        _batch,
+        source="AWS Batch",
+        nodes="AWS_BATCH_JOB_NUM_NODES",
+        rank="AWS_BATCH_JOB_NODE_INDEX",
+        address="AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS",
+        read=_batch,
     ),
     # github.com/aws/sagemaker-training-toolkit, environment.py: hosts are sorted, the first is the main one.
-    Scheduler("SageMaker", "SM_HOSTS", "SM_CURRENT_HOST", "SM_HOSTS", _sagemaker),
+    Scheduler(source="SageMaker", nodes="SM_HOSTS", rank="SM_CURRENT_HOST", address="SM_HOSTS", read=_sagemaker),
     # docs.cloud.google.com/vertex-ai/docs/training/distributed-training, "The format of CLUSTER_SPEC".
-    Scheduler("Vertex AI", "CLUSTER_SPEC", "CLUSTER_SPEC", "CLUSTER_SPEC", _vertex),
+    Scheduler(source="Vertex AI", nodes="CLUSTER_SPEC", rank="CLUSTER_SPEC", address="CLUSTER_SPEC", read=_vertex),
     # kubernetes.io, Indexed Job: JOB_COMPLETION_INDEX.
-    Scheduler("JobSet", "NNODES", "JOB_COMPLETION_INDEX", "MASTER_ADDR", _jobset, "MASTER_PORT"),
+    Scheduler(
+        source="JobSet", nodes="NNODES", rank="JOB_COMPLETION_INDEX", address="MASTER_ADDR", read=_jobset, port="MASTER_PORT"
+    ),
     # dstack.ai/docs/concepts/tasks, System environment variables.
-    Scheduler("dstack", "DSTACK_NODES_NUM", "DSTACK_NODE_RANK", "DSTACK_MASTER_NODE_IP", _plain, hosts="DSTACK_NODES_IPS"),
+    Scheduler(
+        source="dstack",
+        nodes="DSTACK_NODES_NUM",
+        rank="DSTACK_NODE_RANK",
+        address="DSTACK_MASTER_NODE_IP",
+        read=_plain,
+        hosts="DSTACK_NODES_IPS",
+    ),
     # srun(1), OUTPUT ENVIRONMENT VARIABLES; src/common/env.c. A cloud's job can inherit these from a login shell.
-    Scheduler("Slurm", "SLURM_NNODES", "SLURM_NODEID", "SLURM_JOB_NODELIST", _slurm),
+    Scheduler(source="Slurm", nodes="SLURM_NNODES", rank="SLURM_NODEID", address="SLURM_JOB_NODELIST", read=_slurm),
 )

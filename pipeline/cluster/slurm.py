@@ -19,7 +19,7 @@ class SlurmError(UserError):
     exit_code = exit_codes.NODES.number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SlurmJob:
     """What Slurm knows of a job."""
 
@@ -67,7 +67,14 @@ def find(job_id: str) -> SlurmJob | None:
         raise SlurmError(f"Slurm does not answer: {_last_line(done.stderr)}")
     said = dict(re.findall(r"(\S+?)=(\S*)", done.stdout.splitlines()[0]))
     restarts = int(said.get("Restarts", 0))
-    return SlurmJob(job_id, said["JobState"], said["Reason"], said.get("NodeList", ""), restarts, said.get("Command", ""))
+    return SlurmJob(
+        id=job_id,
+        state=said["JobState"],
+        reason=said["Reason"],
+        nodes=said.get("NodeList", ""),
+        restarts=restarts,
+        script=said.get("Command", ""),
+    )
 
 
 def outside(environ: Mapping[str, str]) -> dict[str, str]:

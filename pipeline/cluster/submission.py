@@ -33,7 +33,7 @@ JobName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=253)]
 """A number of Slurm, or a name: an argument of the scheduler's commands, never a flag of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Submission:
     """The job of a run."""
 

@@ -52,7 +52,7 @@ def find(environ: Mapping[str, str], flags: Flags | None = None) -> Topology:
 
 def alone() -> Topology:
     """This machine by itself, whoever started it."""
-    return Topology(1, 0, "127.0.0.1", _free_port(), "a single machine")
+    return Topology(nodes=1, rank=0, address="127.0.0.1", port=_free_port(), source="a single machine")
 
 
 def is_worker(environ: Mapping[str, str]) -> bool:
@@ -85,7 +85,7 @@ def _flagged(flags: Flags) -> Topology:
         for name, what, value in (("--node-rank", "R", flags.rank), ("--main-address", "HOST", flags.address)):
             if value is None:
                 raise ConfigError(f"--nodes {flags.nodes} without {name}: add {name} {what}")
-    return Topology(flags.nodes, flags.rank or 0, flags.address or "127.0.0.1", PORT, "--nodes")
+    return Topology(nodes=flags.nodes, rank=flags.rank or 0, address=flags.address or "127.0.0.1", port=PORT, source="--nodes")
 
 
 def _scheduled(environ: Mapping[str, str]) -> Topology:
@@ -104,7 +104,7 @@ def _scheduled(environ: Mapping[str, str]) -> Topology:
                 )
     if answers:
         return answers[0][1]
-    return anybody(environ) or Topology(1, 0, "127.0.0.1", PORT, "a single machine")
+    return anybody(environ) or Topology(nodes=1, rank=0, address="127.0.0.1", port=PORT, source="a single machine")
 
 
 def _same_host(one: Topology, other: Topology) -> bool:

@@ -19,6 +19,7 @@ from pipeline.data.quarantine import BadSampleError, Quarantine, candidates
 from pipeline.data.reader import Reader
 from pipeline.data.transform import find_transform, transformed
 from pipeline.errors import DataError
+from pipeline.images.floats import mirror
 from pipeline.signals import ignore_signals
 from pipeline.wording import command
 
@@ -107,27 +108,30 @@ class Collator:
         if self._processes:
             self._processes.shutdown(cancel_futures=True)
 
-    def _put(self, sample: int, epoch: int, mirror: bool, out: Pixels) -> tuple[int, bool]:
+    def _put(self, sample: int, epoch: int, mirrored: bool, out: Pixels) -> tuple[int, bool]:
         """Decode a sample, or the first good one after it, into `out`; returns (label, whether it is the sample itself)."""
         for candidate in candidates(self._reader.order, sample):
             try:
                 encoded = self._reader.image(candidate)
-                self._decode(encoded, epoch, mirror, out)
+                self._decode(encoded, epoch, mirrored, out)
             except BadSampleError as bad:
                 self._quarantine.add(bad)
             else:
                 return encoded.label, candidate == sample
         raise DataError(f"sample {sample} cannot be used, nor any that could stand in for it: restore the shards")
 
-    def _decode(self, encoded: Encoded, epoch: int, mirror: bool, out: Pixels) -> None:
+    def _decode(self, encoded: Encoded, epoch: int, mirrored: bool, out: Pixels) -> None:
         try:
             if self._processes is None:
-                decode_into(encoded.data, out, self._crop, mirror)
+                decode_into(encoded.data, out, self._crop, mirrored)
                 return
             key = (self._seed, epoch, encoded.sample)
-            done = self._processes.submit(transformed, self._transform, encoded.data, key, out.shape, self._crop)
+            done = self._processes.submit(transformed, self._transform, encoded.data, key, shape=out.shape, crop=self._crop)
             pixels = done.result()
-            out[...] = pixels[:, ::-1] if mirror else pixels
+            if mirrored:
+                mirror(pixels, out)
+            else:
+                out[...] = pixels
         except UndecodableError as error:
             advice = error.advice or f"make the shards again without it: {self._again}"
             raise BadSampleError(

@@ -39,7 +39,16 @@ def load_data(config: DataConfig) -> Manifest:
         for label, count in zip(labels, manifest.class_counts, strict=True):
             counts[label] += count
         given = config.mix[name]
-        parts.append(Part(given.uri, manifest.tars or given.uri, len(manifest.shards), given.weight, labels, manifest.source))
+        parts.append(
+            Part(
+                uri=given.uri,
+                tars=manifest.tars or given.uri,
+                shards=len(manifest.shards),
+                weight=given.weight,
+                labels=labels,
+                source=manifest.source,
+            )
+        )
     sizes = {manifest.resolution for manifest in manifests.values()}
     return replace(
         first,

@@ -16,7 +16,7 @@ class Encoded(NamedTuple):
     sample: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenShard:
     """A shard as it was found."""
 

@@ -25,7 +25,7 @@ from pipeline.data.collate import Collator, Pending
 from pipeline.data.disk_cache import Cache
 from pipeline.data.manifest import Manifest
 from pipeline.data.mixture import make_order
-from pipeline.data.order import LANES, Order, flips
+from pipeline.data.order import LANES, Order, OrderRule, flips
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.reader import Reader
 from pipeline.data.sampler import RankSampler, SamplePlan
@@ -48,7 +48,7 @@ class PartConfig:
         check_bounds(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the images are and how they are read."""
 
@@ -106,7 +106,7 @@ class DataConfig:
         return Quarantine(int(self.bad_fraction * manifest.samples), path, manifest.samples)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """m consecutive samples of a global batch. Nothing is mirrored or scaled yet: that belongs on the device."""
 
@@ -162,7 +162,7 @@ class DataLoader:
     ) -> None:
         self.waited = 0.0
         """Seconds that the consumer has spent blocked in `__next__`."""
-        self._order = make_order(manifest, seed, config.lanes, rollbacks)
+        self._order = make_order(manifest, OrderRule(seed, config.lanes, rollbacks))
         self._config, self._mirror = config, mirror
         self._share = RankSampler(global_batch, micro_batch, rank, world_size)
         capacity = self._share.open_runs(self._order, _FETCH_AHEAD + _DECODE_AHEAD)
@@ -173,10 +173,10 @@ class DataLoader:
             config.shape(manifest),
             config.decode_threads,
             self.quarantine,
-            config.crop,
-            config.transform,
-            config.transform_workers,
-            seed,
+            crop=config.crop,
+            transform=config.transform,
+            workers=config.transform_workers,
+            seed=seed,
         )
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(config.read_ahead)
         self._failure: BaseException | None = None

@@ -52,7 +52,7 @@ class Shard:
     """Of the shard's index."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """One of the sets that a mixture draws from: consecutive shards of its manifest."""
 
@@ -76,7 +76,7 @@ class Part:
 _NOTES = ("source", "tars", "tars_from_here", "parts")  # not in the fingerprint, so that runs know their data everywhere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole split. Sample ids count through the shards in this order, from 0."""
 

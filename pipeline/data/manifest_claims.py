@@ -44,7 +44,7 @@ class Head:
     tars: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ManifestClaim(Head):
     """A manifest of this version."""
 

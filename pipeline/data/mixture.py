@@ -10,13 +10,14 @@ the lanes together has its exact share (rounded to a whole sample); with more, s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
 import numpy as np
 
 from pipeline.data.manifest import Manifest
-from pipeline.data.order import Ints, Order, permutation
+from pipeline.data.order import Ints, Order, OrderRule, permutation
 from pipeline.errors import ConfigError
 
 _DENOMINATOR = 1 << 23  # of the shares: with MAX_LANES, products stay in 64 bits
@@ -145,13 +146,13 @@ def _pairs(sums: list[Fraction]) -> list[tuple[Fraction, Fraction]]:
     return list(pairwise(sums))
 
 
-def make_order(manifest: Manifest, seed: int, lanes: int, rollbacks: int = 0) -> Order | Mixture:
-    """The order of training on `manifest`. Of a mixture, `rollbacks` changes the parts' orders, not which part stands where."""
+def make_order(manifest: Manifest, rule: OrderRule) -> Order | Mixture:
+    """Return the order of training on `manifest`. Of a mixture, rollbacks change the parts' orders, not which part is where."""
     if not manifest.parts:
-        return Order(manifest.shards, seed, lanes, rollbacks)
+        return rule.of(manifest.shards)
     ends = list(accumulate(part.shards for part in manifest.parts))
     orders = [
-        Order(manifest.shards[end - part.shards : end], part_seed(seed, i), lanes, rollbacks)
+        replace(rule, seed=part_seed(rule.seed, i)).of(manifest.shards[end - part.shards : end])
         for i, (end, part) in enumerate(zip(ends, manifest.parts, strict=True))
     ]
-    return Mixture(orders, [part.weight for part in manifest.parts], seed)
+    return Mixture(orders, [part.weight for part in manifest.parts], rule.seed)

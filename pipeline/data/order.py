@@ -12,6 +12,7 @@ which large sets have larger runs, plus one window for each lane that is asked f
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -129,6 +130,19 @@ class Order:
         ends = self.starts[1:][runs]
         ends -= self.starts[:-1][runs]
         return runs, _small(np.cumsum(ends, out=ends), self.samples)
+
+
+@dataclass(frozen=True)
+class OrderRule:
+    """What makes an order of shards, whichever they are: those of a set, or of each part of a mixture."""
+
+    seed: int
+    lanes: int = LANES
+    rollbacks: int = 0
+
+    def of(self, shards: Sequence[Shard]) -> Order:
+        """Return the order of `shards`."""
+        return Order(shards, self.seed, self.lanes, self.rollbacks)
 
 
 def sharing(lanes: int, batch: int, micro_batch: int, world_size: int) -> tuple[Ints, Ints, NDArray[np.float64]]:

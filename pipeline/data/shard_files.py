@@ -40,7 +40,9 @@ class ShardFiles:
 
     def __init__(self, uri: str, manifest: Manifest, requests: int) -> None:
         self.manifest = manifest
-        self._parts = manifest.parts or (Part(uri, manifest.tars or uri, len(manifest.shards), 1.0, (), manifest.source),)
+        tars, shards = manifest.tars or uri, len(manifest.shards)
+        whole = Part(uri=uri, tars=tars, shards=shards, weight=1.0, labels=(), source=manifest.source)
+        self._parts = manifest.parts or (whole,)
         self._part_ends = np.cumsum([part.shards for part in self._parts])
         self.are_local = all(storage.local_path(part.tars) for part in self._parts)
         self._first: list[int] = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
@@ -128,7 +130,14 @@ class ShardFiles:
         except DataError:  # once more: it may have been damaged on its way
             rows = self._patiently(part.uri, load)
         return OpenShard(
-            place, expected.name, self._first[number], rows, size, version, part, str(storage.local_path(place) or "")
+            place=place,
+            name=expected.name,
+            first=self._first[number],
+            rows=rows,
+            size=size,
+            version=version,
+            part=part,
+            path=str(storage.local_path(place) or ""),
         )
 
 

@@ -18,7 +18,7 @@ class TarError(ValueError):
     """The stream is no whole tar; the message says at which byte."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """A regular file, or what else a tar holds."""
 
@@ -78,7 +78,7 @@ def members(
             if every:
                 target = records.get(b"linkpath") or records.get(b"K") or header[157:257].split(b"\0")[0]
                 what = _KINDS.get(kind, "folder" if kind == b"\0" else "device")
-                yield Member(name, stream.offset, 0, None, what, _text(target))
+                yield Member(name=name, offset=stream.offset, size=0, data=None, kind=what, target=_text(target))
             continue
         if kind not in _FILES or any(key.startswith(b"GNU.sparse") for key in records):
             raise TarError(f"the member at byte {start} is of type {kind.decode('latin-1')!r} or sparse: write plain files")
@@ -91,7 +91,7 @@ def members(
         if data is None:
             stream.skip(size, name)
         stream.skip(-size % BLOCK, name)
-        yield Member(name, offset, size, data)
+        yield Member(name=name, offset=offset, size=size, data=data)
 
 
 def _text(name: bytes) -> str:

@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 _AHEAD = 4  # micro-batches whose runs are asked for before they are wanted
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Samples(IterableDataset[dict[str, Any]]):
     """Endless samples of one rank: `__key__`, `__url__`, the image under its kind (jpg, png or webp), `cls`.
 

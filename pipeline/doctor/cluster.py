@@ -89,7 +89,7 @@ class _Leader:
         self._orders = count()
         self._present: list[int] = []
         self._came: list[int] = []
-        self.found = Gathered(topology.nodes, dict(enumerate(topology.hosts)))
+        self.found = Gathered(nodes=topology.nodes, hosts=dict(enumerate(topology.hosts)))
 
     def call(self, seconds: float, broken: Callable[[], bool]) -> None:
         """Wait for all nodes, and go on with those that have come."""

@@ -25,7 +25,7 @@ from pipeline.storage.containment import below
 _BATCH = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """Rates are images per second, of each part as if it were alone; times are seconds."""
 

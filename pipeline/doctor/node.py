@@ -60,7 +60,7 @@ class Places:
     """MLflow server; None for none, or a file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeDevice:
     """A GPU, or the processor of a node without one."""
 
@@ -88,7 +88,7 @@ class Store:
     error: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeReport:
     """What one node says of itself."""
 
@@ -184,7 +184,9 @@ def _devices(fault: NodeFaultInjection) -> tuple[list[NodeDevice], list[str]]:
 
 def _rated(device: torch.device, fault: NodeFaultInjection) -> NodeDevice:
     times = fault.value("matrix", 1.0)
-    return NodeDevice(device_name(device), bf16=matrix_rate(device, "bf16") / times, fp32=matrix_rate(device, "fp32") / times)
+    return NodeDevice(
+        name=device_name(device), bf16=matrix_rate(device, "bf16") / times, fp32=matrix_rate(device, "fp32") / times
+    )
 
 
 class _Sensor:

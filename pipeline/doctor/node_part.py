@@ -125,7 +125,7 @@ def _serve(topology: Topology, plan: SurveyPlan, exchange: Exchange) -> None:
                 if fault.value("silent", 0.0):
                     threading.Event().wait()
                 try:
-                    answer = SurveyAnswer(_answer(order, number, store, rank, plan, fault))
+                    answer = SurveyAnswer(_answer(order, number, store, rank=rank, plan=plan, fault=fault))
                 except Exception as error:  # of CUDA, say: node 0 shall know it at once
                     answer = SurveyAnswer(failed=f"{type(error).__name__}: {first_line(error)}")
                 mail.set(f"answer/{number}/{rank}", json.dumps(asdict(answer)))
@@ -155,6 +155,6 @@ def _answer(order: SurveyOrder, number: int, store: Store, rank: int, plan: Surv
         return _REPORT.dump_python(probe(plan.places, plan.seconds / 4, fault), mode="json")
     (group,) = (ranks for ranks in order.groups if rank in ranks)
     try:
-        return all_reduce_rate(store, f"group/{number}/{group[0]}", group, rank, order.cuda, fault)
+        return all_reduce_rate(store, f"group/{number}/{group[0]}", ranks=group, rank=rank, cuda=order.cuda, fault=fault)
     except RuntimeError as error:
         return first_line(error)

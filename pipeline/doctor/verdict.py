@@ -40,7 +40,7 @@ _BAD, _CONFIG, _STORAGE = exit_codes.NODES.number, exit_codes.CONFIG.number, exi
 _INTERFACE = "is the right interface used? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name it"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Gathered:
     """What node 0 knows when everybody has been asked; keys are the ranks of nodes."""
 

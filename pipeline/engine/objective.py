@@ -29,13 +29,13 @@ from model.latents import RandomStream, uniforms
 from model.losses import LOSSES
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine.batch import BatchPlan
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 
 Pair = tuple[Tensor, Tensor]
 Values = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The loss, and what stabilises it; all of it but the loss is off unless it is given."""
 

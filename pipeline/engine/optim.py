@@ -10,7 +10,7 @@ from model.ema import decay_per_step
 from pipeline.bounds import Bounds, check_bounds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Defaults are the paper's for a global batch of 2,048 (section 3 and appendix C)."""
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.engine.zero import Engine, Ranks
+from pipeline.engine.ranks import Ranks
+from pipeline.engine.zero import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -11,13 +11,14 @@ from model.latents import RandomStream, latents, random_labels
 from model.spectral import power_iteration
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.objective import Objective, Pair
-from pipeline.engine.zero import Engine, Ranks, Update
+from pipeline.engine.ranks import Ranks
+from pipeline.engine.zero import Engine, Update
 
 Fakes = Callable[[int], Pair]
 """Micro-step -> (z [m, latent_dim], y [m]) on the device."""
 
 
-def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream: RandomStream, position: int) -> Fakes:
+def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, *, seed: int, stream: RandomStream, position: int) -> Fakes:
     """Latents and classes of this rank's part of the global batch that starts at sample `position` of `stream`."""
 
     def draw(micro_step: int) -> Pair:
@@ -29,7 +30,9 @@ def fakes(config: ModelConfig, plan: BatchPlan, ranks: Ranks, seed: int, stream:
     return draw
 
 
-def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
+def d_step(
+    g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: Objective, *, position: int
+) -> dict[str, Tensor]:
     """Update D on the global batch of real images (x [m, C, r, r] in -1..1, y [m]) at `position`, and as many fakes.
 
     Returns what to report; `skipped/d` is 1 if a gradient was not finite, and then nothing has changed.
@@ -48,7 +51,7 @@ def d_step(g: Engine, d: Engine, reals: Iterable[Pair], draw: Fakes, objective: 
     return sums | _reported("d", update) | objective.after_d_step(update.skipped)
 
 
-def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, position: int) -> dict[str, Tensor]:
+def g_step(g: Engine, d: Engine, draw: Fakes, objective: Objective, *, position: int) -> dict[str, Tensor]:
     """Update G on one global batch of fakes, through a frozen D. Returns what `d_step` does, with `skipped/g`."""
     with g.gathered() if objective.config.ortho else nullcontext():
         slopes, sums = objective.g_penalty(g.module)

@@ -3,10 +3,9 @@
 The recipe is the one that equals plain autograd (`python -m benchmarks.equality`): D learns through its engine with one
 forward and one backward per micro-batch; in the G step D is frozen and called as a plain module; gradients are accumulated
 by us. At stages 0 and 1 they are reduced once, in `step`; at 2 and 3 each rank keeps a part of them only, so every backward
-reduces, while it goes on. Private names of DeepSpeed are touched in this file only; its version is pinned.
+reduces, while it goes on. Private names of DeepSpeed are touched in this package only; its version is pinned.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -46,67 +45,6 @@ class ZeroConfig:
         check_bounds(self)
         if self.offload == "optimizer" and self.stage == 0:
             raise ValueError("offload=optimizer: stage 0 shares no optimiser state: set zero.stage=1, or zero.offload=none")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among the workers."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    def put(self, tensor: Tensor) -> Tensor:
-        """A new tensor of the CPU, on the device; the CPU does not wait for that."""
-        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
-
-    def sum(self, values: list[Tensor]) -> list[float]:
-        """Add scalars up over all ranks, in one reduction."""
-        total = torch.stack([v.detach().double() for v in values])
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def greatest(self, value: int) -> int:
-        """The largest value of all ranks."""
-        if self.world_size == 1:  # not even a wait for the device
-            return value
-        most = torch.tensor(value, device=self.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
-
-
-def start_workers() -> Ranks:
-    """Join the process group that `accelerate launch --use_deepspeed` prepared, through Accelerate."""
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _quiet_deepspeed(cuda)
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    # Without a named backend Accelerate counts one process per rank on a CPU.
-    state = PartialState(backend="nccl" if cuda else "gloo")
-    expected = int(os.environ["WORLD_SIZE"])
-    if state.distributed_type != DistributedType.DEEPSPEED or state.num_processes != expected:
-        raise RuntimeError(
-            f"Accelerate made {state.distributed_type} of {state.num_processes} processes, not DeepSpeed of {expected}"
-        )
-    return Ranks(state.process_index, state.num_processes, state.device)
-
-
-def _quiet_deepspeed(cuda: bool) -> None:
-    import deepspeed.ops
-    from deepspeed.utils import logger
-
-    if not cuda:
-        # Else every CPU run compiles a shared-memory op with ninja, minutes long, that training does not use. CUDA has no such
-        # op, and to touch this table looks for the compilers of all others.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logger.setLevel("ERROR")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pipeline.checkpoint.saved_network import check_fit
 from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import Manifest
 from pipeline.errors import ConfigError, DataError
+from pipeline.images.floats import to_floats
 from pipeline.untrusted import parse, parsing
 
 FEATURES = 64
@@ -40,7 +41,7 @@ _LANES = 48
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides the weights besides the shards. Reaches 91 % on Fashion-MNIST's test images."""
 
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [n, C, r, r] -> float32 [n, 64]."""
-        x = images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        x = to_floats(images).contiguous(memory_format=torch.channels_last)
         return self.body(x).float()
 
     def forward(self, images: Tensor) -> Tensor:

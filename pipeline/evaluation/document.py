@@ -42,12 +42,12 @@ def figures(
     `floor_of` has the real images that stand in for samples, as many of them: their figures are the floor.
     """
     against = real[reference][1]
-    found = measure(extractor.name, against, drawn, names, classes, device)
+    found = measure(extractor.name, against, drawn, names, classes=classes, device=device)
     accuracy = f"accuracy[{extractor.name}]"
     test, floor = real["test"][1], {}
     for other in floor_of.values():
         enough = [name for name in names if not too_few(name, {"they": other.labels}, classes)]
-        floor = measure(extractor.name, against, other, enough, classes, device).values
+        floor = measure(extractor.name, against, other, enough, classes=classes, device=device).values
     training = len(real["train"][1].labels) if "train" in real else None
     plain = Figures(
         metrics=found.values,

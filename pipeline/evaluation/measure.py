@@ -82,7 +82,7 @@ class Real:
         return real_batches(self.config, self.manifest, end, batch, start=start)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawnSamples:
     """`count` samples with the classes in turn, rounded to uint8."""
 

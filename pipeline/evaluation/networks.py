@@ -16,7 +16,7 @@ _LEAST = 75
 """Pixels below which Inception's layers have nothing left."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extractor:
     """A network and all that decides its answers."""
 
@@ -36,7 +36,7 @@ class Extractor:
 
 def from_judge(name: str, sha256: str, classifier: Classifier) -> Extractor:
     """The classifier that was trained on the dataset itself."""
-    return Extractor(name, sha256, "none", _Judge(classifier).eval(), judge=True)
+    return Extractor(name=name, sha256=sha256, resizer="none", network=_Judge(classifier).eval(), judge=True)
 
 
 def pretrained(name: str, channels: int, resizer: str | None, weights: str | None, sha256: str | None) -> Extractor:
@@ -49,7 +49,7 @@ def pretrained(name: str, channels: int, resizer: str | None, weights: str | Non
     chosen = resizer or entry.resizer
     how, size = parse_resizer(chosen)
     network = _Resized(network.eval().requires_grad_(False), how, size, entry.shift, entry.scale)
-    return Extractor(name, found, chosen, network.eval(), grey=channels == 1)
+    return Extractor(name=name, sha256=found, resizer=chosen, network=network.eval(), grey=channels == 1)
 
 
 def parse_resizer(text: str) -> tuple[str, int]:

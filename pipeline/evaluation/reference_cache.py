@@ -69,7 +69,7 @@ def obtain(extractor: Extractor, images: Real, cache: str, compute: Callable[[],
             return found
     say(f"{extractor.name} looks at {plural(images.count, 'image')} of {images.config.uri}")
     made = compute()
-    folder = _save(beside, cache, key, wanted, made, say)
+    folder = _save(beside, cache, key, recipe=wanted, made=made, say=say)
     # Read back even when it is new: the same figures then come out the second time, to the last digit.
     read = _load(folder, key, wanted)
     if read is None:

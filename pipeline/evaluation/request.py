@@ -21,7 +21,7 @@ from pipeline.runs.evaluation_document import Document, JudgeFile
 from pipeline.runs.evaluations import Evaluation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
     """The arguments of `biggan evaluate` that decide figures, apart from checkpoint and truncation."""
 
@@ -88,7 +88,14 @@ def make_document(
     sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
     names, left_out = figures_to_compute(request, sets, trained.classes)
     method, classes = request.truncation_method, trained.classes
-    samples = DrawnSamples(trained.generator, len(classes), request.samples, request.seed, truncation, method)
+    samples = DrawnSamples(
+        generator=trained.generator,
+        num_classes=len(classes),
+        count=request.samples,
+        seed=request.seed,
+        truncation=truncation,
+        method=method,
+    )
     drawn = extract(peers, extractor, samples, request.batch)
     for name, (images, _) in real.items():
         if name != request.reference and images.count < request.samples:
@@ -97,9 +104,13 @@ def make_document(
                 f"pass --samples {images.count}"
             )
     floor = {} if "floor" in left_out else {name: judged for name, (_, judged) in real.items() if name != request.reference}
-    figures = document.figures(extractor, request.reference, real, floor, drawn, names, classes, peers.device)
+    figures = document.figures(
+        extractor, request.reference, real, floor_of=floor, drawn=drawn, names=names, classes=classes, device=peers.device
+    )
     against = real[request.reference][0]
-    recipe = document.recipe(extractor, request.reference, against, samples, trained, request.standing)
+    recipe = document.recipe(
+        extractor, request.reference, images=against, samples=samples, trained=trained, standing=request.standing
+    )
     return Document(
         run=request.model,
         images=trained.images,

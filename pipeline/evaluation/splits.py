@@ -59,4 +59,4 @@ def read_alike(model: str, uri: str, crop: int | None, resolution: int) -> DataC
     """How to read the shards at `uri`: cropped as told, else as the run `model` did, and resampled."""
     if crop is None and Path(model, "config.yaml").is_file():
         crop = load_run_config(model).data.crop
-    return DataConfig(uri, crop=crop, resolution=resolution)
+    return DataConfig(uri=uri, crop=crop, resolution=resolution)

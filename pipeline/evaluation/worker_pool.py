@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from pipeline import child_imports
+from pipeline.engine.ranks import launched_as
 from pipeline.errors import UserError
 from pipeline.messaging import loopback
 from pipeline.redaction import guard
@@ -90,13 +91,13 @@ class WorkerPool:
 @contextmanager
 def together(processes: int) -> Iterator[WorkerPool]:
     """The ranks that this process is one of: those of its launcher, or `processes` of which it starts all but the first."""
-    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (place := launched_as()).world_size > 1:
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        rank, file = int(os.environ["RANK"]), os.environ.get(_STORE_VARIABLE)
-        store = FileStore(file, world_size) if file else None
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
-        yield from _served(WorkerPool(rank, world_size))
+            torch.cuda.set_device(place.local_rank)
+        file = os.environ.get(_STORE_VARIABLE)
+        store = FileStore(file, place.world_size) if file else None
+        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world_size, timeout=_PATIENCE)
+        yield from _served(WorkerPool(place.rank, place.world_size))
     elif processes == 1:
         yield WorkerPool()
     else:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from model.losses import LOSSES
 from model.spectral import SpectralNorm, singular_values
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
+from pipeline.images.floats import HALF_RANGE
 
 SURE = 0.05
 """D is sure when its loss is below this share of that of a D which says 0 to everything."""
@@ -110,7 +111,7 @@ class Signs:
 
 def diversity(images: Tensor) -> Tensor:
     """Mean root-mean-square distance of two images [2], in -1..1: of one class, and of any; uint8 [rows, columns, C, r, r]."""
-    x = images.flatten(2).float() / 127.5
+    x = images.flatten(2).float() / HALF_RANGE
     size = x.shape[2] ** 0.5
     of_class = torch.stack([torch.pdist(column).mean() for column in x.unbind(1)]).mean()
     return torch.stack([of_class, torch.pdist(x.flatten(0, 1)).mean()]) / size

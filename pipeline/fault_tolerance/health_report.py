@@ -9,7 +9,7 @@ from pipeline.tracking.journal import read_lines
 from pipeline.tracking.records import Event
 
 if TYPE_CHECKING:
-    from pipeline.fault_tolerance.health import Failure
+    from pipeline.fault_tolerance.recovery import Failure
 
 
 def message(run: Path, failure: "Failure", failures: int, furthest: int) -> str:

@@ -24,7 +24,7 @@ from pipeline.fault_tolerance.spot_notice import SpotWatch
 from pipeline.signals import SIGNALS
 
 if TYPE_CHECKING:
-    from pipeline.engine.zero import Ranks
+    from pipeline.engine.ranks import Ranks
 
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
 """What ranks agree on is a place in here."""
@@ -223,10 +223,10 @@ class Stop:
         self._signals, self._ranks = signals, ranks
         # Each node's first rank looks: RUN may be on a disk of its own, and a signal reaches one node.
         own = os.environ.get(FOLDER_VARIABLE)
-        self._folders = [folder, *([Path(own)] if own else [])] if os.environ.get("LOCAL_RANK", "0") == "0" else []
+        self._folders = [folder, *([Path(own)] if own else [])] if ranks.local_main else []
         self._deadline = signals.began + config.seconds
         self._notice = threading.Event()
-        if config.spot_notice != "none" and os.environ["LOCAL_RANK"] == "0":  # once per node
+        if config.spot_notice != "none" and ranks.local_main:
             watch = SpotWatch(config.spot_notice)
             watch.check()
             threading.Thread(target=watch.run, args=(self._notice,), name="spot-notice", daemon=True).start()

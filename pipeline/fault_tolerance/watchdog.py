@@ -30,7 +30,7 @@ from pydantic import Field
 from pipeline import exit_codes
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import DataError
 from pipeline.storage.small_files import BIG
 from pipeline.storage.temporary import replacing
@@ -66,7 +66,7 @@ class HangConfig:
 _Count = Annotated[int, Field(ge=0, le=BIG)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hang:
     """How one rank stood: the first line of its dump."""
 
@@ -176,7 +176,15 @@ class Watchdog:
         base = self._logs / f"hang-rank{self._ranks.rank:05d}-{time.strftime('%Y%m%d-%H%M%S')}"
         _, images, phase = self._phases[-1]
         at = _place(sys._current_frames().get(self._main))
-        hang = Hang(self._ranks.rank, self._hosts, images, phase, round(idle, 1), _collectives_begun(), at)
+        hang = Hang(
+            rank=self._ranks.rank,
+            hosts=self._hosts,
+            images=images,
+            phase=phase,
+            seconds=round(idle, 1),
+            collectives=_collectives_begun(),
+            at=at,
+        )
         self._logs.mkdir(exist_ok=True)
         with replacing(base.with_suffix(".txt")) as half, open(half, "w") as file:
             print(json.dumps(asdict(hang)), file=file)

@@ -31,7 +31,7 @@ STANDING_SAMPLES, _STANDING_BATCH = 2048, 128
 """Standing statistics pool many batches (BigGAN, appendix E); 16 passes as in BigGAN-PyTorch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainedGenerator:
     """A finished generator and where it came from."""
 
@@ -71,7 +71,7 @@ class TrainedGenerator:
             self.generator.eval()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Saved:
     """What is stored of a generator."""
 
@@ -111,7 +111,9 @@ def stand(
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, samples, _STANDING_BATCH):
             n = min(_STANDING_BATCH, samples - start)
-            z = latents(0, RandomStream.STANDING, start, n, config.latent_dim, truncation, method).to(device)
+            z = latents(0, RandomStream.STANDING, start, n, dim=config.latent_dim, truncation=truncation, method=method).to(
+                device
+            )
             yield z, random_labels(0, RandomStream.STANDING, start, n, config.num_classes).to(device)
             tell(n)  # the generator has taken the batch by now
 
@@ -167,7 +169,13 @@ def load_generator(
         power_iteration(generator, 10)
     names = saved.classes or tuple(map(str, range(saved.config.num_classes)))
     trained = TrainedGenerator(
-        generator, saved.config, saved.images, names, "", saved.recorded, named=saved.classes is not None
+        generator=generator,
+        config=saved.config,
+        images=saved.images,
+        classes=names,
+        weights_sha256="",
+        recorded=saved.recorded,
+        named=saved.classes is not None,
     )
     if exported and truncation is None and standing is None:
         generator.eval()  # its statistics are those
@@ -205,7 +213,7 @@ def parse_truncation(text: str, what: str) -> float | None:
 
 def _exported(folder: str) -> _Saved:
     config, tensors, settings = read_exported(folder)
-    return _Saved(config, tensors, settings["images"], tuple(settings["classes"]), finished=True)
+    return _Saved(config=config, tensors=tensors, images=settings["images"], classes=tuple(settings["classes"]), finished=True)
 
 
 def _checkpoint(source: str, images: int | None) -> _Saved:
@@ -233,4 +241,12 @@ def _checkpoint(source: str, images: int | None) -> _Saved:
     averaged = set(found.shapes.get("ema", {}))
     recorded = found.tensors("statistics") if "statistics" in found.parts else None
     names = tuple(classes) if classes else None
-    return _Saved(model, tensors, found.images, names, recorded, averaged, finished="source" in state)
+    return _Saved(
+        config=model,
+        tensors=tensors,
+        images=found.images,
+        classes=names,
+        recorded=recorded,
+        averaged=averaged,
+        finished="source" in state,
+    )

@@ -95,8 +95,8 @@ def write_sample_shards(uri: str, batches: Batches, classes: Sequence[str]) -> N
     iterator = iter(batches)
     first = next(iterator)
     samples = (
-        EncodedSample(label, png(image), "png", image.shape[2] == 1)
+        EncodedSample(label=label, image=png(image), extension="png", grey=image.shape[2] == 1)
         for pixels, labels in itertools.chain([first], iterator)
         for image, label in zip(pixels, labels.tolist(), strict=True)
     )
-    pack.write_shards(samples, uri, tuple(classes), PackConfig(first[0].shape[1]))
+    pack.write_shards(samples, uri, tuple(classes), PackConfig(resolution=first[0].shape[1]))

@@ -25,7 +25,7 @@ class ImageError(DataError):
         super().__init__(f"cannot pack the image {name} ({reason}): replace or remove it, or leave it out with --on-error skip")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """How images become samples, and samples shards."""
 
@@ -56,7 +56,7 @@ class PackConfig:
         return f"{self.resolution} px, {how}, {encoded}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodedSample:
     """One image as it is stored."""
 
@@ -76,12 +76,14 @@ def encoded(source: Source, i: int, config: PackConfig) -> EncodedSample:
     name, label, item = source.names[i], int(source.labels[i]), source.read(i)
     if not isinstance(item, bytes):
         image = Image.fromarray(item)
-        return _saved(image, name, label, config, min(image.size), item.nbytes)
+        return _saved(image, name, label, config=config, side=min(image.size), size=item.nbytes)
     image, extension = _opened(item, name, config)
     side = min(image.size)
     if extension:
-        return EncodedSample(label, item, extension, image.mode == "L", side, len(item))
-    return _saved(image, name, label, config, side, len(item))
+        return EncodedSample(
+            label=label, image=item, extension=extension, grey=image.mode == "L", side=side, original_bytes=len(item)
+        )
+    return _saved(image, name, label, config=config, side=side, size=len(item))
 
 
 def _opened(data: bytes, name: str, config: PackConfig) -> tuple[Image.Image, str]:
@@ -111,7 +113,9 @@ def _saved(image: Image.Image, name: str, label: int, config: PackConfig, side: 
             image.save(out, "WEBP", quality=config.quality)
     except (OSError, ValueError) as error:
         raise ImageError(name, f"{image.width} x {image.height} cannot be {config.form}: {error}") from None
-    return EncodedSample(label, out.getvalue(), config.form, image.mode == "L", side, size)
+    return EncodedSample(
+        label=label, image=out.getvalue(), extension=config.form, grey=image.mode == "L", side=side, original_bytes=size
+    )
 
 
 def _fitted(image: Image.Image, name: str, size: int, config: PackConfig) -> Image.Image:

@@ -81,7 +81,7 @@ def _scan_all(tars: Tars, rules: Rules, threads: int, progress: Progress) -> lis
         return stop.is_set()
 
     def one(name: str) -> Scan:
-        return Scan(name) if stop.is_set() else scan(tars.folder, name, rules, progress, hopeless)
+        return Scan(name=name) if stop.is_set() else scan(tars.folder, name, rules, progress, hopeless)
 
     with ThreadPoolExecutor(threads, "scan") as pool:
         waiting = [pool.submit(one, name) for name in tars.names]
@@ -103,7 +103,17 @@ def _wrong_labels(found: Scan, classes: Classes) -> list[SampleFault]:
         if wrong := classes.wrong.get(sample.label):
             reason = f"has the label {sample.label[:60]!r}, {wrong[0]}"
             members = len(sample.extensions)
-            faults.append(SampleFault(found.name, sample.key, BAD_LABEL, reason, wrong[1], ConfigError, members))
+            faults.append(
+                SampleFault(
+                    shard=found.name,
+                    key=sample.key,
+                    kind=BAD_LABEL,
+                    reason=reason,
+                    advice=wrong[1],
+                    error=ConfigError,
+                    members=members,
+                )
+            )
     return faults
 
 

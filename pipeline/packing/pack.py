@@ -75,7 +75,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
 
     _check_labels(source)
     recipe = _recipe(source, config)
-    state = PackState(recipe, counts=[0] * len(source.classes))
+    state = PackState(recipe=recipe, counts=[0] * len(source.classes))
     ours, _ = inventory(uri)
     if resume and STATE in ours and MANIFEST not in ours:
         earlier = load_state(uri)
@@ -95,7 +95,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
         progress(state.position)
         _write(_encoded(source, config, state.position, progress), uri, state, config.shard_bytes, save)
         state.seconds = time.monotonic() - began
-        return _finish(uri, state, source.classes, config, recipe, source)
+        return _finish(uri, state, source.classes, config=config, recipe=recipe, source=source)
     except UserError as error:
         error.args = (f"{error}{_what_stays(uri, done)}",)
         raise
@@ -103,7 +103,7 @@ def pack(source: Source, uri: str, config: PackConfig, progress: Callable[[int],
 
 def write_shards(samples: Iterator[EncodedSample], uri: str, classes: tuple[str, ...], config: PackConfig) -> Manifest:
     """Write `samples` to `uri` in their order, in place of shards that are there; if it fails, what was written is removed."""
-    state = PackState("", counts=[0] * len(classes))
+    state = PackState(recipe="", counts=[0] * len(classes))
     remove(uri, inventory(uri)[0])
     try:
         _write(samples, uri, state, config.shard_bytes, lambda: None)

@@ -27,7 +27,7 @@ class Rejected:
     reason: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackState:
     """Everything up to the end of the last finished shard, so that a killed pack goes on behind it."""
 

@@ -58,7 +58,7 @@ class SampleFault(NamedTuple):
         return f"{place}, sample {self.key} {self.reason}" if self.key else f"{place} {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """What in a sample is its image, and what its label; and what to do about faults."""
 
@@ -138,7 +138,16 @@ def judged(key: str, sample: list[Member], rules: Rules) -> FoundSample:
     except UndecodableError as error:
         raise Unusable(BAD_IMAGE, f"has no image that can be decoded ({error})", "replace it") from None
     crc = google_crc32c.value(image.data)
-    return FoundSample(image.offset // BLOCK, image.size, crc, text, shown(key), tuple(parts), size, grey)
+    return FoundSample(
+        block=image.offset // BLOCK,
+        length=image.size,
+        crc=crc,
+        label=text,
+        key=shown(key),
+        extensions=tuple(parts),
+        size=size,
+        grey=grey,
+    )
 
 
 def is_image(extension: str) -> bool:

@@ -52,7 +52,7 @@ def find_shards(uri: str) -> Tars:
         beside["folders"] = len(folders)
     absent, gaps = _gaps(tars)
     faults = [_missing(name) for name in absent]
-    faults += [SampleFault(name, "", "compressed", "is compressed", "unpack it first (gunzip)", ConfigError) for name in packed]
+    faults += [_whole_tar(name, "compressed", "is compressed", "unpack it first (gunzip)") for name in packed]
     return Tars(uri.rstrip("/") or "/", tuple(tars), tuple(faults), dict(sorted(beside.items())), tuple(gaps))
 
 
@@ -70,7 +70,11 @@ def _named(uri: str) -> Tars:
 
 
 def _missing(name: str) -> SampleFault:
-    return SampleFault(name, "", "missing", "is not there", "restore it, or name only the tars that are there", ConfigError)
+    return _whole_tar(name, "missing", "is not there", "restore it, or name only the tars that are there")
+
+
+def _whole_tar(name: str, kind: str, reason: str, advice: str) -> SampleFault:
+    return SampleFault(shard=name, key="", kind=kind, reason=reason, advice=advice, error=ConfigError)
 
 
 def _extension(name: str) -> str:

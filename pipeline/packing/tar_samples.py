@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 """Told how many more samples and bytes have been read."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scan:
     """One shard, read."""
 
@@ -62,7 +62,7 @@ def scan(uri: str, name: str, rules: Rules, progress: Progress, hopeless: Callab
     `hopeless` is asked after each sample whether to stop reading. What is wrong with the tar or a sample is in
     `Scan.faults`. Raises StorageError where the store fails.
     """
-    place, found = storage.join(uri, name), Scan(name)
+    place, found = storage.join(uri, name), Scan(name=name)
     shared: dict[Any, Any] = {}  # equal labels, sizes and lists of extensions: one object each
     seen: dict[str, tuple[str, ...]] = {}
     unusable: set[str] = set()
@@ -77,7 +77,17 @@ def scan(uri: str, name: str, rules: Rules, progress: Progress, hopeless: Callab
                     found.samples.append(one._replace(label=label, extensions=extensions, size=size))
             except Unusable as bad:
                 unusable.add(key)
-                found.faults.append(SampleFault(name, shown(key), bad.kind, bad.reason, bad.advice, bad.error, len(sample)))
+                found.faults.append(
+                    SampleFault(
+                        shard=name,
+                        key=shown(key),
+                        kind=bad.kind,
+                        reason=bad.reason,
+                        advice=bad.advice,
+                        error=bad.error,
+                        members=len(sample),
+                    )
+                )
             if hopeless(found):
                 return found
             seen[key] = seen.get(key, ()) + tuple(member.name for member in sample)
@@ -139,7 +149,11 @@ def _groups(place: str, found: Scan, rules: Rules, progress: Progress) -> Iterat
             yield last, sample
             sample = []
         last = parts[0]
-        sample.append(Member(parts[1], member.offset, member.size, member.data, member.kind, member.target))
+        sample.append(
+            Member(
+                name=parts[1], offset=member.offset, size=member.size, data=member.data, kind=member.kind, target=member.target
+            )
+        )
     if last is not None:
         yield last, sample
 
@@ -171,7 +185,13 @@ def _wanted(rules: Rules) -> Callable[[str, int], bool]:
 
 def _left_out(found: Scan, kind: str, reason: str, advice: str, error: type[UserError]) -> Scan:
     """Return the scan of a shard that cannot be used as a whole."""
-    return Scan(found.name, found.bytes, faults=[SampleFault(found.name, "", kind, reason, advice, error, found.total)])
+    return Scan(
+        name=found.name,
+        bytes=found.bytes,
+        faults=[
+            SampleFault(shard=found.name, key="", kind=kind, reason=reason, advice=advice, error=error, members=found.total)
+        ],
+    )
 
 
 def _again(found: Scan, sample: list[Member], earlier: tuple[str, ...], unusable: bool) -> None:

@@ -30,7 +30,7 @@ def verify(uri: str, threads: int, progress: Progress) -> list[str]:
 
 
 def _faults(uri: str, manifest: Manifest, shard: Shard, progress: Progress) -> Iterator[str]:
-    tar, found = below(manifest.tars or uri, shard.name, uri), Scan(shard.name)
+    tar, found = below(manifest.tars or uri, shard.name, uri), Scan(name=shard.name)
     place = hide_secrets(tar)
     rows: dict[int, tuple[int, int]] = {}
     try:

@@ -21,48 +21,9 @@ from pipeline.profiling.step_memory import StepMemory, step_memory
 from pipeline.progress import Tell, silent
 
 _FP32 = 4
-_GIB = 2**30
 
 
-@dataclass(frozen=True)
-class DeviceSpec:
-    """A GPU as its maker describes it. Matrix rates are dense."""
-
-    name: str
-    memory: int
-    """Bytes; what makers call GB is nearly GiB here."""
-    bf16: float
-    """FLOP/s."""
-    tf32: float
-    """FLOP/s of what cuDNN computes fp32 convolutions in."""
-    link: float
-    """Bytes/s that it sends to the others of its node."""
-    network: float
-    """Bytes/s that it sends to other nodes, in the machine of the source."""
-    source: str
-
-
-DEVICES = {
-    "b200": DeviceSpec(
-        "B200", 180 * _GIB, 2250e12, 1100e12, 900e9, 50e9, "NVIDIA DGX B200 datasheet, half of its sparse rates"
-    ),
-    "h200": DeviceSpec(
-        "H200 SXM", 141 * _GIB, 989e12, 494e12, 450e9, 50e9, "NVIDIA H200 datasheet, half of its sparse rates; DGX H200"
-    ),
-    "h100": DeviceSpec(
-        "H100 SXM", 80 * _GIB, 989e12, 494e12, 450e9, 50e9, "NVIDIA H100 datasheet, half of its sparse rates; DGX H100"
-    ),
-    "a100": DeviceSpec("A100 SXM 80GB", 80 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
-    "a100-40": DeviceSpec("A100 SXM 40GB", 40 * _GIB, 312e12, 156e12, 300e9, 25e9, "NVIDIA A100 datasheet; DGX A100"),
-    "l40s": DeviceSpec("L40S", 48 * _GIB, 362e12, 183e12, 32e9, 12.5e9, "NVIDIA L40S datasheet; PCIe 4 x16; 100 Gb/s assumed"),
-    "a10": DeviceSpec("A10", 24 * _GIB, 125e12, 62.5e12, 32e9, 12.5e9, "NVIDIA A10 datasheet; PCIe 4 x16; 100 Gb/s assumed"),
-    "l4": DeviceSpec(
-        "L4", 24 * _GIB, 121e12, 60e12, 32e9, 12.5e9, "NVIDIA L4 datasheet, half of its sparse rates; 100 Gb/s assumed"
-    ),
-}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machines:
     """What a plan is for, and how fast it is taken to be."""
 
@@ -94,7 +55,7 @@ class Sizes:
     """Layers of batch norm."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """Bytes, seconds and FLOPs. `memory` is of one GPU at its fullest moment; an update is `d_steps` D steps and a G step."""
 
@@ -156,19 +117,19 @@ def costs(config: RunConfig, machines: Machines, tell: Tell = silent) -> Costs:
     hours = config.total_images / speed / 3600
     stored = checkpoint_bytes(config, g, d)
     return Costs(
-        plan,
-        needed,
-        flops,
-        computed,
-        sent,
-        norm_collectives(config, plan, g, d),
-        compute,
-        communication,
-        speed,
-        stored,
-        stored / machines.store,
-        hours,
-        hours * machines.ranks,
+        batch=plan,
+        memory=needed,
+        flops_per_image=flops,
+        computed_per_image=computed,
+        messages=sent,
+        norm_collectives=norm_collectives(config, plan, g, d),
+        compute_seconds=compute,
+        communication_seconds=communication,
+        images_per_second=speed,
+        checkpoint=stored,
+        checkpoint_seconds=stored / machines.store,
+        hours=hours,
+        gpu_hours=hours * machines.ranks,
     )
 
 

@@ -13,7 +13,7 @@ from model.describe import training_cost
 from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.storage import small_files
 from pipeline.storage.best_effort import best_effort
 

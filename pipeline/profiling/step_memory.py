@@ -18,7 +18,8 @@ from model.networks import build_discriminator, build_generator
 from pipeline.config import RunConfig
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.objective import Objective
-from pipeline.engine.zero import Ranks, share_batch_norm
+from pipeline.engine.ranks import Ranks
+from pipeline.engine.zero import share_batch_norm
 
 
 class LiveBytes(TorchDispatchMode):
@@ -70,7 +71,7 @@ def step_memory(config: RunConfig, plan: BatchPlan) -> StepMemory:
             network.recompute = config.activation_checkpointing == "blocks"
             for parameter in network.parameters():
                 parameter.grad = torch.empty_like(parameter)
-        objective = Objective(config.objective, plan, Ranks(0, plan.world_size, cpu), 0)
+        objective = Objective(config.objective, plan, Ranks(rank=0, world_size=plan.world_size, device=cpu), 0)
         z, y = torch.empty(n, model.latent_dim), torch.zeros(n, dtype=torch.int64)
 
         def autocast(network: nn.Module) -> Callable[..., Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.storage.best_effort import best_effort
 
 _SKIPPED, _WARM = 2, 1

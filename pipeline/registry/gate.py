@@ -57,7 +57,7 @@ def promote(store: str, uri: str, terms: Terms, say: Say) -> Moved:
             report |= {"terms": vars(terms)} | checked(case)
             still_mine()
             tags = {"validation_status": "passed", f"previous_{terms.alias}": before or ""}
-            _move(client, candidate, champion, terms.alias, report, tags, "promoted_by")
+            _move(client, candidate, champion, alias=terms.alias, report=report, tags=tags, by="promoted_by")
             return Moved(candidate.name, str(candidate.version), before, case.why)
 
 
@@ -75,7 +75,7 @@ def rollback(store: str, name: str, alias: str, say: Say) -> Moved:
             still_mine()
             report = {"rollback": _identity(champion), "to": _identity(target), "alias": alias}
             client.set_model_version_tag(name, champion.version, "validation_status", "rolled_back")
-            _move(client, target, champion, alias, report, {}, "rolled_back_to_by")
+            _move(client, target, champion, alias=alias, report=report, tags={}, by="rolled_back_to_by")
             return Moved(name, str(target.version), str(champion.version), "rolled back")
 
 

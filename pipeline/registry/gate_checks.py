@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """What a promotion asks for."""
 

@@ -55,7 +55,7 @@ def prove(client: "MlflowClient", candidate: "ModelVersion", say: Say) -> dict[s
         say("loading it in a process of its own")
         seed = secrets.randbelow(1 << 31)
         expected = _draw(trained, labels, seed)
-        alone = _difference(_draw_alone(model, seed, labels, expected.shape, Path(folder), named), expected)
+        alone = _difference(_draw_alone(model, seed, labels, shape=expected.shape, folder=Path(folder), named=named), expected)
     if alone > _MOST_LEVELS:
         raise GateError(
             f"{named} does not draw by itself what its weights draw: values are off by {alone} of 255, allowed {_MOST_LEVELS}"

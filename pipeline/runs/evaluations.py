@@ -30,7 +30,7 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Figures of one set of weights. Those of two recipes must not be compared."""
 

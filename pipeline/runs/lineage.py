@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import RunConfig, to_yaml
 from pipeline.data.manifest import Manifest
 from pipeline.engine.batch import BatchPlan
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.tracking.records import DatasetRow
 from pipeline.wording import hide_secrets
 

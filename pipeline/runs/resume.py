@@ -21,10 +21,10 @@ from pipeline.checkpoint.format import DAMAGED, SET_ASIDE, Checkpoint
 from pipeline.checkpoint.rank_files import holds_any
 from pipeline.config import RunConfig
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError, DataError, StorageError, TrainingError
 from pipeline.fault_tolerance import run_mirror
-from pipeline.fault_tolerance.health import History
+from pipeline.fault_tolerance.recovery import History
 from pipeline.runs.initial_weights import check_networks
 from pipeline.runs.run_folder import load_run_config, read_identity, read_status
 from pipeline.runs.trusted_places import checkpoint_uri

@@ -151,7 +151,7 @@ Record = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A line of RUN/events.jsonl (`pipeline.fault_tolerance.health`)."""
+    """A line of RUN/events.jsonl (`pipeline.fault_tolerance.events`)."""
 
     time: Annotated[float, Field(ge=0, lt=253_402_300_800)]
     """Seconds since 1970."""

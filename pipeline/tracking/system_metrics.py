@@ -6,7 +6,6 @@ too. Where nodes do not share the folder, each keeps its own file; copy them tog
 """
 
 import logging
-import os
 import socket
 import threading
 from pathlib import Path
@@ -23,17 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """Samples this node every `seconds`, in the process with local rank 0 alone; the others, and 0 seconds, do nothing.
+    """Samples this machine, number `node` of the run's, every `seconds`; 0 seconds do nothing. One process of a node makes it.
 
     Steps count the samples of a node, over all starts of the run; an end takes a last one.
     """
 
-    def __init__(self, run_dir: Path, seconds: float):
-        self._seconds, self._node = seconds, int(os.environ.get("GROUP_RANK", "0"))  # torch's name for the rank of a node
+    def __init__(self, run_dir: Path, seconds: float, node: int):
+        self._seconds, self._node = seconds, node
         self.path = run_dir / "system" / f"node{self._node:05d}.jsonl"
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        if seconds and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if seconds:
             self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
 
     def __enter__(self) -> Self:

@@ -20,8 +20,8 @@ from model.latents import RandomStream
 from pipeline.config import RunConfig, build
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.objective import Objective
+from pipeline.engine.ranks import Ranks, launched_as, meeting_place, start_workers
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks, start_workers
 from pipeline.redaction import guard
 from pipeline.training.micro_batch import DOES_NOT_FIT
 from pipeline.training.train_state import TrainState
@@ -52,9 +52,9 @@ def step_peak(config: RunConfig, micro_batch: int, ranks: Ranks, limited: bool =
     y = torch.arange(micro_batch, device=ranks.device) % model.num_classes
     for position in (0, plan.global_batch):  # the optimisers' state is made in the first step
         objective = Objective(config.objective, plan, ranks, config.seed)  # a new one takes its lazy penalties each time
-        draw = fakes(model, plan, ranks, config.seed, RandomStream.D_STEP, position)
-        d_step(g, d, [(x, y)] * accumulation, draw, objective, position)
-        g_step(g, d, draw, objective, position)
+        draw = fakes(model, plan, ranks, seed=config.seed, stream=RandomStream.D_STEP, position=position)
+        d_step(g, d, [(x, y)] * accumulation, draw, objective, position=position)
+        g_step(g, d, draw, objective, position=position)
         learner.ema.update(g.parts(), 0.5)
     return (torch.cuda.max_memory_allocated() if cuda else resident_peak()) - before
 
@@ -66,8 +66,7 @@ def _limit(gb: float | None, ranks: Ranks) -> None:
         allowed = gb * 1e9 if gb else torch.cuda.memory_reserved() + _SHARE * free
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total))
         return
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
-    more = gb * 1e9 - _status("VmRSS") if gb else _SHARE * free_memory() / sharing
+    more = gb * 1e9 - _status("VmRSS") if gb else _SHARE * free_memory() / ranks.local_size
     # Else the kernel would pick a process and kill it.
     resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + max(0, int(more)), resource.RLIM_INFINITY))
 
@@ -114,13 +113,12 @@ def out_of_memory(error: Exception) -> bool:
 
 def _meet(name: str) -> None:
     """Join the other ranks' trials of this name in the store where the ranks have met: nothing else has to listen."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = launched_as()
     store: Store = HashStore()
-    if size > 1:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = PrefixStore(name, TCPStore(*place, is_master=False))
+    if place.world_size > 1:
+        store = PrefixStore(name, TCPStore(*meeting_place(), is_master=False))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    torch.distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
 
 
 def main() -> None:

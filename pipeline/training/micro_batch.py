@@ -22,7 +22,7 @@ from pipeline import storage
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.engine import agreement
 from pipeline.engine.batch import BatchPlan, micro_batches, plan_batch
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.storage import small_files
 from pipeline.storage.best_effort import best_effort

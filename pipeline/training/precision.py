@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.config import RunConfig
 from pipeline.engine import agreement
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.runs.run_folder import as_begun
 
 MARGIN = 1.1

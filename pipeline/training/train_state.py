@@ -17,8 +17,9 @@ from pipeline.engine import slices
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.objective import Objective, ObjectiveState
 from pipeline.engine.optim import make_optimizer
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.slices import Slice
-from pipeline.engine.zero import Engine, Ranks, share_batch_norm
+from pipeline.engine.zero import Engine, share_batch_norm
 from pipeline.errors import DataError
 
 
@@ -67,6 +68,11 @@ class TrainState:
         if weights and f"{name}_optimizer" in have:
             slices.load_moments(engine, self.ranks, partial(weights.fill, f"{name}_optimizer"))
         return engine
+
+    def close(self) -> None:
+        """Let go of both networks (`Engine.close`)."""
+        self.g.close()
+        self.d.close()
 
     def set_lr(self, scale: float) -> None:
         self.g.set_lr(self.config.optim.g_lr * scale)

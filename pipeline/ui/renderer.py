@@ -74,7 +74,10 @@ class Renderer:
     def walk(self, start: Point, end: Point, steps: int, truncation: float | None) -> Tensor:
         """From one sample to another, both included: images uint8 [steps, C, r, r]. See `model.sampling.walks`."""
         dim, classes = self.config.latent_dim, self.config.num_classes
-        a, b = (latents(p.seed, RandomStream.SAMPLES, p.index, 1, dim, truncation, self._method) for p in (start, end))
+        a, b = (
+            latents(p.seed, RandomStream.SAMPLES, p.index, 1, dim=dim, truncation=truncation, method=self._method)
+            for p in (start, end)
+        )
         from_weights, to_weights = class_weights(torch.tensor([start.label, end.label]), classes)
         t = torch.linspace(0, 1, steps)[:, None]
         with self._lock:

@@ -67,7 +67,7 @@ class _Evaluation:
         return {key: float(value) for key, value in (self.metrics or {}).items() if _is_number(value)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """What a run's folder says."""
 
@@ -104,7 +104,7 @@ def _load(folder: Path) -> _Run:
     shown = ("config.yaml", "status.json", "journal.jsonl", "events.jsonl", "evaluation/*.json", NODE_JOURNALS)
     for path in (path for pattern in shown for path in folder.glob(pattern)):
         inside(folder, str(path.relative_to(folder)), folder)  # no link to what is not the run's
-    run = _Run(folder, read_status(folder / "status.json"))
+    run = _Run(folder=folder, status=read_status(folder / "status.json"))
     for record, _ in (*read(folder), *read_file(figures_path(folder))):
         match record:
             case OpenRecord():

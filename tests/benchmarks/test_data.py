@@ -80,11 +80,11 @@ def test_what_is_measured_is_one_epoch_after_another_that_warms_up() -> None:
 
 def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(folder: Path) -> None:
     uri = str(folder / "shards")
-    config, manifest = DataConfig(uri, crop=loaders.CROP, flip=True), load_manifest(uri)
+    config, manifest = DataConfig(uri=uri, crop=loaders.CROP, flip=True), load_manifest(uri)
     with (
         DataLoader(config, manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1, mirror=True) as stream,
         DataLoader(
-            DataConfig(uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1
+            DataConfig(uri=uri, flip=True), manifest, seed=0, global_batch=32, micro_batch=32, rank=0, world_size=1
         ) as plain,
     ):
         batch, whole = next(stream), next(plain)

@@ -22,8 +22,8 @@ from model.networks import build_discriminator, build_generator
 from pipeline.config import load_config
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks
 from tests.support.mistakes import refusal
 from tests.support.plain_engine import Plain
 
@@ -117,7 +117,7 @@ def test_training_is_counted_as_what_the_steps_compute(
 
 def step_flops(model: ModelConfig) -> list[float]:
     """FLOPs an image of a real D step and a real G step of two micro-batches of two."""
-    plan, ranks = plan_batch(BatchConfig(4, 2, 2), 1), Ranks(0, 1, torch.device("cpu"))
+    plan, ranks = plan_batch(BatchConfig(4, 2, 2), 1), Ranks(rank=0, world_size=1, device=torch.device("cpu"))
     g, d = Plain(build_generator(model)), Plain(build_discriminator(model))
     for network in (g.module, d.module):
         set_group(network, 2)
@@ -126,9 +126,12 @@ def step_flops(model: ModelConfig) -> list[float]:
                 layer.eval()  # products of all pairs, as the formula has them
     objective = Objective(ObjectiveConfig(), plan, ranks, 0)
     pair = (torch.zeros(2, model.channels, model.resolution, model.resolution), torch.zeros(2, dtype=torch.int64))
-    draw = fakes(model, plan, ranks, 0, RandomStream.D_STEP, 0)
+    draw = fakes(model, plan, ranks, seed=0, stream=RandomStream.D_STEP, position=0)
     counts = []
-    for step in (lambda: d_step(g, d, [pair] * 2, draw, objective, 0), lambda: g_step(g, d, draw, objective, 0)):  # type: ignore[arg-type]
+    for step in (
+        lambda: d_step(g, d, [pair] * 2, draw, objective, position=0),
+        lambda: g_step(g, d, draw, objective, position=0),
+    ):  # type: ignore[arg-type]
         with FlopCounterMode(display=False) as counter:
             step()
         counts.append(counter.get_total_flops() / 4)

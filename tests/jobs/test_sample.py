@@ -158,7 +158,7 @@ def test_shards_can_be_read_as_data(registered_run: Path, tmp_path: Path) -> Non
     manifest = load_manifest(uri)
     assert manifest.classes == ("bars", "blob", "checks", "stripes") and manifest.class_counts == (3, 2, 2, 2)
     assert (manifest.resolution, manifest.channels) == (32, 1)
-    stored, known = load_all(DataConfig(uri), manifest)
+    stored, known = load_all(DataConfig(uri=uri), manifest)
     assert known.tolist() == labels and abs(stored.permute(0, 2, 3, 1).numpy().astype(int) - images).max() <= 1
 
 

@@ -130,7 +130,7 @@ def test_a_set_is_the_same_as_npz_and_as_a_folder_in_any_batch(imported: str, tm
     for i, label in enumerate(labels):
         assert abs(pixels(tmp_path / "set" / str(label) / f"{i:06d}.png") - images[i].astype(np.int64)).max() <= 1
     g = load_generator(imported, truncation=0.5).generator
-    z = latents(2, RandomStream.SAMPLES, 0, 7, 16, 0.5, "scaled-normal")
+    z = latents(2, RandomStream.SAMPLES, 0, 7, dim=16, truncation=0.5, method="scaled-normal")
     with torch.no_grad():
         wanted = ((g(z, torch.from_numpy(labels)) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert abs(images - wanted).max() <= 1

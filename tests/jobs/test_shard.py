@@ -34,7 +34,7 @@ def test_idx_files_are_padded_to_a_power_of_two_and_split(tmp_path: Path) -> Non
     assert main(["shard", str(tmp_path / "src"), str(tmp_path / "dst")]) == 0
     for split, part in (("train", "train"), ("test", "t10k")):
         uri = str(tmp_path / "dst" / split)
-        images, labels = load_all(DataConfig(uri), load_manifest(uri))
+        images, labels = load_all(DataConfig(uri=uri), load_manifest(uri))
         stored = sorted((int(y), x[0, 2:-2, 2:-2].tobytes()) for x, y in zip(images.numpy(), labels, strict=True))
         pixels, targets = originals[part]
         assert stored == sorted((int(y), x.tobytes()) for x, y in zip(pixels, targets, strict=True))
@@ -105,7 +105,9 @@ def test_to_s3(tree: Path, tmp_path: Path, s3: S3Server) -> None:
     assert main(["shard", str(tree), str(tmp_path / "dst"), "--resolution", "32"]) == 0
     local = load_manifest(str(tmp_path / "dst"))
     assert load_manifest(uri) == local
-    for ours, theirs in zip(load_all(DataConfig(uri), local), load_all(DataConfig(str(tmp_path / "dst")), local), strict=True):
+    for ours, theirs in zip(
+        load_all(DataConfig(uri=uri), local), load_all(DataConfig(uri=str(tmp_path / "dst")), local), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -77,7 +77,7 @@ def test_a_job_that_cannot_be_asked_about(
     run = tmp_path / "run"
     save_run(run, shards_grey, mode="off")
     (run / "submission").mkdir()
-    submission.record(run / "submission", submission.Submission("slurm", "12", 2))
+    submission.record(run / "submission", submission.Submission(scheduler="slurm", job="12", nodes=2))
     monkeypatch.setenv("PATH", str(tmp_path))
     found = status(run, capsys)
     assert found["job"].startswith("Slurm 12: Slurm's commands are not here") and found["mlflow"] == "off"

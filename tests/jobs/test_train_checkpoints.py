@@ -12,8 +12,8 @@ import torch
 
 from jobs.cli import main
 from pipeline.checkpoint import format
-from pipeline.engine.zero import Ranks
-from pipeline.fault_tolerance.health import History
+from pipeline.engine.ranks import Ranks
+from pipeline.fault_tolerance.recovery import History
 from pipeline.runs.resume import agree_on_checkpoint
 from pipeline.runs.run_folder import load_run_config, read_status
 from tests.support.background import Started, biggan, wait_for

@@ -62,7 +62,7 @@ def _spoilt(config: str, overrides: list[str], run: Path) -> None:
         strikes.discard(step)
         return hit
 
-    loop._update, NaNInjection.strikes = spoiling, struck  # type: ignore[method-assign]
+    loop._update, NaNInjection._strikes = spoiling, struck  # type: ignore[method-assign]
     sys.exit(cli.main(["train", config, "--profile", "1", *overrides]))
 
 

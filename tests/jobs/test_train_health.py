@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from pipeline.checkpoint import format
-from pipeline.fault_tolerance.health import History
+from pipeline.fault_tolerance.recovery import History
 from pipeline.runs.run_folder import RunState, read_status
 from pipeline.tracking.journal import read
 from tests.support.tiny_runs import train_forked

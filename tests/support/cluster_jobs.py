@@ -8,11 +8,11 @@ from typing import Any
 from pipeline.cluster.job import ClusterJob
 
 CONFIG = "run: /scratch/run\ntotal_images: 1000\ncheckpoint:\n  uri: s3://bucket/run\n"
-SMALL = ClusterJob("gan", "ghcr.io/acme/biggan:1.0", CONFIG, gpu="H100")
+SMALL = ClusterJob(name="gan", image="ghcr.io/acme/biggan:1.0", config=CONFIG, gpu="H100")
 FULL = ClusterJob(
-    "biggan-128",
-    "ghcr.io/acme/biggan@sha256:" + "0" * 64,
-    CONFIG,
+    name="biggan-128",
+    image="ghcr.io/acme/biggan@sha256:" + "0" * 64,
+    config=CONFIG,
     nodes=4,
     gpu="H100",
     cpus=96,

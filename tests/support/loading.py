@@ -34,7 +34,7 @@ def images(uri: Path | str, **options: Any) -> list[bytes]:
 def stream(uri: Path | str, **options: Any) -> DataLoader:
     data = {name: options.pop(name) for name in list(options) if name in DataConfig.__dataclass_fields__}
     place = {"seed": 1, "global_batch": 96, "micro_batch": 96, "rank": 0, "world_size": 1, "position": 0} | options
-    return DataLoader(DataConfig(str(uri), **data), load_manifest(str(uri)), **place)
+    return DataLoader(DataConfig(uri=str(uri), **data), load_manifest(str(uri)), **place)
 
 
 def take(count: int, uri: Path | str, **options: Any) -> list[MicroBatch]:

@@ -18,8 +18,8 @@ from model.latents import RandomStream
 from pipeline.config import build
 from pipeline.engine.batch import plan_batch
 from pipeline.engine.objective import Pair
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Ranks, start_workers
 from pipeline.training.train_state import TrainState
 
 ENVIRONMENT = {
@@ -47,8 +47,8 @@ def measured(tree: dict[str, Any], ranks: Ranks) -> dict[str, int]:
 
     def update() -> None:
         g, d, objective = learner.g, learner.d, learner.objective
-        d_step(g, d, reals(), fakes(model, plan, ranks, 0, RandomStream.D_STEP, 0), objective, 0)
-        g_step(g, d, fakes(model, plan, ranks, 0, RandomStream.G_STEP, 0), objective, 0)
+        d_step(g, d, reals(), fakes(model, plan, ranks, seed=0, stream=RandomStream.D_STEP, position=0), objective, position=0)
+        g_step(g, d, fakes(model, plan, ranks, seed=0, stream=RandomStream.G_STEP, position=0), objective, position=0)
 
     others = tensor_bytes()
     learner = TrainState(config, plan, ranks)

@@ -25,7 +25,7 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
     return path
 
 
-CONFIG = PackConfig(32, shard_bytes=100_000)
+CONFIG = PackConfig(resolution=32, shard_bytes=100_000)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def without_report(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if name != "report.json"}
 
 
-SMALL = PackConfig(32, shard_bytes=20_000)
+SMALL = PackConfig(resolution=32, shard_bytes=20_000)
 
 
 class Stopped(Exception):

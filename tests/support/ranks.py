@@ -18,7 +18,7 @@ def on_ranks(world_size: int, work: Callable[..., None], *args: Any) -> str:
 def _rank(work: Callable[..., None], args: tuple[Any, ...]) -> None:
     import torch
 
-    from pipeline.engine.zero import start_workers
+    from pipeline.engine.ranks import start_workers
 
     work(start_workers(), *args)
     torch.distributed.destroy_process_group()

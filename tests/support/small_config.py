@@ -11,5 +11,7 @@ from pipeline.engine.batch import BatchConfig
 
 
 def small_config(run: Path, shards: Path, images: int = 1000) -> RunConfig:
-    config = RunConfig(str(run), images, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+    config = RunConfig(
+        run=str(run), total_images=images, model=ModelConfig(32, 4), data=DataConfig(uri=str(shards)), batch=BatchConfig(8, 8)
+    )
     return replace(config, checkpoint=CheckpointConfig(uri=str(run.parent / "checkpoints")))

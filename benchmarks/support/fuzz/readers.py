@@ -32,7 +32,7 @@ def _read_all(folder: Path) -> None:
     from pipeline.data.loader import DataConfig, load_all
     from pipeline.data.manifest import load_manifest
 
-    config = DataConfig(str(folder / "shards"), decode_threads=1, bad_fraction=0.5)
+    config = DataConfig(uri=str(folder / "shards"), decode_threads=1, bad_fraction=0.5)
     load_all(config, load_manifest(config.uri))
 
 

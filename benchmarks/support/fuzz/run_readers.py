@@ -61,13 +61,13 @@ def _starts(folder: Path) -> None:
     """Read the notes that a start reads on rank 0."""
     from pipeline.cluster import submission
     from pipeline.data import quarantine
-    from pipeline.fault_tolerance import health, health_report, watchdog
+    from pipeline.fault_tolerance import health_report, recovery, watchdog
     from pipeline.profiling import mfu
     from pipeline.tracking.journal import Journal
     from pipeline.training import micro_batch
 
     run = folder / "run"
-    health._read_history(run)
+    recovery._read_history(run)
     mfu._read(run / "efficiency.json")
     micro_batch._read(run)
     quarantine.Quarantine(5, run / "quarantine.jsonl").count()

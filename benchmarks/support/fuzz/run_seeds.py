@@ -16,7 +16,7 @@ from pipeline.cluster import restarts, submission
 from pipeline.cluster.submission import Submission
 from pipeline.config import RunConfig, build, flatten
 from pipeline.data.manifest import load_manifest
-from pipeline.fault_tolerance.health import History
+from pipeline.fault_tolerance.recovery import History
 from pipeline.fault_tolerance.watchdog import Hang
 from pipeline.generation import load
 from pipeline.generation.export import save_files
@@ -103,12 +103,22 @@ def _notes(run: Path, config: RunConfig) -> None:
     (run / "micro_batch.json").write_text(json.dumps({"micro_batch": 8, "for": {"seed": 0}, "tried": {"8": 1000}}))
     (run / "lock").write_text(json.dumps(this_process() | {"pid": 1}))
     (run / "logs").mkdir(exist_ok=True)
-    hang = Hang(0, ["node0", "node1"], 2048, "checkpoint", 700.0, 12, "pipeline/training/loop.py:100 train")
+    hang = Hang(
+        rank=0,
+        hosts=["node0", "node1"],
+        images=2048,
+        phase="checkpoint",
+        seconds=700.0,
+        collectives=12,
+        at="pipeline/training/loop.py:100 train",
+    )
     (run / "logs" / "hang-rank00000-hang.txt").write_text(json.dumps(asdict(hang)) + "\n10:00:00.000 phase\n")
     place = submission.folder(run)
     place.mkdir()
     submission.freeze(place, config, {"train.sbatch": "#!/bin/bash\n"})
-    submission.record(place, Submission("jobset", "biggan-1", 2, "kubectl logs x", {"evaluate": "12"}))
+    submission.record(
+        place, Submission(scheduler="jobset", job="biggan-1", nodes=2, log="kubectl logs x", then={"evaluate": "12"})
+    )
     fence = this_process() | {"host": "0" * 32, "name": "node0", "pid": 1, "released": True}
     Path(checkpoint_uri(config), "fence-0000000001.json").write_text(json.dumps(fence))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.support.foreign_checkpoints import save, state
 from pipeline.packing.encode import PackConfig
 
-PACK = PackConfig(32, shard_bytes=5000, workers=1)
+PACK = PackConfig(resolution=32, shard_bytes=5000, workers=1)
 """Of what is half packed."""
 
 _RNG = np.random.default_rng(0)

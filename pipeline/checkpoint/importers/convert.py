@@ -41,7 +41,7 @@ class Options:
     generator_only: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Imported:
     """A checkpoint of another project under our names, in the source's precision."""
 

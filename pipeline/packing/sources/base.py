@@ -36,7 +36,7 @@ class Blocks:
     """So many blocks are mixed at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One split of images with labels."""
 

@@ -27,7 +27,7 @@ _DICTIONARY = 256 << 20  # bytes that an LZMA member may ask for
 Read = Callable[[str], bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Files:
     """Everything at one place, by path: relative to it, with slashes."""
 
@@ -82,16 +82,16 @@ class _Found:
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         numbers = np.array(self.numbers, np.int64).reshape(-1, 5)[order]
         return Files(
-            place,
-            [self.paths[i] for i in order],
-            np.ascontiguousarray(numbers[:, :2]),
-            numbers[:, 2:4],
-            numbers[:, 4],
-            sorted(self.folders),
-            sorted(self.others),
-            sorted(self.passed),
-            read,
-            is_zip,
+            place=place,
+            paths=[self.paths[i] for i in order],
+            versions=np.ascontiguousarray(numbers[:, :2]),
+            identities=numbers[:, 2:4],
+            linked=numbers[:, 4],
+            folders=sorted(self.folders),
+            others=sorted(self.others),
+            passed=sorted(self.passed),
+            read=read,
+            is_zip=is_zip,
         )
 
 

@@ -115,7 +115,7 @@ def _set(files: Files, split: str, prefix: str, label: str | None, passed: list[
     place = f"{files.place}/{prefix}".rstrip("/") if prefix else files.place
     chosen = files.under(prefix)
     below = [files.paths[i].removeprefix(prefix) for i in chosen]
-    form, classes, labels = _labelled(files, place, split, prefix, below, label)
+    form, classes, labels = _labelled(files, place, split, prefix=prefix, below=below, label=label)
     keep, again = _once(files, chosen, labels, classes)
     names = [files.paths[i] for i in chosen[keep]]
     seal = hashlib.sha256(files.versions[chosen[keep]].tobytes())
@@ -149,7 +149,7 @@ def _labelled(
             return f"{_LABELLED}, which has none: one class", ALL, one_class
         if labels is not None:
             return _LABELLED, tuple(map(str, range(int(labels.max()) + 1))), labels
-    return _by_folder(files, place, split, prefix, below, label)
+    return _by_folder(files, place, split, prefix=prefix, below=below, label=label)
 
 
 def _by_folder(

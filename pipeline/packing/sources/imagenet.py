@@ -89,7 +89,9 @@ class _Places:
         seal = hashlib.sha256(repr((self.file.name, found.st_size, found.st_mtime_ns)).encode())
         for numbers in (self.offsets, self.lengths, labels):
             seal.update(np.asarray(numbers).tobytes())
-        return Source(split, classes, Names(len(labels), name), labels, read, seal.hexdigest())
+        return Source(
+            split=split, classes=classes, names=Names(len(labels), name), labels=labels, read=read, fingerprint=seal.hexdigest()
+        )
 
 
 def _train(file: Path, words: dict[str, str]) -> Source:

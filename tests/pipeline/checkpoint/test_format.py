@@ -24,8 +24,8 @@ from pipeline.checkpoint import format, rank_files
 from pipeline.checkpoint.commit_document import Files
 from pipeline.checkpoint.format import COMMIT, Progress, committed, newest
 from pipeline.checkpoint.pruning import save
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.slices import Slice, share, whole
-from pipeline.engine.zero import Ranks
 from pipeline.errors import ConfigError, DataError
 from tests.support.checkpoints import assert_whole, damage, save_at
 from tests.support.servers import S3Server
@@ -209,7 +209,9 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrot
     tensors = {f"t{i}": torch.rand(n, 2) for i, n in enumerate(numbers) if n}
     files: Files = {}
     for rank in range(wrote):
-        files |= rank_files.write_part(uri, "ema", rank, share(whole(tensors), Ranks(rank, wrote, torch.device("cpu"))))
+        files |= rank_files.write_part(
+            uri, "ema", rank, share(whole(tensors), Ranks(rank=rank, world_size=wrote, device=torch.device("cpu")))
+        )
     files |= rank_files.write_state(uri, Progress(1), {})
     format.commit(uri, files, {"ema": {name: list(t.shape) for name, t in tensors.items()}})
     found = format.load(uri)
@@ -217,7 +219,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrot
     read = {name: torch.full_like(t, -1) for name, t in tensors.items()}
     sizes = []
     for rank in range(reads):
-        mine = share(whole(read), Ranks(rank, reads, torch.device("cpu")))
+        mine = share(whole(read), Ranks(rank=rank, world_size=reads, device=torch.device("cpu")))
         sizes.append(sum(len(s.data) for s in mine))
         found.fill("ema", mine)
     assert max(sizes) - min(sizes) <= 1

@@ -13,8 +13,8 @@ from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.checkpoint.saver import Saver
 from pipeline.engine import agreement
+from pipeline.engine.ranks import Ranks, start_workers
 from pipeline.engine.slices import share, whole
-from pipeline.engine.zero import Ranks, start_workers
 from pipeline.errors import NodeError, StorageError, UserError
 from tests.support.ranks import run_ranks
 

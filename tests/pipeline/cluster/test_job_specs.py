@@ -68,7 +68,7 @@ def test_a_jobset_says_to_its_pods_what_the_topology_reads() -> None:
     (container,) = pod(FULL)["containers"]
     environ = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     found = find(environ | {"JOB_COMPLETION_INDEX": "3"})  # which Kubernetes sets
-    assert found == Topology(4, 3, "biggan-128-node-0-0.biggan-128", 29500, "JobSet")
+    assert found == Topology(nodes=4, rank=3, address="biggan-128-node-0-0.biggan-128", port=29500, source="JobSet")
     assert hosts(FULL)[0] == found.address and container["command"] == ["biggan", "node", "/etc/biggan/config.yaml"]
     assert int(environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod(FULL)["terminationGracePeriodSeconds"]
     assert find({"NNODES": "1", "JOB_COMPLETION_INDEX": "0"}).nodes == 1

@@ -56,29 +56,29 @@ def test_the_first_exception_is_the_cause(said: str, line: str) -> None:
     ],
 )
 def test_the_line_names_the_cause_and_says_whether_to_try_again(error: str, again: str) -> None:
-    end = outcome(Path("run"), LOG, JOINED, 1, trace(error) + LAUNCHER, [])
+    end = outcome(Path("run"), LOG, JOINED, code=1, said=trace(error) + LAUNCHER, dumps=[])
     assert (end.state, end.exit_code) == ("crashed", 1)
     assert end.message.startswith(f"the workers failed: {error}; see {LOG}; {again}")
 
 
 def test_what_was_said_counts_only_where_there_is_no_status() -> None:
     stopped, said = RunState("stopped", 64, 75, "SIGTERM"), trace("ValueError: x")
-    assert outcome(Path("run"), LOG, stopped, 1, said, []) == stopped
-    assert outcome(Path("run"), LOG, RunState("running", 64), 1, said, []).images == 64
+    assert outcome(Path("run"), LOG, stopped, code=1, said=said, dumps=[]) == stopped
+    assert outcome(Path("run"), LOG, RunState("running", 64), code=1, said=said, dumps=[]).images == 64
     for end in (None, JOINED):
-        assert outcome(Path("run"), LOG, end, -15, said, []).state == "interrupted"
-    assert outcome(Path("run"), LOG, None, 3, "", []).message.startswith(
+        assert outcome(Path("run"), LOG, end, code=-15, said=said, dumps=[]).state == "interrupted"
+    assert outcome(Path("run"), LOG, None, code=3, said="", dumps=[]).message.startswith(
         "the workers ended without a result (launcher's exit code 3); see run/logs/stderr.log; the same command resumes"
     )
 
 
 def test_of_several_nodes_the_one_with_the_cause_has_the_word() -> None:
-    cause = outcome(Path("run"), LOG, None, 1, trace("ValueError: x"), [])
+    cause = outcome(Path("run"), LOG, None, code=1, said=trace("ValueError: x"), dumps=[])
     torn = [
-        outcome(Path("run"), LOG, JOINED, 1, PEER + LAUNCHER, []),
-        outcome(Path("run"), LOG, None, -9, "", [], deserted=True),
+        outcome(Path("run"), LOG, JOINED, code=1, said=PEER + LAUNCHER, dumps=[]),
+        outcome(Path("run"), LOG, None, code=-9, said="", dumps=[], deserted=True),
     ]
     assert torn[0].message.startswith("another worker ended first, without saying why, and these lost it: RuntimeError: ")
-    interrupted = outcome(Path("run"), LOG, None, -15, "", [])
+    interrupted = outcome(Path("run"), LOG, None, code=-15, said="", dumps=[])
     ranked = sorted([*torn, interrupted, cause], key=lambda end: RANKING.index(end.state))
     assert ranked == [cause, interrupted, *torn]

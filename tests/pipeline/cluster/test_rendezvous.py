@@ -26,7 +26,7 @@ from pipeline.fault_tolerance import stop
 from pipeline.messaging.job_token import Token
 from tests.support.servers import free_port
 
-CARD = Card("n0", 2, "config", "code", time.time())
+CARD = Card(host="n0", processes=2, config="config", code="code", time=time.time())
 TOKEN = Token("0123456789abcdef" * 2)
 
 
@@ -35,7 +35,8 @@ def nodes() -> Callable[[int], list[RollCall]]:
     port = free_port()
     names = ("n0", "n1", "n2")
     return lambda count: [
-        RollCall(Topology(count, rank, "127.0.0.1", port, "flags", names[:count]), TOKEN) for rank in range(count)
+        RollCall(Topology(nodes=count, rank=rank, address="127.0.0.1", port=port, source="flags", hosts=names[:count]), TOKEN)
+        for rank in range(count)
     ]
 
 

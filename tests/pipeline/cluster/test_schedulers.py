@@ -78,7 +78,7 @@ def test_a_rank_or_number_of_nodes_that_makes_no_sense(name: str, value: str) ->
 )
 def test_one_node_of_a_scheduler_is_a_single_machine(environ: dict[str, str], source: str) -> None:
     found = find(environ)
-    assert found == Topology(1, 0, "127.0.0.1", found.port, source, found.hosts)
+    assert found == Topology(nodes=1, rank=0, address="127.0.0.1", port=found.port, source=source, hosts=found.hosts)
 
 
 def test_the_main_node_of_batch_is_not_told_its_address_and_need_not_be_number_0() -> None:
@@ -94,7 +94,7 @@ def test_sagemaker_without_its_toolkit_has_a_file(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text('{"current_host": "algo-2", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}')
     here = {"SAGEMAKER_BASE_DIR": str(tmp_path)}
-    assert find(here) == Topology(2, 1, "algo-1", PORT, "SageMaker", ("algo-1", "algo-2"))
+    assert find(here) == Topology(nodes=2, rank=1, address="algo-1", port=PORT, source="SageMaker", hosts=("algo-1", "algo-2"))
     assert find(here | SCHEDULERS["SageMaker"][0]).nodes == 3  # the variables have the word
     for broken in ("[]", '{"hosts": []}', '{"hosts": ["algo-1"], "current_host": "algo-9"}', "{"):
         file.write_text(broken)

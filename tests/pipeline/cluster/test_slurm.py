@@ -69,6 +69,15 @@ def test_of_several_lines_the_last_says_what_is_wrong() -> None:
 
 
 def test_a_job_for_people() -> None:
-    assert str(SlurmJob("12", "RUNNING", "None", "n[1-2]", 1, "")) == "job 12, RUNNING on n[1-2], 1 restart"
-    assert str(SlurmJob("12", "PENDING", "Resources", "", 0, "")) == "job 12, PENDING (Resources)"
-    assert SlurmJob("12", "PENDING", "", "", 0, "").queued and not SlurmJob("12", "TIMEOUT", "", "", 0, "").queued
+    assert (
+        str(SlurmJob(id="12", state="RUNNING", reason="None", nodes="n[1-2]", restarts=1, script=""))
+        == "job 12, RUNNING on n[1-2], 1 restart"
+    )
+    assert (
+        str(SlurmJob(id="12", state="PENDING", reason="Resources", nodes="", restarts=0, script=""))
+        == "job 12, PENDING (Resources)"
+    )
+    assert (
+        SlurmJob(id="12", state="PENDING", reason="", nodes="", restarts=0, script="").queued
+        and not SlurmJob(id="12", state="TIMEOUT", reason="", nodes="", restarts=0, script="").queued
+    )

@@ -24,7 +24,9 @@ IMAGE = "registry.example/biggan:1.0"
 
 
 def job(config: RunConfig, **more: object) -> ClusterJob:
-    return replace(ClusterJob("gan", IMAGE, to_yaml(config), gpu="H100", cpus=1, memory_gb=1, instance_type="p5"), **more)  # type: ignore[arg-type]
+    return replace(
+        ClusterJob(name="gan", image=IMAGE, config=to_yaml(config), gpu="H100", cpus=1, memory_gb=1, instance_type="p5"), **more
+    )  # type: ignore[arg-type]
 
 
 def stub(folder: Path, name: str, script: str) -> dict[str, str]:
@@ -115,8 +117,8 @@ def test_the_values_of_the_clusters_file_are_taken_as_they_are_written(word: str
 @pytest.mark.parametrize("name", ["AZURE_STORAGE_SAS", "WANDB_API_KEY", "HF_APIKEY", "PGPASS", "MY_PASSWD"])
 def test_a_manifest_takes_names_of_secrets_alone(name: str) -> None:
     with pytest.raises(ValueError, match=f"env.{name}: manifests are no place"):
-        ClusterJob("gan", IMAGE, "run: x", env={name: "x"})
-    assert ClusterJob("gan", IMAGE, "run: x", secrets=(name,)).secrets == (name,)
+        ClusterJob(name="gan", image=IMAGE, config="run: x", env={name: "x"})
+    assert ClusterJob(name="gan", image=IMAGE, config="run: x", secrets=(name,)).secrets == (name,)
 
 
 @pytest.mark.parametrize(

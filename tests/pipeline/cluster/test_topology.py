@@ -13,7 +13,7 @@ from tests.support.scheduler_variables import IPS, SCHEDULERS, variables
 
 def test_nothing_at_all_is_a_single_machine_with_a_free_port() -> None:
     one = find({"HOME": "/root", "PATH": "/bin"})
-    assert one == Topology(1, 0, "127.0.0.1", one.port, "a single machine")
+    assert one == Topology(nodes=1, rank=0, address="127.0.0.1", port=one.port, source="a single machine")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", one.port))
 
@@ -27,7 +27,7 @@ def test_schedulers_that_agree_and_the_order_of_who_has_the_word() -> None:
     for gone in ("SKYPILOT", "SM", "DSTACK"):
         everybody = {name: value for name, value in everybody.items() if not name.startswith(gone)}
     assert find(everybody).source == "Slurm"
-    assert find(everybody, Flags(2, 1, "here", 99)) == Topology(2, 1, "here", 99, "--nodes")
+    assert find(everybody, Flags(2, 1, "here", 99)) == Topology(nodes=2, rank=1, address="here", port=99, source="--nodes")
 
 
 def test_skypilot_on_slurm() -> None:

@@ -25,7 +25,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(15):
             Image.new("RGB", (32, 32), (200, 10 * i, 100 * label)).save(folder / "src" / name / f"{i}.png")
     (source,) = open_source(str(folder / "src"))
-    pack(source, str(folder / "dst"), PackConfig(32), lambda _: None)
+    pack(source, str(folder / "dst"), PackConfig(resolution=32), lambda _: None)
     return folder / "dst"
 
 
@@ -65,7 +65,7 @@ def test_each_part_has_its_share_its_epochs_and_its_labels(shards: Path, colours
         assert sorted(samples[part & (epochs == 0)].tolist()) == list(range(first, end))
     known_images, known_labels = [], []
     for uri, to in ((shards, (0, 1, 2, 3)), (colours, (4, 3))):
-        images, labels = load_all(DataConfig(str(uri)), load_manifest(str(uri)))
+        images, labels = load_all(DataConfig(uri=str(uri)), load_manifest(str(uri)))
         known_images.append(images)
         known_labels.append(torch.tensor(to)[labels])
     assert torch.equal(joined(batches, "images"), torch.cat(known_images)[samples])

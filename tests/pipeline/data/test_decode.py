@@ -44,7 +44,7 @@ def test_a_mirrored_image_is_the_image_mirrored(form: str, channels: int, side: 
     data = encoded(smooth_picture(48, 48), form)
     plain, mirrored = np.empty((2, side, side, channels), np.uint8)
     decode_into(data, plain, crop)
-    decode_into(data, mirrored, crop, mirror=True)
+    decode_into(data, mirrored, crop, mirrored=True)
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 
 

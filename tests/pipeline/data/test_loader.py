@@ -35,7 +35,7 @@ FIELDS = ("images", "labels", "samples", "epochs", "positions", "flips", "valid"
 def test_webdataset_reads_the_same_images_and_labels(kind: str, request: pytest.FixtureRequest) -> None:
     uri = request.getfixturevalue(kind)
     manifest = load_manifest(str(uri))
-    images, labels = load_all(DataConfig(str(uri)), manifest)
+    images, labels = load_all(DataConfig(uri=str(uri)), manifest)
     files = [str(uri / shard.name) for shard in manifest.shards]
     theirs = list(webdataset.WebDataset(files, shardshuffle=False))
     assert [int(sample["__key__"]) for sample in theirs] == list(range(256))
@@ -48,7 +48,7 @@ def test_webdataset_reads_the_same_images_and_labels(kind: str, request: pytest.
 @pytest.mark.parametrize("rollbacks", [0, 3])
 def test_batches_follow_the_order_and_hold_the_samples_they_name(shards: Path, rollbacks: int) -> None:
     manifest = load_manifest(str(shards))
-    images, labels = load_all(DataConfig(str(shards)), manifest)
+    images, labels = load_all(DataConfig(uri=str(shards)), manifest)
     order = Order(manifest.shards, seed=1, rollbacks=rollbacks)
     for t, batch in enumerate(take(6, shards, flip=True, rollbacks=rollbacks)):  # more than two epochs
         epochs, samples = order.batch(t * 96, 96)
@@ -101,8 +101,8 @@ def test_jpegs_of_the_right_size_are_kept_and_decoded(tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.open(source).convert(mode).save(target, quality=quality)
     (source_,) = open_source(str(tmp_path / "src"))
-    manifest = pack(source_, str(tmp_path / "dst"), PackConfig(32), lambda _: None)
-    images, labels = load_all(DataConfig(str(tmp_path / "dst")), manifest)
+    manifest = pack(source_, str(tmp_path / "dst"), PackConfig(resolution=32), lambda _: None)
+    images, labels = load_all(DataConfig(uri=str(tmp_path / "dst")), manifest)
     assert manifest.channels == 3
     stored = list(webdataset.WebDataset(str(tmp_path / "dst" / "000000.tar"), shardshuffle=False))
     originals = {path.read_bytes(): path for path in (tmp_path / "src").rglob("*.jpg")}
@@ -167,7 +167,7 @@ def test_a_bad_sample_keeps_its_slot(shards: Path, tmp_path: Path, damage: str) 
     assert {line["shard"] for line in recorded} == {name}
     assert {int(line["key"]) for line in recorded} == set(lost) or damage == "cut in half"
     # What stands in is an image of the set, with the label of that image.
-    images, labels = load_all(DataConfig(str(shards)), load_manifest(str(shards)))
+    images, labels = load_all(DataConfig(uri=str(shards)), load_manifest(str(shards)))
     known = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     found = zip(joined(mended, "images")[~valid], joined(mended, "labels")[~valid], strict=True)
     assert all(known[image.contiguous().numpy().tobytes()] == int(label) for image, label in found)
@@ -277,7 +277,7 @@ def test_an_epoch_reads_each_byte_about_once(tmp_path: Path) -> None:
             noise = rng.integers(0, 256, (128, 128), np.uint8)  # 16 kB each
             Image.fromarray(noise).save(tmp_path / "src" / name / f"{i}.png", compress_level=0)
     (source,) = open_source(str(tmp_path / "src"))
-    manifest = pack(source, str(tmp_path / "dst"), PackConfig(128, shard_bytes=4 << 20), lambda _: None)
+    manifest = pack(source, str(tmp_path / "dst"), PackConfig(resolution=128, shard_bytes=4 << 20), lambda _: None)
     with stream(tmp_path / "dst", global_batch=80, micro_batch=80, read_ahead=1) as batches:
         samples = joined(list(islice(batches, 10)), "samples")
         assert sorted(samples.tolist()) == list(range(800))

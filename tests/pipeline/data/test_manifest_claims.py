@@ -63,7 +63,7 @@ def test_rows_that_the_tar_cannot_hold_are_refused_by_every_reader(tmp_path: Pat
         with pytest.raises(DataError, match=says):
             reader.image(1)
         with pytest.raises(DataError, match=says):
-            load_all(DataConfig(folder), manifest)
+            load_all(DataConfig(uri=folder), manifest)
         with pytest.raises(DataError, match=says):
             open_source(folder)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20

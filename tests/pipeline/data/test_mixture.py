@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.manifest import Manifest, Part, Shard
 from pipeline.data.mixture import Mixture, make_order, part_seed
-from pipeline.data.order import Order, flips
+from pipeline.data.order import Order, OrderRule, flips
 from pipeline.errors import ConfigError
 
 
@@ -190,9 +190,12 @@ def test_parts_of_different_lanes_are_refused() -> None:
 
 def test_going_back_changes_the_order_of_the_parts_and_not_which_part_stands_where() -> None:
     shards = [Shard(f"{i}.tar", 1000, 20_000_000, 0, 0) for i in range(4)]
-    parts = (Part("a", "", 1, 1.0, (0,)), Part("b", "", 3, 2.0, (0,)))
-    manifest = Manifest(tuple(shards), ("x",), (4000,), 32, 3, parts=parts)
-    before, after = (make_order(manifest, 3, 48, rollbacks) for rollbacks in (0, 1))
+    parts = (
+        Part(uri="a", tars="", shards=1, weight=1.0, labels=(0,)),
+        Part(uri="b", tars="", shards=3, weight=2.0, labels=(0,)),
+    )
+    manifest = Manifest(shards=tuple(shards), classes=("x",), class_counts=(4000,), resolution=32, channels=3, parts=parts)
+    before, after = (make_order(manifest, OrderRule(3, 48, rollbacks)) for rollbacks in (0, 1))
     assert isinstance(before, Mixture) and isinstance(after, Mixture)
     (_, old), (_, new) = before.batch(0, 2000), after.batch(0, 2000)
     np.testing.assert_array_equal(before.part_of(old), after.part_of(new))

@@ -74,8 +74,8 @@ def shards_with(folder: Path, bad: dict[int, bytes], damage: bool = False) -> st
     """40 good images but for those given; with `damage` their bytes are no longer those that were stored."""
     good = png(np.full((8, 8, 3), 99, np.uint8))
     images = [good if damage or i not in bad else bad[i] for i in range(40)]
-    samples = (EncodedSample(0, image, "png", grey=False) for image in images)
-    write_shards(samples, str(folder), ("a",), PackConfig(8))
+    samples = (EncodedSample(label=0, image=image, extension="png", grey=False) for image in images)
+    write_shards(samples, str(folder), ("a",), PackConfig(resolution=8))
     tar = folder / "000000.tar"
     if damage:
         data = tar.read_bytes()
@@ -89,7 +89,7 @@ def test_the_advice_fits_what_is_wrong_and_works(tmp_path: Path, damage: bool, c
     uri = shards_with(tmp_path / "my set", {0: b"no image"}, damage)
     manifest = load_manifest(uri)
     with pytest.raises(DataError) as caught:
-        load_all(DataConfig(uri), manifest)
+        load_all(DataConfig(uri=uri), manifest)
     found = re.fullmatch(
         r"1 sample cannot be used .*; (.*), or set data.bad_fraction=(\S+) to train without", str(caught.value)
     )
@@ -101,15 +101,15 @@ def test_the_advice_fits_what_is_wrong_and_works(tmp_path: Path, damage: bool, c
     else:
         assert found[1] == "make the shards again without it: `biggan shard SRC NEW --on-error skip`"
         assert main(["index", uri, "--verify"]) == 0
-    assert len(load_all(DataConfig(uri, bad_fraction=float(found[2])), manifest)[0]) == 40
+    assert len(load_all(DataConfig(uri=uri, bad_fraction=float(found[2])), manifest)[0]) == 40
 
 
 def test_a_crop_that_is_too_large_is_no_fault_of_the_shards(tmp_path: Path) -> None:
     uri = shards_with(tmp_path / "set", {7: png(np.zeros((6, 9, 3), np.uint8))})
-    config, manifest = DataConfig(uri, crop=8), load_manifest(uri)
+    config, manifest = DataConfig(uri=uri, crop=8), load_manifest(uri)
     with pytest.raises(DataError, match=r"it has 9 x 6 pixels, and data.crop=8 asks for more; set data.crop=6, or set"):
         load_all(config, manifest)
-    assert len(load_all(DataConfig(uri, crop=6), manifest)[0]) == 40
+    assert len(load_all(DataConfig(uri=uri, crop=6), manifest)[0]) == 40
 
 
 def test_the_doctor_goes_past_images_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

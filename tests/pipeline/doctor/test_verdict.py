@@ -15,7 +15,7 @@ from pipeline.doctor.node import NodeDevice, NodeReport, Store
 from pipeline.doctor.verdict import Finding, Gathered, bad_nodes, exit_code, judge_nodes, verdict_table
 
 SOFTWARE = {"python": "3.11.2", "torch": "2.13.0", "code": "0123456789ab", "driver": "570.1"}
-H100 = NodeDevice("NVIDIA H100", bf16=600e12, fp32=50e12, free=0.99, mhz=1980)
+H100 = NodeDevice(name="NVIDIA H100", bf16=600e12, fp32=50e12, free=0.99, mhz=1980)
 GOOD = NodeReport(
     gpus=8,
     devices=(H100,) * 8,
@@ -28,7 +28,7 @@ GOOD = NodeReport(
 
 def cluster(nodes: int, **changed: Any) -> Gathered:
     """Equal nodes."""
-    found = Gathered(nodes, {rank: f"n{rank}" for rank in range(nodes)}, cuda=True)
+    found = Gathered(nodes=nodes, hosts={rank: f"n{rank}" for rank in range(nodes)}, cuda=True)
     found.reports = dict.fromkeys(range(nodes), GOOD)
     found.clocks = dict.fromkeys(range(nodes), (0.0, 0.001))
     found.pairs = dict.fromkeys(combinations(range(nodes), 2), 40e9)

@@ -12,8 +12,9 @@ from model.networks import build_discriminator, build_generator
 from pipeline.engine.batch import BatchConfig, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig
 from pipeline.engine.optim import OptimConfig, make_optimizer
+from pipeline.engine.ranks import Ranks
 from pipeline.engine.steps import d_step, fakes, g_step
-from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm
+from pipeline.engine.zero import Engine, ZeroConfig, share_batch_norm
 from tests.support.ranks import on_ranks
 
 TOTAL, GROUP, ROUNDS = 16, 8, 2
@@ -49,8 +50,17 @@ def train(ranks: Ranks, batch: BatchConfig) -> dict[str, Tensor]:
         starts = [plan.start(micro_step, ranks.rank) for micro_step in range(plan.accumulation)]
         mine = [(x[start : start + plan.micro_batch], y[start : start + plan.micro_batch]) for start in starts]
         position = step * TOTAL
-        d_step(g, d, mine, fakes(MODEL, plan, ranks, 0, RandomStream.D_STEP, position), objective, position)
-        g_step(g, d, fakes(MODEL, plan, ranks, 0, RandomStream.G_STEP, position), objective, position)
+        d_step(
+            g,
+            d,
+            mine,
+            fakes(MODEL, plan, ranks, seed=0, stream=RandomStream.D_STEP, position=position),
+            objective,
+            position=position,
+        )
+        g_step(
+            g, d, fakes(MODEL, plan, ranks, seed=0, stream=RandomStream.G_STEP, position=position), objective, position=position
+        )
     return {f"{n}.{key}": p.detach().clone() for n, e in (("G", g), ("D", d)) for key, p in e.module.named_parameters()}
 
 

@@ -17,7 +17,7 @@ from model.losses import LOSSES
 from model.networks import build_discriminator, build_generator
 from pipeline.engine.batch import BatchConfig, BatchPlan, plan_batch
 from pipeline.engine.objective import Objective, ObjectiveConfig, ObjectiveState, ortho_weights
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 
 MODEL = ModelConfig(32, 3, channels=3, ch=4, d_ch=8, shared_dim=4, z_dim=16, d_attention=(16,))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -46,7 +46,9 @@ def pictures(seed: int, n: int = 4) -> Tensor:
 
 def objective(micro_batch: int = 4, state: ObjectiveState | None = None, **settings: Any) -> Objective:
     plan = plan_batch(BatchConfig(4, 1, micro_batch), 1)
-    return Objective(ObjectiveConfig(**settings), plan, Ranks(0, 1, torch.device("cpu")), seed=0, state=state)
+    return Objective(
+        ObjectiveConfig(**settings), plan, Ranks(rank=0, world_size=1, device=torch.device("cpu")), seed=0, state=state
+    )
 
 
 def d_loss(d: nn.Module, made: Objective, position: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -171,7 +173,10 @@ def test_the_state_follows_what_d_said(d: nn.Module) -> None:
 def _one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     made = Objective(
-        ObjectiveConfig(lecam=0.1, augment="ada"), BatchPlan(4, 2, 1, 2, 2), Ranks(rank, 2, torch.device("cpu")), seed=0
+        ObjectiveConfig(lecam=0.1, augment="ada"),
+        BatchPlan(4, 2, 1, 2, 2),
+        Ranks(rank=rank, world_size=2, device=torch.device("cpu")),
+        seed=0,
     )
     part = slice(rank * 2, rank * 2 + 2)
     real, fake = ((pictures(seed)[part], LABELS[part]) for seed in (1, 2))

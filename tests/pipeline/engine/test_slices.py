@@ -13,7 +13,8 @@ from pipeline.checkpoint.format import Progress
 from pipeline.checkpoint.retention import CheckpointConfig
 from pipeline.checkpoint.saver import Saver
 from pipeline.engine import slices
-from pipeline.engine.zero import Engine, Ranks, ZeroConfig, start_workers
+from pipeline.engine.ranks import Ranks, start_workers
+from pipeline.engine.zero import Engine, ZeroConfig
 from tests.support.ranks import run_ranks
 
 

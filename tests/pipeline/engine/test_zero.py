@@ -21,7 +21,8 @@ from model.ema import EMA
 from model.latents import RandomStream, latents, random_labels
 from pipeline.engine import zero
 from pipeline.engine.batch import BatchConfig, plan_batch
-from pipeline.engine.zero import Engine, Ranks, ZeroConfig, share_batch_norm
+from pipeline.engine.ranks import Ranks
+from pipeline.engine.zero import Engine, ZeroConfig, share_batch_norm
 from tests.support.ranks import on_ranks
 
 RANKS, MICRO, PAIR = 4, 3, 6

@@ -43,7 +43,7 @@ def test_a_resolution_that_cannot_be_halved(resolution: int) -> None:
 
 @pytest.mark.parametrize("split", ["shards", "shards_grey"])
 def test_it_learns_and_real_images_are_near_real_images(split: str, request: pytest.FixtureRequest) -> None:
-    config = DataConfig(str(request.getfixturevalue(split)))
+    config = DataConfig(uri=str(request.getfixturevalue(split)))
     manifest = load_manifest(config.uri)
     classifier = train_classifier(config, manifest, QUICK, silent)
     images, labels = load_all(config, manifest)
@@ -54,7 +54,7 @@ def test_it_learns_and_real_images_are_near_real_images(split: str, request: pyt
 
 
 def test_training_is_the_same_every_time_and_leaves_the_global_generator_alone(shards_grey: Path) -> None:
-    config, manifest = DataConfig(str(shards_grey)), load_manifest(str(shards_grey))
+    config, manifest = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey))
     recipe = dataclasses.replace(INSTANT, min_steps=5)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -67,7 +67,7 @@ def test_training_is_the_same_every_time_and_leaves_the_global_generator_alone(s
 
 
 def test_a_pass_holds_each_image_once(shards: Path) -> None:
-    config, manifest = DataConfig(str(shards)), load_manifest(str(shards))
+    config, manifest = DataConfig(uri=str(shards)), load_manifest(str(shards))
     images, labels = load_all(config, manifest)
     batches = list(real_batches(config, manifest, manifest.samples, 100))
     assert [len(part) for part, _ in batches] == [100, 100, 56]
@@ -77,7 +77,7 @@ def test_a_pass_holds_each_image_once(shards: Path) -> None:
 
 
 def test_it_is_trained_once_per_recipe(shards_grey: Path, tmp_path: Path) -> None:
-    config, manifest, said = DataConfig(str(shards_grey)), load_manifest(str(shards_grey)), []
+    config, manifest, said = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey)), []
     recipe, cache = INSTANT, str(tmp_path / "cache")
     made = obtain_judge(config, manifest, cache, said.append, recipe)
     assert len(said) == 1 and "training the judge on 256 images" in said[0]
@@ -92,7 +92,7 @@ def test_it_is_trained_once_per_recipe(shards_grey: Path, tmp_path: Path) -> Non
 
 
 def test_a_damaged_judge_is_named_and_half_a_one_is_made_anew(shards_grey: Path, tmp_path: Path) -> None:
-    config, manifest, said = DataConfig(str(shards_grey)), load_manifest(str(shards_grey)), []
+    config, manifest, said = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey)), []
     recipe = INSTANT
     place = Path(obtain_judge(config, manifest, str(tmp_path), said.append, recipe).place)
     whole = place.read_bytes()
@@ -121,7 +121,7 @@ def test_a_damaged_judge_is_named_and_half_a_one_is_made_anew(shards_grey: Path,
 def test_shards_without_anything_to_tell_apart(shards_grey: Path, tmp_path: Path) -> None:
     manifest = dataclasses.replace(load_manifest(str(shards_grey)), classes=("one",), class_counts=(256,))
     with pytest.raises(ConfigError, match=r"--train .* has 1 class"):
-        obtain_judge(DataConfig(str(shards_grey)), manifest, str(tmp_path), silent)
+        obtain_judge(DataConfig(uri=str(shards_grey)), manifest, str(tmp_path), silent)
     assert not list(tmp_path.iterdir())
 
 
@@ -131,11 +131,11 @@ def test_cut_shards_end_the_training(shards_grey: Path, tmp_path: Path) -> None:
     tar = next(cut.glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     with pytest.raises(DataError):
-        train_classifier(DataConfig(str(cut)), load_manifest(str(cut)), QUICK, silent)
+        train_classifier(DataConfig(uri=str(cut)), load_manifest(str(cut)), QUICK, silent)
 
 
 def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path) -> None:
-    config, manifest = DataConfig(str(shards_grey)), load_manifest(str(shards_grey))
+    config, manifest = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey))
     images, _ = load_all(config, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.evaluation.classifier._scale_features", lambda *_: None)
@@ -149,6 +149,6 @@ def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path)
 def test_a_judge_sees_its_images_in_an_order_of_its_own(shards: Path) -> None:
     """Whatever lanes a training has, or has by default: a judge that was kept is still the one that would be made."""
     manifest = load_manifest(str(shards))
-    ours, others = (real_batches(DataConfig(str(shards), lanes=lanes), manifest, 64, 32) for lanes in (64, 3))
+    ours, others = (real_batches(DataConfig(uri=str(shards), lanes=lanes), manifest, 64, 32) for lanes in (64, 3))
     for (images, labels), (same_images, same_labels) in zip(ours, others, strict=True):
         assert torch.equal(images, same_images) and torch.equal(labels, same_labels)

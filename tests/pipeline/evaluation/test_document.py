@@ -92,7 +92,7 @@ def test_shards_over_http_leave_what_is_said_of_them_in_the_cache(
 ) -> None:
     address, root = nginx
     shutil.copytree(shards, root / "evaluated", ignore=shutil.ignore_patterns("evaluation"))
-    images = Real(DataConfig(f"{address}/evaluated"), load_manifest(f"{address}/evaluated"), 250)
+    images = Real(DataConfig(uri=f"{address}/evaluated"), load_manifest(f"{address}/evaluated"), 250)
     extractor = from_judge("clf", "00", Classifier(32, 3, 4))
     made = Judged(torch.rand(250, 4), torch.zeros(250, dtype=torch.int64), torch.zeros(250, dtype=torch.int64))
     calls: list[Judged] = []

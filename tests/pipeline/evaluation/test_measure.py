@@ -60,7 +60,7 @@ def generator() -> Generator:
 
 
 def real(uri: Path, count: int) -> Real:
-    return Real(DataConfig(str(uri)), load_manifest(str(uri)), count)
+    return Real(DataConfig(uri=str(uri)), load_manifest(str(uri)), count)
 
 
 def judged(n: int, seed: int = 0) -> Judged:
@@ -88,7 +88,7 @@ def test_judge_keeps_order_and_agrees_with_the_classifier() -> None:
 
 def test_samples_are_those_of_the_seed_with_classes_in_turn() -> None:
     network, device = generator(), torch.device("cpu")
-    samples = DrawnSamples(network, 4, 53, seed=1)
+    samples = DrawnSamples(generator=network, num_classes=4, count=53, seed=1)
     images, labels = (torch.cat(parts) for parts in zip(*samples.batches(0, 53, 16, device), strict=True))
     assert labels.tolist() == [i % 4 for i in range(53)] and images.dtype == torch.uint8
     assert torch.equal(images, generate(network, labels, seed=1, batch=16))
@@ -119,7 +119,7 @@ def test_several_processes_see_what_one_sees(shards: Path, tmp_path: Path) -> No
     cut = shutil.copytree(shards, tmp_path / "cut")
     for tar in cut.glob("*.tar"):
         tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    network, sets = extractor(), [real(shards, 250), DrawnSamples(generator(), 4, 300, seed=0)]
+    network, sets = extractor(), [real(shards, 250), DrawnSamples(generator=generator(), num_classes=4, count=300, seed=0)]
     alone = [extract(WorkerPool(), network, images, 64) for images in sets]
     with together(3) as peers:
         shared = [extract(peers, network, images, 64) for images in sets]
@@ -188,8 +188,8 @@ def test_what_is_said_of_real_images_is_kept_beside_them_by_its_whole_recipe(sha
         (replace(network, resizer="clean-224"), images),
         (replace(network, judge=False), images),
         (network, real(uri, 249)),
-        (network, replace(images, config=DataConfig(str(uri), crop=32))),
-        (network, replace(images, config=DataConfig(str(uri), resolution=16))),
+        (network, replace(images, config=DataConfig(uri=str(uri), crop=32))),
+        (network, replace(images, config=DataConfig(uri=str(uri), resolution=16))),
         (network, replace(images, manifest=replace(images.manifest, classes=tuple("wxyz")))),
     )
     for calls, (one, of) in enumerate(others, 2):

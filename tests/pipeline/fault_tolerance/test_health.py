@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,20 @@ from hypothesis import strategies as st
 
 from model.config import ModelConfig
 from model.ema import EMA
-from model.networks import build_generator
+from model.networks import build_discriminator, build_generator
 from pipeline.checkpoint import pruning
 from pipeline.checkpoint.failpoints import NaNInjection
 from pipeline.checkpoint.format import Progress
 from pipeline.config import build
 from pipeline.data.manifest import load_manifest
-from pipeline.engine.objective import ObjectiveConfig, ObjectiveState
+from pipeline.engine.batch import BatchPlan
+from pipeline.engine.objective import Objective, ObjectiveConfig, Pair
 from pipeline.engine.optim import OptimConfig, make_optimizer
-from pipeline.engine.zero import Engine, Ranks, ZeroConfig
+from pipeline.engine.ranks import Ranks
+from pipeline.engine.zero import Engine, ZeroConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.fault_tolerance.health import _LASTING, _NORMS, Failure, Health, HealthConfig, History, Norms
+from pipeline.fault_tolerance.health import _LASTING, _NORMS, Health, Norms
+from pipeline.fault_tolerance.recovery import Failure, HealthConfig, History, Recovery
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
@@ -43,16 +47,20 @@ def test_failures_count_until_a_checkpoint_is_past_the_furthest(attempts: list[t
         since = max(0, good - 5) if spiked else images
         in_a_row = 1 if good > furthest else in_a_row + 1
         furthest = max(furthest, images)
-        before, history = history, history.after(Failure("", images, since, start, good))
+        before, history = history, history.after(failed(images, since, start, good))
         assert (history.rollbacks, history.in_a_row, history.furthest) == (before.rollbacks + 1, in_a_row, furthest)
         assert history.good_until <= since
         start = min(good, history.good_until)
 
 
+def failed(images: int, since: int, start: int, good: int) -> Failure:
+    return Failure(reason="", images=images, since=since, start=start, good=good)
+
+
 def test_a_run_that_creeps_past_its_failure_without_a_checkpoint_makes_no_progress() -> None:
     history = History()
     for i in range(3):
-        history = history.after(Failure("", 1000 + 32 * i, 1000 + 32 * i, start=800, good=800))
+        history = history.after(failed(1000 + 32 * i, 1000 + 32 * i, start=800, good=800))
     assert history.in_a_row == 3
 
 
@@ -67,11 +75,11 @@ def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, 
 
     for images in (100, 200, 300):
         save(Progress(images))
-    history = History().after(Failure("a spike", 350, since=250, start=0, good=300))
+    history = History().after(failed(350, since=250, start=0, good=300))
     assert find_checkpoint(config).images == 300  # type: ignore[union-attr]
     assert find_checkpoint(config, history).images == 200  # type: ignore[union-attr]
     # It fails once more, later, before its first checkpoint: the one at 300 is no better for that.
-    history = history.after(Failure("NaN", 390, since=390, start=200, good=200))
+    history = history.after(failed(390, since=390, start=200, good=200))
     assert history.good_until == 250 and find_checkpoint(config, history).images == 200  # type: ignore[union-attr]
     save(Progress(260, rollbacks=2))
     assert find_checkpoint(config, history).images == 260  # type: ignore[union-attr]
@@ -79,17 +87,28 @@ def test_going_back_takes_no_checkpoint_from_within_the_trouble(tmp_path: Path, 
         find_checkpoint(config, History(rollbacks=3, good_until=50))
 
 
+@dataclass
+class Trained:
+    g: Engine
+    d: Engine
+    ema: EMA
+    objective: Objective
+
+
 def stand_at_a_stop(ranks: Ranks, run: str) -> None:
     """Both ranks decide the same, whichever has the bad number."""
     model = ModelConfig(32, 4, channels=1, ch=2, shared_dim=8, z_dim=16)
-    network = build_generator(model)
-    engine = Engine(network, make_optimizer(OptimConfig(), network, 1e-3), ZeroConfig(), 8, bf16=False)
-    ema, health = EMA(engine.parts()), Health(HealthConfig(), Path(run), ranks, ObjectiveConfig())
-    health.begin(None)
-    assert health.wants_last_save(Progress(64), [engine], ema, ObjectiveState())
+    g, d = (
+        Engine(network, make_optimizer(OptimConfig(), network, 1e-3), ZeroConfig(), 8, bf16=False)
+        for network in (build_generator(model), build_discriminator(model))
+    )
+    ema, objective = EMA(g.parts()), Objective(ObjectiveConfig(), BatchPlan(8, 4, 1, 2, 4), ranks, seed=0)
+    recovery = Recovery(HealthConfig(), Path(run), ranks)
+    health = Health(recovery, Trained(g, d, ema, objective), recovery.begin(None), tracker=None)
+    assert health.wants_last_save(Progress(64))
     if ranks.rank == 1:
         next(iter(ema.averages.values())).view(-1)[0] = torch.nan
-    assert not health.wants_last_save(Progress(128), [engine], ema, ObjectiveState())
+    assert not health.wants_last_save(Progress(128))
 
 
 def test_a_stop_saves_nothing_that_is_not_finite(tmp_path: Path) -> None:
@@ -115,16 +134,23 @@ def test_norms_that_belong_to_training_are_no_spike() -> None:
     assert [norms_of(values) for values in (lazy_r1, growth, young)] == [[], [], []]
 
 
+def spoilt(fault: NaNInjection, step: int, updates: int) -> list[bool]:
+    """Which of `updates` updates, of three micro-batches each, have NaN in all of them; the others have none."""
+    reals: Iterator[Pair] = iter([(torch.zeros(1), torch.zeros(1))] * 3 * updates)
+    found = [bool(x.isnan()) for x, _ in fault.spoil(reals, step, 3)]
+    assert len(found) == 3 * updates and all(found[i] == found[i - i % 3] for i in range(len(found)))
+    return found[::3]
+
+
 def test_a_fault_strikes_one_rank_from_its_step_on_and_so_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(NaNInjection(0).strikes(step) for step in range(4))
+    assert spoilt(NaNInjection(0), 0, 4) == [False] * 4
     monkeypatch.setenv("BIGGAN_INJECT_NAN", "2:1:3")
-    steps = [0, 1, 2, 3, 1, 2, 3]  # as after going back
-    assert [NaNInjection(0).strikes(step) for step in steps] == [False] * 7
+    assert spoilt(NaNInjection(0), 0, 4) == [False] * 4
     fault = NaNInjection(1)
-    assert [fault.strikes(step) for step in steps] == [False, False, True, True, False, True, False]
+    assert spoilt(fault, 0, 4) == [False, False, True, True]
+    assert spoilt(fault, 1, 3) == [False, True, False]  # after going back
     monkeypatch.setenv("BIGGAN_INJECT_NAN", "0:0")
-    fault = NaNInjection(0)
-    assert [fault.strikes(step) for step in (0, 1)] == [True, False]
+    assert spoilt(NaNInjection(0), 0, 2) == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -155,9 +181,10 @@ _CLOSED = """
 import gc, weakref
 import torch
 import torch.distributed as dist
-from pipeline.engine.zero import Engine, ZeroConfig, _quiet_deepspeed
+from pipeline.engine.ranks import quiet_deepspeed
+from pipeline.engine.zero import Engine, ZeroConfig
 
-_quiet_deepspeed(cuda=False)
+quiet_deepspeed(cuda=False)
 dist.init_process_group("gloo")
 for stage in (0, 1, 2):
     network = torch.nn.Linear(3, 1)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.loader import DataConfig, DataLoader
 from pipeline.data.manifest import load_manifest
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.fault_tolerance import stop
 from pipeline.fault_tolerance.stop import REASONS, Signals, Stop, StopConfig, duration
 from pipeline.signals import SIGNALS
@@ -85,7 +85,7 @@ def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
 
 
 def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
-    config = DataConfig(str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
+    config = DataConfig(uri=str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
     place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
     with DataLoader(config, load_manifest(str(shards)), **place) as batches:
         next(batches)
@@ -111,9 +111,8 @@ ROUNDS = (
 
 def _one_of_two(rank: int, folder: str) -> None:
     """Note for every round when this rank stops, and why. Both are on one node."""
-    os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    ranks, noted = Ranks(rank, 2, torch.device("cpu")), []
+    ranks, noted = Ranks(rank=rank, world_size=2, device=torch.device("cpu"), local_rank=rank), []
     for asked, at, how, _ in ROUNDS:
         asking = Stop(StopConfig(max_time="1h"), Path(folder), Signals(), ranks)
         for step in range(5):

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.cluster.launch import forget_stop
 from pipeline.cluster.launch_folder import launch_folder
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance import stop
 from pipeline.fault_tolerance.stop import FOLDER_VARIABLE, Signals, Stop, StopConfig
@@ -28,7 +28,9 @@ class One(Ranks):
 def asking(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str | None]:
     """What a training in a folder agrees on."""
     monkeypatch.setattr(Signals, "__init__", lambda self: self.__dict__.update(began=time.monotonic(), received=""))
-    return lambda folder: Stop(StopConfig(max_time="1h"), folder, Signals(), One(0, 1, torch.device("cpu"))).agreed()
+    return lambda folder: Stop(
+        StopConfig(max_time="1h"), folder, Signals(), One(rank=0, world_size=1, device=torch.device("cpu"))
+    ).agreed()
 
 
 def a_socket(path: Path) -> None:
@@ -112,10 +114,18 @@ def test_the_wall_clock_stops_nothing(
     assert asking(tmp_path) is None
     hour = time.monotonic() + 3601
     monkeypatch.setattr(time, "monotonic", lambda: hour)
-    assert stop.Stop(StopConfig(max_time="1h"), tmp_path, Signals(), One(0, 1, torch.device("cpu"))).agreed() is None
+    assert (
+        stop.Stop(
+            StopConfig(max_time="1h"), tmp_path, Signals(), One(rank=0, world_size=1, device=torch.device("cpu"))
+        ).agreed()
+        is None
+    )
     began = Signals()
     began.began = hour - 3601
-    assert stop.Stop(StopConfig(max_time="1h"), tmp_path, began, One(0, 1, torch.device("cpu"))).agreed() == "stop.max_time"
+    assert (
+        stop.Stop(StopConfig(max_time="1h"), tmp_path, began, One(rank=0, world_size=1, device=torch.device("cpu"))).agreed()
+        == "stop.max_time"
+    )
 
 
 def test_what_a_killed_launcher_leaves_goes_with_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.fault_tolerance import watchdog
 from pipeline.fault_tolerance.watchdog import (
     Hang,
@@ -36,7 +36,7 @@ def one_of_two(rank: int, folder: str) -> None:
     record_collectives(Path(folder))
     watchdog._LEAST_LOOKS = 20
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    with Watchdog(HangConfig(timeout=3), Path(folder), Ranks(rank, 2, torch.device("cpu"))) as dog:
+    with Watchdog(HangConfig(timeout=3), Path(folder), Ranks(rank=rank, world_size=2, device=torch.device("cpu"))) as dog:
         for update in range(60):
             dog.enter("D steps", update)
             time.sleep(0.06 * rank)
@@ -90,7 +90,15 @@ def dumped(folder: Path, *collectives: int | None) -> list[Path]:
     for rank, begun in enumerate(collectives):
         if begun is not None:
             paths.append(folder / f"{rank}.txt")
-            hang = Hang(rank, hosts, 4096, "D steps", 600.3, begun, f"pipeline/data/loader.py:{rank} __next__")
+            hang = Hang(
+                rank=rank,
+                hosts=hosts,
+                images=4096,
+                phase="D steps",
+                seconds=600.3,
+                collectives=begun,
+                at=f"pipeline/data/loader.py:{rank} __next__",
+            )
             paths[-1].write_text(json.dumps(asdict(hang)) + "\nFile ...\n")
     return paths
 

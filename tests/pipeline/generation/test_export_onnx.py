@@ -50,7 +50,9 @@ def random_generator(config: ModelConfig, standing: int = 32) -> TrainedGenerato
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     stand(generator, samples=standing)
     classes = tuple(f"class {i}" for i in range(config.num_classes))
-    return TrainedGenerator(generator, config, 4096, classes, "0" * 64, None)
+    return TrainedGenerator(
+        generator=generator, config=config, images=4096, classes=classes, weights_sha256="0" * 64, recorded=None
+    )
 
 
 def difference(trained: TrainedGenerator, session: Any, z: torch.Tensor, y: torch.Tensor) -> float:

@@ -105,7 +105,7 @@ def test_standing_statistics_are_those_of_the_latents(
     sizes = [(0, 128), (128, 72)] if standing else [(0, 32)]
     batches = [
         (
-            latents(0, RandomStream.STANDING, start, n, trained.config.latent_dim, truncation, method),
+            latents(0, RandomStream.STANDING, start, n, dim=trained.config.latent_dim, truncation=truncation, method=method),
             random_labels(0, RandomStream.STANDING, start, n, 4),
         )
         for start, n in sizes

@@ -66,7 +66,7 @@ def test_postscript_called_jpg_starts_no_program(
     folder = str(write_shards(tmp_path / "shards", [(f"{i}.jpg", POSTSCRIPT) for i in range(4)]))
     assert main(["doctor", "--data", folder, "--seconds", "0.1"]) == 65
     capsys.readouterr()
-    config = DataConfig(folder, decode_threads=1)
+    config = DataConfig(uri=folder, decode_threads=1)
     shape = {"global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
     with DataLoader(config, load_manifest(folder), seed=0, **shape) as stream, pytest.raises(DataError, match="in no format"):
         next(stream)

@@ -106,7 +106,7 @@ def test_side_by_side_however_it_is_written(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "tars").rename(tmp_path / "moved")
     monkeypatch.chdir("/")
     assert json.loads((tmp_path / "moved" / MANIFEST).read_text())["tars"] == ""
-    assert len(load_all(DataConfig(str(tmp_path / "moved")), load_manifest(str(tmp_path / "moved")))[1]) == 1
+    assert len(load_all(DataConfig(uri=str(tmp_path / "moved")), load_manifest(str(tmp_path / "moved")))[1]) == 1
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def seen(uri: Path | str) -> list[int]:
-    return sorted(load_all(DataConfig(str(uri)), load_manifest(str(uri)))[1].tolist())
+    return sorted(load_all(DataConfig(uri=str(uri)), load_manifest(str(uri)))[1].tolist())
 
 
 def test_tars_are_found_after_cd_and_mv(apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_images_and_labels_are_those_that_webdataset_reads(tmp_path: Path, form:
     assert manifest.classes == ("0", "1", "2", "3") and sum(manifest.class_counts) == 27
     theirs = list(webdataset.WebDataset([str(tmp_path / f"{i}.tar") for i in range(3)], shardshuffle=False))
     assert labels_of(tmp_path) == [int(sample["cls"]) for sample in theirs]
-    images, labels = load_all(DataConfig(str(tmp_path), resolution=16), manifest)
+    images, labels = load_all(DataConfig(uri=str(tmp_path), resolution=16), manifest)
     assert labels.tolist() == labels_of(tmp_path) and images.shape == (27, 3, 16, 16)
     wanted = np.array([[40 * label, 100, 255 - 40 * label] for label in labels.tolist()])
     assert np.abs(images.float().mean((2, 3)).numpy() - wanted).max() < 6
@@ -105,7 +105,7 @@ def test_indexes_elsewhere_and_braces(tmp_path: Path, s3: S3Server) -> None:
     manifest, _ = index_tars(f"{s3.uri}/foreign/set-{{001..003}}.tar", tmp_path / "out")
     assert [shard.name for shard in manifest.shards] == ["set-001.tar", "set-002.tar", "set-003.tar"]
     assert manifest.tars == f"{s3.uri}/foreign" and manifest.class_counts == (0, 1, 1, 1)
-    images, labels = load_all(DataConfig(str(tmp_path / "out")), load_manifest(str(tmp_path / "out")))
+    images, labels = load_all(DataConfig(uri=str(tmp_path / "out")), load_manifest(str(tmp_path / "out")))
     assert labels.tolist() == [1, 2, 3] and images.shape == (3, 3, 16, 16)
     assert verify(str(tmp_path / "out"), 2, quiet) == []
     assert storage.names(f"{s3.uri}/foreign") == [f"set-{i:03d}.tar" for i in range(4)]
@@ -192,7 +192,7 @@ def test_compressed_tars_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["json", "cls:x", "folder", "name:[", "name:abc"])
 def test_wrong_rules(label: str) -> None:
     with pytest.raises(ConfigError, match="--label"):
-        Rules(label)
+        Rules(label=label)
 
 
 @pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])

@@ -24,7 +24,7 @@ TURNED[0x0112] = 6
 
 def packed(data: bytes, config: PackConfig) -> bytes | None:
     """What packing stores of a file; None if it refuses it."""
-    source = Source("", ("a",), ("a/x",), np.zeros(1, np.int64), lambda i: data, "")
+    source = Source(split="", classes=("a",), names=("a/x",), labels=np.zeros(1, np.int64), read=lambda i: data, fingerprint="")
     try:
         return encoded(source, 0, config).image
     except ImageError as error:
@@ -52,7 +52,7 @@ def verdict(data: bytes) -> bool:
     """Whether the image is good, if all agree: packing in three ways, indexing, training at its size and at another."""
     found = indexed(data)
     verdicts = {found is not None}
-    for config in (PackConfig(None), PackConfig(16), PackConfig(8, form="webp")):
+    for config in (PackConfig(resolution=None), PackConfig(resolution=16), PackConfig(resolution=8, form="webp")):
         stored = packed(data, config)
         verdicts.add(stored is not None)
         if stored is not None:

@@ -40,7 +40,7 @@ def test_every_image_is_packed_once_byte_for_byte_and_mixed(source: Source, tmp_
 
 def test_equal_input_gives_equal_bytes_for_any_number_of_workers(source: Source, tmp_path: Path) -> None:
     for threads in (1, 3):
-        pack(source, str(tmp_path / f"{threads}"), PackConfig(32, shard_bytes=100_000, workers=threads), quiet)
+        pack(source, str(tmp_path / f"{threads}"), PackConfig(resolution=32, shard_bytes=100_000, workers=threads), quiet)
     assert without_report(tmp_path / "1") == without_report(tmp_path / "3")
 
 
@@ -50,7 +50,7 @@ def test_a_finished_pack_is_recognised_and_anything_else_is_refused(source: Sour
     manifest = pack(source, uri, CONFIG, quiet)
     assert packed(source, uri, CONFIG) == manifest == load_manifest(uri)
     with pytest.raises(ConfigError, match="--overwrite"):
-        packed(source, uri, PackConfig(64))
+        packed(source, uri, PackConfig(resolution=64))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_text("")
     with pytest.raises(ConfigError, match=r"holds me\.jpg"):
@@ -58,7 +58,7 @@ def test_a_finished_pack_is_recognised_and_anything_else_is_refused(source: Sour
 
 
 def test_packing_again_leaves_nothing_of_the_old(source: Source, tmp_path: Path) -> None:
-    pack(source, str(tmp_path / "small"), PackConfig(32, shard_bytes=20_000), quiet)
+    pack(source, str(tmp_path / "small"), PackConfig(resolution=32, shard_bytes=20_000), quiet)
     pack(source, str(tmp_path / "small"), CONFIG, quiet)
     pack(source, str(tmp_path / "fresh"), CONFIG, quiet)
     assert without_report(tmp_path / "small") == without_report(tmp_path / "fresh")
@@ -71,7 +71,7 @@ def test_a_stopped_pack_goes_on_to_the_same_bytes(source: Source, tmp_path: Path
         for i in (0, 3, 9, 17):
             (tmp_path / "tree" / "bars" / f"{i:04d}.png").write_bytes(b"no image")
         source = open_source(str(tmp_path / "tree"))[0]
-    config = PackConfig(32, shard_bytes=20_000, skip_bad=skip, workers=2)
+    config = PackConfig(resolution=32, shard_bytes=20_000, skip_bad=skip, workers=2)
     pack(source, str(tmp_path / "whole"), config, quiet)
     stop_after(source, tmp_path / "dst", images, config)
     finished = [shard["name"] for shard in json.loads((tmp_path / "dst" / "pack.json").read_bytes())["shards"]]
@@ -96,7 +96,7 @@ def test_a_stopped_pack_goes_on_to_the_same_bytes(source: Source, tmp_path: Path
 def test_the_beginning_of_another_pack_is_refused(source: Source, tmp_path: Path) -> None:
     stop_after(source, tmp_path / "dst", 32)
     with pytest.raises(ConfigError, match=r"beginning of another pack.*--overwrite"):
-        packed(source, str(tmp_path / "dst"), PackConfig(16, shard_bytes=20_000))
+        packed(source, str(tmp_path / "dst"), PackConfig(resolution=16, shard_bytes=20_000))
     os.utime(tmp_path / "tree" / "bars" / "0000.png", ns=(0, 0))
     with pytest.raises(ConfigError, match="the source has changed"):
         packed(open_source(str(tmp_path / "tree"))[0], str(tmp_path / "dst"), SMALL)
@@ -138,7 +138,7 @@ def test_a_corrupt_image_is_named_and_no_shard_is_left_half(source: Source, tmp_
         [*(["pack.json"] if left else []), *(shard["name"] + end for shard in finished for end in ("", ".idx"))]
     )
     # The same command with --on-error skip goes on behind them.
-    manifest = pack(source, str(tmp_path / "dst"), PackConfig(32, shard_bytes=20_000, skip_bad=True), quiet)
+    manifest = pack(source, str(tmp_path / "dst"), PackConfig(resolution=32, shard_bytes=20_000, skip_bad=True), quiet)
     assert manifest.samples == 79
     report = json.loads((tmp_path / "dst" / "report.json").read_bytes())
     assert [rejected["name"] for rejected in report["rejected"]] == ["stripes/0007.png"]
@@ -148,14 +148,14 @@ def test_a_corrupt_image_is_named_and_no_shard_is_left_half(source: Source, tmp_
 def test_a_failure_in_the_first_shard_leaves_nothing(source: Source, tmp_path: Path) -> None:
     (tmp_path / "tree" / "stripes" / "0007.png").unlink()
     with pytest.raises(DataError, match=r"stripes/0007\.png"):
-        pack(source, str(tmp_path / "dst"), PackConfig(32), quiet)
+        pack(source, str(tmp_path / "dst"), PackConfig(resolution=32), quiet)
     assert os.listdir(tmp_path / "dst") == []
 
 
 def test_nothing_left_to_pack_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "src" / "a" / "x.png", Image.new("RGB", (32, 32))).write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"no image to pack; a/x\.png: it is in no format"):
-        pack(open_source(str(tmp_path / "src"))[0], str(tmp_path / "dst"), PackConfig(32, skip_bad=True), quiet)
+        pack(open_source(str(tmp_path / "src"))[0], str(tmp_path / "dst"), PackConfig(resolution=32, skip_bad=True), quiet)
     assert os.listdir(tmp_path / "dst") == []
 
 
@@ -201,7 +201,7 @@ def test_the_report_counts_what_was_packed(tmp_path: Path) -> None:
     for name, size in (("a/x.png", (20, 40)), ("a/y.png", (64, 48)), ("b/z.png", (100, 100))):
         save(tmp_path / "src" / name, Image.new("RGB", size, "red"))
     source = open_source(str(tmp_path / "src"))[0]
-    manifest = pack(source, str(tmp_path / "dst"), PackConfig(32, filter="box"), quiet)
+    manifest = pack(source, str(tmp_path / "dst"), PackConfig(resolution=32, filter="box"), quiet)
     report = json.loads((tmp_path / "dst" / "report.json").read_bytes())
     assert report["classes"] == {"a": 2, "b": 1}
     assert report["originals"] == {
@@ -222,7 +222,15 @@ def test_the_report_counts_what_was_packed(tmp_path: Path) -> None:
 def test_the_order_of_blocks_holds_each_image_once_and_few_blocks_at_a_time(lengths: list[int], window: int, seed: int) -> None:
     starts = np.cumsum([0, *lengths])
     count = int(starts[-1])
-    source = Source("", ("a",), [""] * count, np.zeros(count, np.int64), lambda i: b"", "", blocks=Blocks(starts, window))
+    source = Source(
+        split="",
+        classes=("a",),
+        names=[""] * count,
+        labels=np.zeros(count, np.int64),
+        read=lambda i: b"",
+        fingerprint="",
+        blocks=Blocks(starts, window),
+    )
     order = _order(source, seed)
     assert sorted(order.tolist()) == list(range(count))
     block = np.searchsorted(starts, order, side="right") - 1

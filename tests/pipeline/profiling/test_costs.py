@@ -17,18 +17,8 @@ from hypothesis import strategies as st
 from pipeline.config import RunConfig, build, load_config
 from pipeline.engine.batch import BatchPlan
 from pipeline.engine.zero import ZeroConfig
-from pipeline.profiling.costs import (
-    DEVICES,
-    Costs,
-    Machines,
-    Sizes,
-    costs,
-    memory,
-    messages,
-    network_sizes,
-    norm_collectives,
-    steps,
-)
+from pipeline.profiling.costs import Costs, Machines, Sizes, costs, memory, messages, network_sizes, norm_collectives, steps
+from pipeline.profiling.devices import DEVICES
 from pipeline.profiling.step_memory import LiveBytes, StepMemory, step_memory
 from tests.support.measured_step import ENVIRONMENT
 from tests.support.servers import free_port
@@ -135,7 +125,9 @@ def test_time_and_money_are_what_the_parts_give() -> None:
     assert found.images_per_second == pytest.approx(128 / (found.compute_seconds + found.communication_seconds))
     assert found.hours == pytest.approx(1e9 / found.images_per_second / 3600) and found.gpu_hours == found.hours * 8
     assert found.checkpoint_seconds == found.checkpoint / 1e6
-    again = costs(replace(config, activation_checkpointing="blocks"), Machines(2, 4, 1e12, 1e9, 1e6))
+    again = costs(
+        replace(config, activation_checkpointing="blocks"), Machines(nodes=2, gpus=4, flops=1e12, bandwidth=1e9, store=1e6)
+    )
     assert again.flops_per_image == found.flops_per_image
     assert 1.2 < again.computed_per_image / found.flops_per_image < 4 / 3
     assert again.memory["activations"] < 0.8 * found.memory["activations"]
@@ -150,7 +142,7 @@ def test_the_time_of_a_step_on_this_gpu_is_predicted_within_a_quarter(shards: Pa
     reached = reported["mfu"] * json.loads((tmp_path / "64/efficiency.json").read_text()).popitem()[1]["peak"]
     config = replace(config, batch=replace(config.batch, micro_batch=128, global_batch=128, norm_group=128))
     device = DEVICES["h100"]
-    found = costs(config, Machines(1, 1, reached, device.link, 1e9))
+    found = costs(config, Machines(nodes=1, gpus=1, flops=reached, bandwidth=device.link, store=1e9))
     assert found.images_per_second == pytest.approx(speeds[128][1]["images_per_second"], rel=0.25)
     assert found.total_memory == pytest.approx(speeds[128][1]["memory/peak_gb"] * 1e9, rel=0.25)
 
@@ -170,7 +162,10 @@ def gpu_run(shards: Path, run: Path, micro: int) -> tuple[RunConfig, dict[str, f
 def test_auto_takes_the_largest_micro_batch_that_fits() -> None:
     def planned(micro_batch: int | str, memory: float = math.inf) -> Costs:
         batch = {"global_batch": 64, "norm_group": 4, "micro_batch": micro_batch}
-        asked, told = (build(TREE | {"batch": batch}), Machines(1, 2, 1e12, 1e9, 1e6, memory)), list[int]()
+        asked, told = (
+            (build(TREE | {"batch": batch}), Machines(nodes=1, gpus=2, flops=1e12, bandwidth=1e9, store=1e6, memory=memory)),
+            list[int](),
+        )
         found = costs(*asked, told.append)
         assert sum(told) == steps(*asked)
         return found

@@ -7,7 +7,7 @@ import torch
 from pipeline.data.loader import PartConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.engine.batch import plan_batch
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.runs import lineage
 from tests.support.saved_run import save_run
 
@@ -16,7 +16,7 @@ def test_tags_name_the_scheduler_and_data_name_every_part_without_passwords(
     tmp_path: Path, shards_grey: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, manifest = save_run(tmp_path / "run", shards_grey, mode="off"), load_manifest(str(shards_grey))
-    ranks, plan = Ranks(0, 2, torch.device("cpu")), plan_batch(config.batch, 2)
+    ranks, plan = Ranks(rank=0, world_size=2, device=torch.device("cpu")), plan_batch(config.batch, 2)
     for name in lineage._SLURM:
         monkeypatch.delenv(name, raising=False)
     assert not [key for key in lineage.tags(config, ranks, plan, manifest, 0) if key.startswith("slurm")]

@@ -33,7 +33,9 @@ EMA = "ema.rank00000.safetensors"
 
 def saved_run(run: Path, shards: Path, uri: str | None = None) -> RunConfig:
     """A run with checkpoints at 100 and 200 images, as a training leaves it."""
-    config = RunConfig(str(run), 1000, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+    config = RunConfig(
+        run=str(run), total_images=1000, model=ModelConfig(32, 4), data=DataConfig(uri=str(shards)), batch=BatchConfig(8, 8)
+    )
     config = replace(config, checkpoint=CheckpointConfig(every=50, uri=uri))
     prepare(config, load_manifest(str(shards)))
     save(config, 100, 200)

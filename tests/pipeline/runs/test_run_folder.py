@@ -1,9 +1,4 @@
-import errno
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +15,6 @@ from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.engine.batch import BatchConfig
 from pipeline.errors import ConfigError
-from pipeline.liveness import machine, started
 from pipeline.runs.run_folder import (
     STATUS_VARIABLE,
     RunState,
@@ -34,7 +28,6 @@ from pipeline.runs.run_folder import (
     write_status,
 )
 from pipeline.runs.trusted_places import checkpoint_uri
-from pipeline.storage.run_lock import is_training, lock
 
 
 @pytest.fixture
@@ -44,7 +37,13 @@ def manifest(shards: Path) -> Manifest:
 
 @pytest.fixture
 def config(tmp_path: Path, shards: Path) -> RunConfig:
-    return RunConfig(str(tmp_path / "run"), 1000, ModelConfig(32, 4), DataConfig(str(shards)), BatchConfig(8, 8))
+    return RunConfig(
+        run=str(tmp_path / "run"),
+        total_images=1000,
+        model=ModelConfig(32, 4),
+        data=DataConfig(uri=str(shards)),
+        batch=BatchConfig(8, 8),
+    )
 
 
 def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manifest, tmp_path: Path) -> None:
@@ -52,26 +51,6 @@ def test_a_run_is_found_where_it_was_moved_to(config: RunConfig, manifest: Manif
     pruning.save(checkpoint_uri(config), Progress(100), {"generator": {"w": torch.ones(2)}}, {}, keep=2)
     (tmp_path / "run").rename(tmp_path / "moved")
     assert locate(str(tmp_path / "moved")).uri == str(tmp_path / "moved/checkpoints/0000000100")
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_file_locks_a_run_trains_and_says_so_unless_its_trainer_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    lock(tmp_path).close()
-    assert capsys.readouterr().out.startswith(f"{tmp_path} is on a file system without locks: do not train")
-    assert not is_training(tmp_path)
-    alive = {"machine": machine(), "pid": os.getppid(), "started": started(os.getppid())}
-    (tmp_path / "lock").write_text(json.dumps(alive))
-    assert is_training(tmp_path)
-    with pytest.raises(ConfigError, match=f"is being trained by process {os.getppid()}"):
-        lock(tmp_path, patience=0)
-    (tmp_path / "lock").write_text(json.dumps(alive | {"started": "1"}))  # its number is another process's by now
-    assert not is_training(tmp_path)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -145,7 +124,7 @@ def test_a_run_of_an_earlier_version_keeps_its_discriminator(config: RunConfig, 
 def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_grey: Path) -> None:
     prepare(config, manifest)
     before = content(Path(config.run))
-    other = replace(config, data=DataConfig(str(shards_grey)))
+    other = replace(config, data=DataConfig(uri=str(shards_grey)))
     with pytest.raises(ConfigError, match="holds other shards than"):
         prepare(other, load_manifest(str(shards_grey)))
     assert content(Path(config.run)) == before
@@ -153,7 +132,7 @@ def test_a_run_keeps_its_images(config: RunConfig, manifest: Manifest, shards_gr
 
 def test_the_same_images_may_move(config: RunConfig, manifest: Manifest) -> None:
     prepare(config, manifest)
-    assert prepare(replace(config, data=DataConfig("s3://bucket/shards")), manifest) == [
+    assert prepare(replace(config, data=DataConfig(uri="s3://bucket/shards")), manifest) == [
         f"data.uri: {config.data.uri} -> s3://bucket/shards"
     ]
 
@@ -199,50 +178,6 @@ def test_networks_for_other_images_are_refused(config: RunConfig, manifest: Mani
     right = getattr(config.model, key)
     with pytest.raises(ConfigError, match=f"model.{key}={value} but the shards at .* have {right}: set model.{key}={right}"):
         check_model(replace(config, model=replace(config.model, **{key: value})), manifest)
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from pipeline.storage.run_lock import lock
-held = lock(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(600)
-"""
-
-
-def test_one_training_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout and holder.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match=f"is being trained by process {holder.pid}: stop that first"):
-            lock(tmp_path, patience=0.2)
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == holder.pid
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    held = lock(tmp_path, patience=5)
-    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    held.close()
-
-
-def test_an_earlier_start_of_the_same_slurm_job_lets_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a node that was cut off: it holds on, but Slurm has started the job anew elsewhere."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
-    old = lock(tmp_path)
-    assert is_training(tmp_path)
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert is_training(tmp_path)
-    with pytest.raises(ConfigError, match="is being trained"):
-        lock(tmp_path, patience=0)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert not is_training(tmp_path)
-    with lock(tmp_path, patience=0):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-        assert is_training(tmp_path)  # whoever looks sees the new one
-    old.close()
 
 
 def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,29 +16,26 @@ from pipeline.tracking.tracker import Tracker, TrackingConfig
 NAMES = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_available_megabytes", "network_receive_megabytes"}
 
 
-def sample(run: Path, node: int, local_rank: int, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+def sample(run: Path, node: int, times: int) -> None:
     """Node `node` samples until it has `times` more lines."""
-    monkeypatch.setenv("GROUP_RANK", str(node))
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    with SystemMetrics(run, 0.05) as metrics:
+    with SystemMetrics(run, 0.05, node) as metrics:
         had = len(list(read_file(metrics.path)))
         deadline = time.monotonic() + 60
-        while local_rank == 0 and len(list(read_file(metrics.path))) < had + times:
+        while len(list(read_file(metrics.path))) < had + times:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
-def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(mode="offline"), tmp_path, "uid", {}, {})
-    sample(tmp_path, 0, 0, monkeypatch, 2)
-    sample(tmp_path, 1, 0, monkeypatch, 2)
-    sample(tmp_path, 1, 1, monkeypatch, 2)
+    sample(tmp_path, 0, 2)
+    sample(tmp_path, 1, 2)
     assert sorted(path.name for path in (tmp_path / "system").iterdir()) == ["node00000.jsonl", "node00001.jsonl"]
     delivery = Delivery(tmp_path)
     run_id = delivery.deliver()
     with (tmp_path / "system" / "node00001.jsonl").open("a") as file:
         file.write('{"time": 1, "met')  # killed while it wrote
-    sample(tmp_path, 1, 0, monkeypatch, 2)  # and started again
+    sample(tmp_path, 1, 2)  # and started again
     tracker.close("FINISHED")
     for _ in range(2):
         Delivery(tmp_path).deliver()
@@ -53,13 +50,12 @@ def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Pa
 
 
 def test_none_are_taken_for_0_seconds_and_a_disk_that_fails_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with SystemMetrics(tmp_path, 0):
+    with SystemMetrics(tmp_path, 0, 0):
         pass
     assert not (tmp_path / "system").exists()
     (tmp_path / "system").write_text("a file, where a folder has to be")
-    with caplog.at_level(logging.WARNING), SystemMetrics(tmp_path, 0.01):
+    with caplog.at_level(logging.WARNING), SystemMetrics(tmp_path, 0.01, 0):
         pass
     assert caplog.text.count("no more system metrics of node") == 1

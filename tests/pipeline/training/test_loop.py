@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.runs.resume import find_checkpoint
 from pipeline.runs.run_folder import prepare, read_identity
 from pipeline.runs.trusted_places import checkpoint_uri
-from pipeline.training.loop import _due, on_device
+from pipeline.training.loop import _due
+from pipeline.training.reals import on_device
 from tests.support.small_config import small_config
 
 
@@ -60,7 +61,15 @@ def test_pixels_become_minus_one_to_one_and_mirrored_ones_are_mirrored() -> None
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 1, 1, 3)
     numbers = torch.arange(2)
     x, y = on_device(
-        MicroBatch(pixels, numbers + 5, numbers, numbers, numbers, torch.tensor([False, True]), numbers > -1),
+        MicroBatch(
+            images=pixels,
+            labels=numbers + 5,
+            samples=numbers,
+            epochs=numbers,
+            positions=numbers,
+            flips=torch.tensor([False, True]),
+            valid=numbers > -1,
+        ),
         torch.device("cpu"),
     )
     torch.testing.assert_close(x[:, 0, 0], torch.tensor([[-1.0, -0.6, 1.0], [1.0, -0.6, -1.0]]))

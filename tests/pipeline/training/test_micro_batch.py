@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.data.loader import DataConfig
 from pipeline.engine.batch import BatchConfig
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.training.memory_trial import free_memory
 from pipeline.training.micro_batch import FILE, plan_in_memory
@@ -24,7 +24,9 @@ CANDIDATES = [128, 256, 512]
 
 def start_three_times(ranks: Ranks, folder: str) -> None:
     model = ModelConfig(32, 4, ch=8, shared_dim=8, z_dim=16)
-    config = RunConfig(folder, 1024, model, DataConfig("nowhere"), BATCH, precision="fp32")
+    config = RunConfig(
+        run=folder, total_images=1024, model=model, data=DataConfig(uri="nowhere"), batch=BATCH, precision="fp32"
+    )
     plans = [plan_in_memory(config, ranks) for _ in range(2)]
     with pytest.raises(ConfigError) as refused:
         plan_in_memory(replace(config, batch=replace(BATCH, norm_group=512, memory_gb=0.01)), ranks)

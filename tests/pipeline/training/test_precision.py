@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.data.loader import DataConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.engine.batch import BatchConfig
-from pipeline.engine.zero import Ranks
+from pipeline.engine.ranks import Ranks
 from pipeline.runs.run_folder import prepare
 from pipeline.training.precision import MARGIN, settle
 from tests.support.ranks import on_ranks
@@ -22,7 +22,14 @@ OTHER = {"bf16": "fp32", "fp32": "bf16"}
 
 
 def config_in(run: Path, shards: str) -> RunConfig:
-    return RunConfig(str(run), 1000, ModelConfig(32, 4), DataConfig(shards), BatchConfig(8, 8), precision="auto")
+    return RunConfig(
+        run=str(run),
+        total_images=1000,
+        model=ModelConfig(32, 4),
+        data=DataConfig(uri=shards),
+        batch=BatchConfig(8, 8),
+        precision="auto",
+    )
 
 
 def start_four_times(ranks: Ranks, folder: str, shards: str) -> None:

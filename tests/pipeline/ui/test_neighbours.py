@@ -17,7 +17,7 @@ COLOUR = ModelConfig(resolution=32, num_classes=4)
 
 
 def index(uri: Path, limit: int, config: ModelConfig = COLOUR, **options: float) -> Neighbours:
-    return Neighbours(DataConfig(str(uri), **options), load_manifest(str(uri)), config, limit)  # type: ignore[arg-type]
+    return Neighbours(DataConfig(uri=str(uri), **options), load_manifest(str(uri)), config, limit)  # type: ignore[arg-type]
 
 
 def wait(neighbours: Neighbours) -> Neighbours:
@@ -29,7 +29,7 @@ def wait(neighbours: Neighbours) -> Neighbours:
 
 
 def everything(uri: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    return load_all(DataConfig(str(uri)), load_manifest(str(uri)))
+    return load_all(DataConfig(uri=str(uri)), load_manifest(str(uri)))
 
 
 def test_nothing_is_read_before_somebody_asks(shards: Path) -> None:

@@ -37,7 +37,7 @@ def test_labels_are_the_places_of_the_sorted_ids_in_both_splits(tmp_path: Path) 
 def test_a_split_can_be_named_by_its_tar_and_packed(folder: Path, tmp_path: Path) -> None:
     sources = opened(folder / VAL)
     assert list(sources) == ["val"]
-    manifest = pack(sources["val"], str(tmp_path / "dst"), PackConfig(16), lambda _: None)
+    manifest = pack(sources["val"], str(tmp_path / "dst"), PackConfig(resolution=16), lambda _: None)
     assert manifest.class_counts == (1, 1, 1, 3)
 
 

@@ -30,7 +30,7 @@ def test_splits_row_groups_and_class_names(tmp_path: Path, below: str, struct: b
         assert source.blocks is not None
         assert np.diff(source.blocks.starts).tolist() == [4, 4, 2] * (2 if source.split == "train" else 1)
     assert sources[0].names[11].endswith("train-00001-of-00002.parquet, row group 0, row 1")
-    manifest = pack(sources[0], str(tmp_path / "dst"), PackConfig(None, workers=3), lambda _: None)
+    manifest = pack(sources[0], str(tmp_path / "dst"), PackConfig(resolution=None, workers=3), lambda _: None)
     assert manifest.class_counts == tuple(Counter(label for _, label in expected["train"])[i] for i in range(3))
 
 

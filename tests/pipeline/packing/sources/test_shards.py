@@ -21,7 +21,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three or more shards of several stretches each."""
     monkeypatch.setattr(shards, "_STRETCH", 8 << 10)
     source = open_source(str(write_tree(tmp_path / "tree", 20, grey=False)))[0]
-    assert len(pack(source, str(tmp_path / "shards"), PackConfig(32, shard_bytes=60_000), lambda _: None).shards) > 2
+    assert len(pack(source, str(tmp_path / "shards"), PackConfig(resolution=32, shard_bytes=60_000), lambda _: None).shards) > 2
     return tmp_path / "shards"
 
 
@@ -42,18 +42,18 @@ def test_shards_have_the_images_that_went_in(packed: Path, tmp_path: Path) -> No
 
 def test_shards_are_packed_again_at_another_resolution(packed: Path, tmp_path: Path) -> None:
     (source,) = open_source(str(packed))
-    manifest = pack(source, str(tmp_path / "small"), PackConfig(16, filter="box"), lambda _: None)
+    manifest = pack(source, str(tmp_path / "small"), PackConfig(resolution=16, filter="box"), lambda _: None)
     assert (manifest.resolution, manifest.samples, manifest.class_counts) == (16, 80, (20,) * 4)
     (tree,) = open_source(str(tmp_path / "tree"))
-    pack(tree, str(tmp_path / "direct"), PackConfig(16, filter="box"), lambda _: None)
+    pack(tree, str(tmp_path / "direct"), PackConfig(resolution=16, filter="box"), lambda _: None)
     assert pixels(tmp_path / "small") == pixels(tmp_path / "direct")
 
 
 def test_splits_and_stores(packed: Path, tmp_path: Path, s3: S3Server) -> None:
     (source,) = open_source(str(packed))
     uri = f"{s3.uri}/again"
-    pack(source, f"{uri}/train", PackConfig(32), lambda _: None)
-    pack(source, f"{uri}/val", PackConfig(32), lambda _: None)
+    pack(source, f"{uri}/train", PackConfig(resolution=32), lambda _: None)
+    pack(source, f"{uri}/val", PackConfig(resolution=32), lambda _: None)
     sources = open_source(uri)
     assert [found.split for found in sources] == ["train", "val"]
     images = Counter(source.read(i) for i in range(80))
@@ -102,7 +102,7 @@ def test_stretches_cover_each_image_once(packed: Path) -> None:
 
 def test_shards_packed_into_their_source_do_not_hide_its_images(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "a tree", 1, grey=False)
-    pack(open_source(str(tree))[0], str(tree / "out"), PackConfig(8), lambda _: None)
+    pack(open_source(str(tree))[0], str(tree / "out"), PackConfig(resolution=8), lambda _: None)
     with pytest.raises(ConfigError, match=r"holds shards \(out/manifest.json\) and images in folders") as refused:
         open_source(str(tree))
     assert f"`biggan shard '{tree}/out' DST`" in str(refused.value)
