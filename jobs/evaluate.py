@@ -171,6 +171,7 @@ def _evaluate_and_follow(args: argparse.Namespace) -> None:
 
 def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "WorkerPool") -> None:
     from pipeline import storage
+    from pipeline.evaluation import prepare
     from pipeline.evaluation import request as work
     from pipeline.evaluation.document import curve, table, track
     from pipeline.evaluation.splits import check_same
@@ -187,9 +188,9 @@ def _sweep(args: argparse.Namespace, truncations: list[float | None], peers: "Wo
     work.figures_to_compute(request, work.sampled(request, trained), trained.classes)  # refuses before an hour's work
     for truncation in truncations:
         evaluations.read(request.place(trained.images, truncation))  # likewise
-    extractor, judge = work.find_extractor(request, trained, splits, _say)
+    extractor, judge = prepare.find_extractor(request, trained, splits, _say)
     real = {
-        name: work.look_at_real(request, extractor, trained, name=name, split=split, peers=peers, say=_say)
+        name: prepare.look_at_real(request, extractor, trained, name=name, split=split, peers=peers, say=_say)
         for name, split in splits.items()
     }
     documents: list[Document] = []

@@ -21,7 +21,6 @@ MANY_IMPORTS = {
     "pipeline/cluster/submission.py",
     "pipeline/config.py",
     "pipeline/doctor/cluster.py",
-    "pipeline/evaluation/request.py",
     "pipeline/fault_tolerance/run_mirror.py",
     "pipeline/generation/load.py",
     "pipeline/packing/sources/detect.py",

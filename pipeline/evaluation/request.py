@@ -1,6 +1,6 @@
 """What an evaluation is asked for, and how it is carried out: extractor, real images, samples, figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,14 @@ from model.latents import Truncation
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.evaluation import document
-from pipeline.evaluation.classifier import obtain_judge
 from pipeline.evaluation.extractors import PRETRAINED
 from pipeline.evaluation.measure import OPTIONAL, DrawnSamples, Judged, Real, extract, too_few
-from pipeline.evaluation.networks import Extractor, from_judge, pretrained
-from pipeline.evaluation.reference_cache import obtain
-from pipeline.evaluation.splits import Split, read_alike
+from pipeline.evaluation.networks import Extractor
+from pipeline.evaluation.splits import Split
 from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.generation.load import TrainedGenerator
 from pipeline.runs.evaluation_document import Document, JudgeFile
 from pipeline.runs.evaluations import Evaluation
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,37 +73,6 @@ class EvaluationRequest:
         wanted |= {key: value for key in ("standing", "resizer", "crop") if (value := getattr(self, key))}
         same = all(known.recipe.get(key) == value for key, value in wanted.items()) and known.seed == self.seed
         return same and (name == self.extractor if self.extractor else name.startswith("clf-"))
-
-
-def find_extractor(
-    request: EvaluationRequest, trained: TrainedGenerator, splits: Mapping[str, Split], say: Say
-) -> tuple[Extractor, JudgeFile | None]:
-    """Return the network that looks, and what the document says of a judge, which is trained if need be."""
-    name = request.extractor
-    if name in PRETRAINED:
-        return pretrained(name, trained.config.channels, request.resizer, request.weights, request.weights_sha256), None
-    train = splits["train"]
-    data = read_alike(request.model, train.uri, request.crop, trained.config.resolution)
-    expert = obtain_judge(data, train.manifest, request.cache_folder, say)
-    made = JudgeFile(file=expert.place, key=expert.key, seconds=expert.seconds, train=train.uri, test=splits["test"].uri)
-    return from_judge(name or f"clf-{expert.key[:8]}", expert.sha256, expert.classifier), made
-
-
-def look_at_real(
-    request: EvaluationRequest,
-    extractor: Extractor,
-    trained: TrainedGenerator,
-    name: str,
-    split: Split,
-    peers: WorkerPool,
-    say: Say,
-) -> tuple[Real, Judged]:
-    """Return the images of the split `name`, and what `extractor` says of them."""
-    data = read_alike(request.model, split.uri, request.crop, trained.config.resolution)
-    images = Real(data, split.manifest, request.count(name, split))
-    return images, obtain(
-        extractor, images, request.cache_folder, lambda: extract(peers, extractor, images, request.batch), say
-    )
 
 
 def make_document(
