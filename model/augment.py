@@ -7,7 +7,8 @@ runs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,10 +20,8 @@ CONSISTENCY_UNIFORMS = 3
 ADA_UNIFORMS = 28
 _ADA_TRANSFORMS = 13
 
-Policy = Literal["color", "translation", "cutout"]
 
-
-def diff_augment(x: Tensor, u: Tensor, policy: Sequence[Policy]) -> Tensor:
+def diff_augment(x: Tensor, u: Tensor, policy: Sequence[str]) -> Tensor:
     """DiffAugment (arXiv 2006.10738) in the order of `policy`; u [n, DIFF_AUGMENT_UNIFORMS]. Raises KeyError for another name.
 
     color: brightness + -0.5..0.5, then saturation x 0..2, then contrast x 0.5..1.5. translation: by whole pixels, up to 1/8 of
@@ -65,6 +64,7 @@ _DIFF_AUGMENT = {
     "translation": (_translation, slice(3, 5)),
     "cutout": (_cutout, slice(5, 7)),
 }
+Policy = Literal[*_DIFF_AUGMENT]  # type: ignore[valid-type]
 
 
 def consistency_transform(x: Tensor, u: Tensor) -> Tensor:
@@ -165,3 +165,19 @@ def next_p(p: float, sign_of_real_mean: float, images: int, target: float = 0.6,
     """
     direction = (sign_of_real_mean > target) - (sign_of_real_mean < target)
     return min(max(p + direction * images / ramp, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What D sees instead of the images: of x [n, C, h, w], u [n, uniforms], DiffAugment's policy, and a probability."""
+
+    apply: Callable[[Tensor, Tensor, Sequence[str], float], Tensor]
+    uniforms: int
+    adapts: bool = False
+    """Its probability follows what D says of real images (`next_p`)."""
+
+
+AUGMENTATIONS = {
+    "diffaugment": Augmentation(lambda x, u, policy, _: diff_augment(x, u, policy), DIFF_AUGMENT_UNIFORMS),
+    "ada": Augmentation(lambda x, u, _, p: ada(x, u, p), ADA_UNIFORMS, adapts=True),
+}

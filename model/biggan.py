@@ -1,19 +1,22 @@
 """BigGAN and BigGAN-deep: class-conditional generator and discriminator (arXiv 1809.11096, appendix B).
 
-`model.config` holds all sizes. The parameter counts of the published models are tests (tests/model/test_biggan.py).
+`model.sizes` has all sizes. The parameter counts of the published models are tests (tests/model/test_biggan.py).
 """
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import ModelConfig
 from .layers import AffineBatchNorm, DBlock, DeepDBlock, DeepGBlock, GBlock, SelfAttention
 from .recompute import Recomputing
 from .spectral import SNConv2d, SNEmbedding, SNLinear
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
 
 
 def class_weights(y: Tensor, num_classes: int) -> Tensor:
@@ -21,7 +24,7 @@ def class_weights(y: Tensor, num_classes: int) -> Tensor:
     return y if y.is_floating_point() else F.one_hot(y, num_classes).float()
 
 
-def attention_layers(places: Iterable[tuple[int, int]], config: ModelConfig, sn: float | None) -> nn.ModuleDict:
+def attention_layers(places: Iterable[tuple[int, int]], config: "ModelConfig", sn: float | None) -> nn.ModuleDict:
     """(index of the block that it follows, channels) -> SelfAttention, by index."""
     return nn.ModuleDict({str(i): SelfAttention(width, sn, config.attention == "scaled") for i, width in places})
 
@@ -32,10 +35,10 @@ class Generator(Recomputing):
     y may also be class weights [n, num_classes] float32: what a mixture of classes embeds is the mixture of their embeddings.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: "ModelConfig"):
         super().__init__()
         self.config = config
-        self.deep = config.generator == "biggan-deep"
+        self.deep = config.g_entry.bottlenecks
         widths, eps = config.g_channels, config.bn_eps
         sn = config.sn_eps if config.g_spectral else None
         embedded = (config.shared_dim or config.num_classes) if config.conditional else 0
@@ -89,10 +92,10 @@ class Generator(Recomputing):
 class Discriminator(Recomputing):
     """Images x [n, channels, r, r] in -1..1, y [n] int64 -> logits [n] float32."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: "ModelConfig"):
         super().__init__()
         self.config = config
-        self.deep = config.discriminator == "biggan-deep"
+        self.deep = config.d_entry.bottlenecks
         sn = config.sn_eps if config.d_spectral else None
         widths = [d_inputs(config), *config.d_channels]
         if self.deep:
@@ -128,18 +131,18 @@ class Discriminator(Recomputing):
             return logits + (self.embed(y) * features).sum(1) if projects(self.config) else logits
 
 
-def projects(config: ModelConfig) -> bool:
+def projects(config: "ModelConfig") -> bool:
     """Whether D multiplies its features with an embedding of the class (arXiv 1802.05637)."""
     return config.conditional and config.d_condition == "projection"
 
 
-def d_inputs(config: ModelConfig) -> int:
+def d_inputs(config: "ModelConfig") -> int:
     """Channels that D's first layer sees."""
     concatenated = config.conditional and config.d_condition == "concat"
     return config.channels + (config.num_classes if concatenated else 0)
 
 
-def with_maps(x: Tensor, y: Tensor, config: ModelConfig) -> Tensor:
+def with_maps(x: Tensor, y: Tensor, config: "ModelConfig") -> Tensor:
     """x [n, C, h, w], with one map for each class behind it if D is conditioned by concatenation."""
     if d_inputs(config) == config.channels:
         return x

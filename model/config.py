@@ -1,36 +1,15 @@
-"""What the networks are made of: one table of published sizes, and the configuration that builds a network around weights."""
+"""What the networks are made of: the configuration that builds a network around weights.
+
+`model.networks` lists the architectures, `model.sizes` the published sizes.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """One resolution of BigGAN and BigGAN-deep (appendix B, tables 4 to 9). Widths are multiples of `ch`.
-
-    G's first width is that of the 4 x 4 seed. D's first is that of its first block, in BigGAN-deep that of its stem; stages
-    from `d_keep` on keep their size.
-    """
-
-    g_widths: tuple[int, ...]
-    d_widths: tuple[int, ...]
-    d_keep: int
-    z_dim: int
-    g_attention: tuple[int, ...]
-    d_attention: tuple[int, ...]
-
-
-ARCHITECTURES = {
-    32: Architecture((4, 4, 4, 4), (4, 4, 4, 4), 2, 80, (), ()),
-    64: Architecture((16, 16, 8, 4, 2), (1, 2, 4, 8, 16), 4, 120, (64,), ()),
-    128: Architecture((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5, 120, (64,), (64,)),
-    256: Architecture((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16), 6, 140, (128,), (64,)),
-    512: Architecture((16, 16, 8, 8, 4, 2, 1, 1), (1, 1, 2, 4, 8, 8, 16, 16), 7, 160, (64,), (64,)),
-}
-_DEEP_G_ATTENTION = (64,)  # also at 256 px, where BigGAN has 128
-_UNSPLIT_Z = 128
+from .networks import DISCRIMINATORS, GENERATORS, DiscriminatorEntry, GeneratorEntry
+from .sizes import SIZES, UNSPLIT_Z
 
 
 @dataclass(frozen=True)
@@ -43,9 +22,9 @@ class ModelConfig:
     """Number of classes; must be that of the shards. 1: unconditional."""
     channels: int = 3
     """Image channels: 3 for colour, 1 for greyscale; must be that of the shards."""
-    generator: Literal["biggan", "biggan-deep", "transposed"] = "biggan"
+    generator: Literal[*GENERATORS] = "biggan"  # type: ignore[valid-type]
     """transposed: label concatenated to z, transposed convolutions, plain batch norm."""
-    discriminator: Literal["biggan", "biggan-deep", "strided"] = "biggan"
+    discriminator: Literal[*DISCRIMINATORS] = "biggan"  # type: ignore[valid-type]
     """strided: strided convolutions with batch norm and a linear head."""
     ch: int = 96
     """Width multiplier of both networks (paper: 96; BigGAN-deep 128)."""
@@ -89,22 +68,21 @@ class ModelConfig:
     """Outputs of G's last convolution, of which the first `channels` are the image; TF-Hub's BigGAN-deep has 128."""
 
     def __post_init__(self) -> None:
-        if self.resolution not in ARCHITECTURES:
-            nearest = min(ARCHITECTURES, key=lambda r: abs(r - self.resolution))
-            raise ValueError(
-                f"resolution={self.resolution}: must be one of {', '.join(map(str, ARCHITECTURES))}; the nearest is {nearest}"
-            )
+        if self.resolution not in SIZES:
+            nearest = min(SIZES, key=lambda r: abs(r - self.resolution))
+            sizes = ", ".join(map(str, SIZES))
+            raise ValueError(f"resolution={self.resolution}: must be one of {sizes}; the nearest is {nearest}")
         for name in ("num_classes", "channels", "ch", "d_ch", "max_channels", "z_dim"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.shared_dim < 0:
             raise ValueError(f"shared_dim={self.shared_dim}: must be at least 1, or 0 for no shared embedding")
-        if self.generator == "biggan-deep" and not (self.shared_dim and self.hierarchical):
-            raise ValueError("generator=biggan-deep: needs shared_dim of at least 1 and hierarchical=true")
+        if self.g_entry.whole_z and not (self.shared_dim and self.hierarchical):
+            raise ValueError(f"generator={self.generator}: needs shared_dim of at least 1 and hierarchical=true")
         if self.output_width is not None and self.output_width < self.channels:
             raise ValueError(f"output_width={self.output_width}: must be at least channels={self.channels}")
         self._check_widths()
-        if self.d_halvings is not None and (self.discriminator == "strided" or not 1 <= self.d_halvings <= len(self.d_row)):
+        if self.d_halvings is not None and (self.d_entry.halves_all or not 1 <= self.d_halvings <= len(self.d_row)):
             raise ValueError(f"d_halvings={self.d_halvings}: must be 1 to {len(self.d_row)}, and none for a strided D")
         self._check_latents()
         for name in ("g_attention", "d_attention"):
@@ -115,8 +93,11 @@ class ModelConfig:
             widths = getattr(self, name)
             if widths is not None and (len(widths) != len(default) or min(widths) < 1):
                 raise ValueError(f"{name}={list(widths)}: must be {len(default)} numbers of at least 1 at {self.resolution} px")
-        for name, widths in (("generator=biggan-deep", self.g_channels), ("discriminator=biggan-deep", self.d_channels)):
-            if getattr(self, name.partition("=")[0]) == "biggan-deep":
+        for name, entry, widths in (
+            (f"generator={self.generator}", self.g_entry, self.g_channels),
+            (f"discriminator={self.discriminator}", self.d_entry, self.d_channels),
+        ):
+            if entry.bottlenecks:
                 if min(widths) < 4:
                     raise ValueError(f"ch={self.ch}: {name} needs widths of at least 4, for its bottlenecks of a quarter")
                 steps = list(pairwise(widths))
@@ -134,7 +115,7 @@ class ModelConfig:
 
     def _check_attention(self, name: str) -> None:
         sizes = self.g_sizes if name[0] == "g" else self.d_sizes
-        first = name[0] == "g" or self.discriminator == "biggan-deep"  # the width of what comes before the stages
+        first = name[0] == "g" or self.d_entry.stem  # the width of what comes before the stages
         widths = (self.g_channels if name[0] == "g" else self.d_channels)[first:]
         for size in getattr(self, f"{name}_at"):
             if size not in sizes:
@@ -144,17 +125,24 @@ class ModelConfig:
                 raise ValueError(f"{name}={size}: attention needs a width of at least 8, and ch={self.ch} makes it {width}")
 
     @property
+    def g_entry(self) -> GeneratorEntry:
+        """G's entry in the registry."""
+        return GENERATORS[self.generator]
+
+    @property
+    def d_entry(self) -> DiscriminatorEntry:
+        """D's entry in the registry."""
+        return DISCRIMINATORS[self.discriminator]
+
+    @property
     def g_row(self) -> tuple[int, ...]:
         """G's widths where none are given."""
-        row = ARCHITECTURES[self.resolution].g_widths
-        return tuple(max(8 >> i, 1) for i in range(len(row))) if self.generator == "transposed" else row
+        return self.g_entry.widths(self.resolution)
 
     @property
     def d_row(self) -> tuple[int, ...]:
         """D's widths where none are given."""
-        if self.discriminator == "strided":
-            return tuple(min(1 << i, 8) for i in range(self.resolution.bit_length() - 3))
-        return ARCHITECTURES[self.resolution].d_widths
+        return self.d_entry.widths(self.resolution)
 
     def _channels(self, widths: tuple[int, ...], ch: int) -> list[int]:
         return [min(ch * width, self.max_channels or ch * width) for width in widths]
@@ -176,13 +164,13 @@ class ModelConfig:
     @property
     def d_keep(self) -> int:
         """D's stages from this one on keep their size."""
-        if self.discriminator == "strided":
+        if self.d_entry.halves_all:
             return len(self.d_channels)
         if self.d_halvings is not None:
             return self.d_halvings
         row, widths = self.d_row, self.d_widths or self.d_row
         typed_row = all(a * widths[0] == b * row[0] for a, b in zip(row, widths, strict=True))  # in any unit
-        return ARCHITECTURES[self.resolution].d_keep if typed_row else len(row) - 1
+        return SIZES[self.resolution].d_keep if typed_row else len(row) - 1
 
     @property
     def g_sizes(self) -> list[int]:
@@ -198,28 +186,25 @@ class ModelConfig:
     def g_attention_at(self) -> tuple[int, ...]:
         if self.g_attention is not None:
             return self.g_attention
-        if self.generator == "transposed":
-            return ()
-        row = ARCHITECTURES[self.resolution].g_attention
-        return _DEEP_G_ATTENTION if row and self.generator == "biggan-deep" else row
+        return self.g_entry.attention(self.resolution)
 
     @property
     def d_attention_at(self) -> tuple[int, ...]:
         if self.d_attention is not None:
             return self.d_attention
-        return () if self.discriminator == "strided" else ARCHITECTURES[self.resolution].d_attention
+        return self.d_entry.attention(self.resolution)
 
     @property
     def latent_slots(self) -> int:
         """Parts of z: one for the seed and one for each block where z is split, else 1."""
-        return len(self.g_channels) if self.generator == "biggan" and self.hierarchical else 1
+        return len(self.g_channels) if self.g_entry.splits_z and self.hierarchical else 1
 
     @property
     def latent_dim(self) -> int:
         """Length of z."""
         if self.z_dim is not None:
             return self.z_dim
-        return ARCHITECTURES[self.resolution].z_dim if self.latent_slots > 1 else _UNSPLIT_Z
+        return SIZES[self.resolution].z_dim if self.latent_slots > 1 else UNSPLIT_Z
 
 
 def from_saved(fields: Mapping[str, Any]) -> ModelConfig:
@@ -229,7 +214,7 @@ def from_saved(fields: Mapping[str, Any]) -> ModelConfig:
     """
     found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     config = ModelConfig(**found)
-    if "d_halvings" in found or config.d_widths is None or config.discriminator == "strided":
+    if "d_halvings" in found or config.d_widths is None or config.d_entry.halves_all:
         return config
     before = len(config.d_widths) - 1
     return config if config.d_keep == before else replace(config, d_halvings=before)

@@ -4,16 +4,19 @@ The older form of a class-conditional GAN (DCGAN, arXiv 1511.06434; labels as in
 """
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .biggan import attention_layers, class_weights, d_inputs, projects, with_maps
-from .config import ModelConfig
 from .layers import AffineBatchNorm
 from .recompute import Recomputing
 from .spectral import SNConv2d, SNConvTranspose2d, SNEmbedding, SNLinear
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
 
 
 class TransposedBlock(nn.Module):
@@ -39,7 +42,7 @@ class TransposedGenerator(Recomputing):
     y may also be class weights [n, num_classes] float32.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: "ModelConfig"):
         super().__init__()
         self.config = config
         sn = config.sn_eps if config.g_spectral else None
@@ -69,7 +72,7 @@ class StridedDiscriminator(Recomputing):
     always takes a batch's own statistics, and `model.batchnorm.set_group` keeps those of real and fake images apart.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: "ModelConfig"):
         super().__init__()
         self.config = config
         sn = config.sn_eps if config.d_spectral else None

@@ -83,9 +83,13 @@ class RunConfig:
         for key, clash in (("objective.r1=0", self.objective.r1), ("zero.stage=2", self.zero.stage == 3)):
             if self.compile and clash:
                 raise ValueError(f"compile=true supports neither R1 nor ZeRO-3: set compile=false or {key}")
-        if self.compile and self.model.discriminator == "strided":
-            raise ValueError("compile=true: the strided D has no blocks to compile: set compile=false")
-        if self.objective.r1 and self.model.discriminator == "strided":
+        g, d = self.model.g_entry, self.model.d_entry
+        for entry, network in ((g, f"{self.model.generator} G"), (d, f"{self.model.discriminator} D")):
+            if self.compile and not entry.compiles:
+                raise ValueError(f"compile=true: the {network} has no blocks to compile: set compile=false")
+            if self.zero.stage == 3 and not entry.zero3:
+                raise ValueError(f"zero.stage=3: the {network} cannot be split over ranks: set zero.stage=2")
+        if self.objective.r1 and not d.r1:
             raise ValueError("objective.r1: needs a D without batch norm: set model.discriminator=biggan or objective.r1=0")
         if self.objective.r1 and self.zero.stage == 3:
             raise ValueError("objective.r1: differentiates D twice, which ZeRO-3 cannot: set zero.stage=2 or objective.r1=0")

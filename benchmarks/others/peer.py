@@ -19,7 +19,7 @@ class Setting:
     resolution: int
     """Height and width of the images in pixels."""
     ch: int
-    """Width multiplier of both networks. What it multiplies is our table (`model.config.ARCHITECTURES`)."""
+    """Width multiplier of both networks. What it multiplies is our table (`model.sizes.SIZES`)."""
     micro_batch: int
     """Samples of one forward; there is no accumulation, so it is also the batch of a step."""
     classes: int

@@ -7,23 +7,14 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import regularizers
-from model.augment import (
-    ADA_UNIFORMS,
-    CONSISTENCY_UNIFORMS,
-    DIFF_AUGMENT_UNIFORMS,
-    Policy,
-    ada,
-    consistency_transform,
-    diff_augment,
-    next_p,
-)
+from model.augment import AUGMENTATIONS, CONSISTENCY_UNIFORMS, Policy, consistency_transform, next_p
 from model.ema import decay_per_step
 from model.latents import RandomStream, uniforms
 from model.losses import LOSSES
@@ -39,7 +30,7 @@ Values = dict[str, Tensor]
 class ObjectiveConfig:
     """The loss, and what stabilises it; all of it but the loss is off unless it is given."""
 
-    loss: Literal["hinge", "minimax", "non-saturating", "wasserstein"] = "hinge"
+    loss: Literal[*LOSSES] = "hinge"  # type: ignore[valid-type]
     """Adversarial loss of D and G. Wasserstein relies on spectral normalisation for D's Lipschitz bound."""
     power_iteration: Literal["step", "forward"] = "step"
     """When spectral norm's vectors move: in a network's own optimiser steps, once, or before every forward in training, as in
@@ -58,7 +49,7 @@ class ObjectiveConfig:
     """Weight of consistency regularisation on real images (CR-GAN, arXiv 1910.12027: 10)."""
     cr_fake: Annotated[float, Bounds(ge=0)] = 0.0
     """The same on fakes (balanced, arXiv 2002.04724: 10)."""
-    augment: Literal["none", "diffaugment", "ada"] = "none"
+    augment: Literal["none", *AUGMENTATIONS] = "none"  # type: ignore[valid-type]
     """What D sees instead of the images, real and fake alike: DiffAugment, or ADA with a probability that adapts."""
     policy: tuple[Policy, ...] = ("color", "translation", "cutout")
     """DiffAugment's transforms."""
@@ -70,7 +61,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.augment == "diffaugment" and not self.policy:
-            raise ValueError("policy=[]: name color, translation or cutout, or type objective.augment=none")
+            raise ValueError(f"policy=[]: name {', '.join(get_args(Policy))}, or set objective.augment=none")
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ class ObjectiveState:
     ada_p: float = 0.0
 
 
-_AUGMENT_UNIFORMS = max(ADA_UNIFORMS, DIFF_AUGMENT_UNIFORMS)
+_AUGMENT_UNIFORMS = max(augmentation.uniforms for augmentation in AUGMENTATIONS.values())
 _UNIFORMS = 2 * _AUGMENT_UNIFORMS + 2 * CONSISTENCY_UNIFORMS
 """Of one place in a global batch: to augment the real image and the fake, then to transform each for consistency."""
 
@@ -94,6 +85,7 @@ class Objective:
     def __init__(self, config: ObjectiveConfig, plan: BatchPlan, ranks: Ranks, seed: int, state: ObjectiveState | None = None):
         self.config, self.plan, self.ranks, self.seed = config, plan, ranks, seed
         self.loss = LOSSES[config.loss]
+        self.augmentation = AUGMENTATIONS.get(config.augment)
         self.state = state or ObjectiveState()
         self._seen: list[Tensor] = []
 
@@ -144,7 +136,7 @@ class Objective:
     ) -> tuple[Tensor, Values]:
         """The loss [] of G on a micro-batch of fakes (x [m, C, r, r], y [m]), through a frozen D."""
         x, y = fake
-        if self.config.augment != "none":
+        if self.augmentation:
             x = self._augment(x, self._uniforms(RandomStream.AUGMENT_G, position, micro_step)[1])
         loss = self.loss.g(d(x, y))
         return loss, {"loss/g": loss}
@@ -168,7 +160,8 @@ class Objective:
         if skipped:
             return {}
         self.state = replace(state, d_steps=state.d_steps + 1)
-        if not (config.lecam or config.augment == "ada"):
+        adapts = self.augmentation is not None and self.augmentation.adapts
+        if not (config.lecam or adapts):
             return {}  # the others need no host synchronisation
         real, fake, sign = (total / self.ranks.world_size for total in self.ranks.sum(list(seen)))
         images = self.plan.global_batch
@@ -178,23 +171,23 @@ class Objective:
             ema_real=decay * state.ema_real + (1 - decay) * real,
             ema_fake=decay * state.ema_fake + (1 - decay) * fake,
         )
-        if config.augment != "ada":
+        if not adapts:
             return {}
         self.state = replace(self.state, ada_p=next_p(state.ada_p, sign, images, config.ada_target, config.ada_ramp))
         return {"ada/p": torch.tensor(self.state.ada_p), "ada/sign": torch.tensor(sign)}
 
     def _uniforms(self, stream: RandomStream, position: int, micro_step: int) -> list[Tensor]:
         config = self.config
-        if config.augment == "none" and not (config.cr or config.cr_fake):
+        if not (self.augmentation or config.cr or config.cr_fake):
             return [torch.empty(0)] * 4
         start = position + self.plan.start(micro_step, self.ranks.rank)
         u = self.ranks.put(uniforms(self.seed, stream, start, self.plan.micro_batch, _UNIFORMS))
         return list(u.split([_AUGMENT_UNIFORMS] * 2 + [CONSISTENCY_UNIFORMS] * 2, 1))
 
     def _augment(self, x: Tensor, u: Tensor) -> Tensor:
-        if self.config.augment == "diffaugment":
-            return diff_augment(x, u[:, :DIFF_AUGMENT_UNIFORMS], self.config.policy)
-        return ada(x, u[:, :ADA_UNIFORMS], self.state.ada_p) if self.config.augment == "ada" else x
+        if not (chosen := self.augmentation):
+            return x
+        return chosen.apply(x, u[:, : chosen.uniforms], self.config.policy, self.state.ada_p)
 
 
 def ortho_weights(g: nn.Module) -> list[nn.Parameter]:

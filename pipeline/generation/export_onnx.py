@@ -69,6 +69,8 @@ def save_onnx(trained: TrainedGenerator, path: Path) -> None:
         import onnxscript  # noqa: F401 (what torch.onnx writes with)
     except ImportError as error:
         raise ConfigError(f"--format onnx needs {error.name}: pip install 'biggan-pipeline[onnx]'") from None
+    if not (config := trained.generator.config).g_entry.onnx:
+        raise ConfigError(f"--format onnx: the {config.generator} G has no ONNX graph: pass --format mlflow")
     with progress("writing the ONNX graph", 3, "step") as tell:
         path.write_bytes(_checked(trained, tell))
 

@@ -61,7 +61,7 @@ def explicit(config: ModelConfig) -> dict[str, Any]:
         "d_ch": config.d_ch or config.ch,
         "g_widths": config.g_widths or config.g_row,
         "d_widths": config.d_widths or config.d_row,
-        "d_halvings": None if config.discriminator == "strided" else config.d_keep,
+        "d_halvings": None if config.d_entry.halves_all else config.d_keep,
         "z_dim": config.latent_dim,
         "g_attention": config.g_attention_at,
         "d_attention": config.d_attention_at,

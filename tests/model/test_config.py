@@ -6,18 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import ARCHITECTURES, ModelConfig, from_saved
+from model.config import ModelConfig, from_saved
 from model.networks import build_discriminator
+from model.sizes import SIZES
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert [ModelConfig(r, 10).latent_dim for r in ARCHITECTURES] == [80, 120, 120, 140, 160]
-    assert [ModelConfig(r, 10, generator="biggan-deep").latent_dim for r in ARCHITECTURES] == [128] * 5
+    assert [ModelConfig(r, 10).latent_dim for r in SIZES] == [80, 120, 120, 140, 160]
+    assert [ModelConfig(r, 10, generator="biggan-deep").latent_dim for r in SIZES] == [128] * 5
     assert ModelConfig(64, 10, hierarchical=False).latent_dim == ModelConfig(64, 10, generator="transposed").latent_dim == 128
-    assert [ModelConfig(r, 10).g_attention_at for r in ARCHITECTURES] == [(), (64,), (64,), (128,), (64,)]
-    deep = [ModelConfig(r, 10, generator="biggan-deep", discriminator="biggan-deep") for r in ARCHITECTURES]
+    assert [ModelConfig(r, 10).g_attention_at for r in SIZES] == [(), (64,), (64,), (128,), (64,)]
+    deep = [ModelConfig(r, 10, generator="biggan-deep", discriminator="biggan-deep") for r in SIZES]
     assert [config.g_attention_at for config in deep] == [(), (64,), (64,), (64,), (64,)]
-    assert [config.d_attention_at for config in deep] == [ModelConfig(r, 10).d_attention_at for r in ARCHITECTURES]
+    assert [config.d_attention_at for config in deep] == [ModelConfig(r, 10).d_attention_at for r in SIZES]
     assert deep[4].d_attention_at == (64,) and deep[1].d_attention_at == ()
     plain = ModelConfig(512, 10, generator="transposed", discriminator="strided")
     assert plain.g_attention_at == plain.d_attention_at == ()
@@ -77,11 +78,11 @@ def test_impossible_networks_are_named(settings: dict[str, object], message: str
         ModelConfig(**{"resolution": 32, "num_classes": 3} | settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("resolution", ARCHITECTURES)
+@pytest.mark.parametrize("resolution", SIZES)
 @pytest.mark.parametrize("unit", [1, 2])
 def test_widths_typed_or_left_out_are_the_same_discriminator(resolution: int, unit: int) -> None:
     """Also in another unit of ch, as in imports of odd widths."""
-    row = ARCHITECTURES[resolution].d_widths
+    row = SIZES[resolution].d_widths
     left_out = ModelConfig(resolution, 10, d_ch=32)
     typed = ModelConfig(resolution, 10, d_ch=32 // unit, d_widths=tuple(unit * width for width in row))
     assert (typed.d_channels, typed.d_sizes) == (left_out.d_channels, left_out.d_sizes)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.config import ARCHITECTURES, ModelConfig
+from model.config import ModelConfig
 from model.networks import build_discriminator, build_generator
+from model.sizes import SIZES
 from pipeline.checkpoint.format import Progress, Tensors
 from pipeline.checkpoint.importers.files import refuse_broken
 from pipeline.errors import ConfigError, DataError
@@ -138,9 +139,9 @@ def _generator_fields(g: Weights) -> dict[str, Any]:
         raise ConfigError(f"{g.uri} has no {g.key('shared.weight')}: it is unconditional, and generators here have classes")
     stages = blocks // per_stage
     widths = [g.get("blocks.0.conv1.weight").shape[1], *_outputs(g, blocks, deep)]
-    if (resolution := 4 << stages) not in ARCHITECTURES:
-        raise ConfigError(f"{g.uri} makes images of {resolution} px: one of {', '.join(map(str, ARCHITECTURES))} can be built")
-    ch, override = _multiples(widths, ARCHITECTURES[resolution].g_widths)
+    if (resolution := 4 << stages) not in SIZES:
+        raise ConfigError(f"{g.uri} makes images of {resolution} px: one of {', '.join(map(str, SIZES))} can be built")
+    ch, override = _multiples(widths, SIZES[resolution].g_widths)
     seed, condition = g.get("seed.weight").shape[1], g.get("blocks.0.bn1.gain.weight").shape[1]
     classes, shared = g.get("shared.weight").shape if g.has("shared.weight") else (condition, 0)
     if classes == 1:
@@ -170,7 +171,7 @@ def _discriminator_fields(d: Weights, g: dict[str, Any]) -> dict[str, Any]:
         widths = [d.get("input.weight").shape[0], *widths]
     if (classes := d.get("embed.weight").shape[0]) != g["num_classes"]:
         raise ConfigError(f"{d.uri} has {classes} classes, its generator {g['num_classes']}{_HINTS['discriminator']}")
-    ch, override = _multiples(widths, ARCHITECTURES[g["resolution"]].d_widths)
+    ch, override = _multiples(widths, SIZES[g["resolution"]].d_widths)
     if override and not any(width % g["ch"] for width in widths):
         ch, override = g["ch"], tuple(width // g["ch"] for width in widths)
     return {
