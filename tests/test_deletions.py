@@ -48,6 +48,7 @@ def _deletes(node: ast.AST) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_only_one_module_deletes() -> None:
     paths = [path for package in ("model", "pipeline", "jobs") for path in (ROOT / package).rglob("*.py")]
     assert len(paths) > 100

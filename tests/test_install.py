@@ -43,6 +43,7 @@ def _step() -> Step:
     return Step(1, 1, "test")
 
 
+@pytest.mark.long
 def test_cuda_packages_are_refused_without_a_gpu(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "nvidia-cudnn-cu13", "9.19")
     _wheel(tmp_path, "cuda-bindings", "13.5")
@@ -54,6 +55,7 @@ def test_cuda_packages_are_refused_without_a_gpu(here: Environment, tmp_path: Pa
     install.refuse_cuda(plan, gpu=True)
 
 
+@pytest.mark.long
 def test_a_cpu_build_beside_the_cuda_build_is_chosen(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "nvidia-cudnn-cu13", "9.19")
     _wheel(tmp_path, "torch", "2.13.0", "nvidia-cudnn-cu13")
@@ -63,6 +65,7 @@ def test_a_cpu_build_beside_the_cuda_build_is_chosen(here: Environment, tmp_path
     assert [item["metadata"]["version"] for item in plan] == ["2.13.0+cpu"]
 
 
+@pytest.mark.long
 def test_a_cuda_build_that_brings_its_libraries_inside_is_refused(here: Environment, tmp_path: Path) -> None:
     _wheel(tmp_path, "torch", "2.13.0+cu126")
     plan = here.would_install(_step(), "--ignore-installed", "torch==2.13.0")
@@ -70,11 +73,13 @@ def test_a_cuda_build_that_brings_its_libraries_inside_is_refused(here: Environm
         install.refuse_cuda(plan, gpu=False)
 
 
+@pytest.mark.long
 def test_a_torch_that_is_there_and_fits_is_kept(here: Environment) -> None:
     assert here.has("torch") and not here.has("torc")
     assert here.would_install(_step(), "--no-deps", torch_in((ROOT / "pyproject.toml").read_text())) == []
 
 
+@pytest.mark.long
 def test_a_failing_pip_shows_its_last_words_and_what_to_do(here: Environment) -> None:
     with pytest.raises(InstallError) as caught:
         here.pip(_step(), "--dry-run", "no-such-package-anywhere")
@@ -175,6 +180,7 @@ def test_nothing_is_done_twice(tmp_path: Path, plain_environment: dict[str, str]
         assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+@pytest.mark.long
 def test_a_changed_lock_is_installed(tmp_path: Path, plain_environment: dict[str, str]) -> None:
     command = _stamped_copy(tmp_path)
     with (tmp_path / "constraints.txt").open("a") as file:
@@ -184,6 +190,7 @@ def test_a_changed_lock_is_installed(tmp_path: Path, plain_environment: dict[str
     assert not (tmp_path / ".venv" / "installed.json").exists()
 
 
+@pytest.mark.long
 def test_a_second_make_waits_for_the_first(tmp_path: Path, plain_environment: dict[str, str]) -> None:
     command = _stamped_copy(tmp_path)
     held = os.open(tmp_path / ".venv", os.O_RDONLY)

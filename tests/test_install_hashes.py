@@ -56,6 +56,7 @@ def step() -> Step:
     return Step(1, 1, "test")
 
 
+@pytest.mark.long
 def test_every_file_is_held_to_its_hash_also_of_what_others_need(env: Environment, tmp_path: Path) -> None:
     index = tmp_path / "index"
     lock = Constraints(NOTHING + wheel(index, "needed", "1.0") + wheel(index, "asked", "1.0", "needed"))
@@ -64,6 +65,7 @@ def test_every_file_is_held_to_its_hash_also_of_what_others_need(env: Environmen
     assert installed(env) == {"asked-1.0", "needed-1.0"}
 
 
+@pytest.mark.long
 def test_a_file_that_was_swapped_is_refused_and_nothing_is_installed(env: Environment, tmp_path: Path) -> None:
     text = NOTHING + wheel(tmp_path / "index", "needed", "1.0") + wheel(tmp_path / "index", "asked", "1.0", "needed")
     wheel(tmp_path / "index", "needed", "1.0", content="print('not the one that was tested')")
@@ -74,6 +76,7 @@ def test_a_file_that_was_swapped_is_refused_and_nothing_is_installed(env: Enviro
     assert installed(env) == {"asked-1.0", "needed-1.0"}
 
 
+@pytest.mark.long
 def test_what_constraints_do_not_name_is_named_and_the_rest_held(env: Environment, tmp_path: Path) -> None:
     asked = wheel(tmp_path / "index", "asked", "1.0", "backport")
     wheel(tmp_path / "index", "backport", "3.0")
@@ -84,6 +87,7 @@ def test_what_constraints_do_not_name_is_named_and_the_rest_held(env: Environmen
         env.install_all(step(), ["asked", "--upgrade"], Constraints(NOTHING + asked))
 
 
+@pytest.mark.long
 def test_only_torch_comes_from_its_index(env: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Constraints(NOTHING + wheel(tmp_path / "index", "numpy", "1.0"))
     wheel(tmp_path / "wheels", "torch", "9.0+cpu", "numpy")

@@ -97,6 +97,7 @@ def _joined(node: ast.AST) -> list[ast.expr]:
     return []
 
 
+@pytest.mark.long
 def test_what_a_document_says_is_joined_by_the_helper_alone() -> None:
     files = [path for folder in ("pipeline", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {f"{path.relative_to(ROOT)}: {what}" for path in files for _, what in joins(path.read_text())}

@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+@pytest.mark.long
 def test_pictures_are_the_same_every_time_and_of_the_size_that_is_promised() -> None:
     assert jpeg(7) == jpeg(7) != jpeg(8)
     assert Image.open(io.BytesIO(jpeg(0))).size == (SIZE, SIZE)
@@ -67,6 +68,7 @@ def test_the_time_of_descendants_counts_while_they_live_and_afterwards() -> None
     assert alive - before >= 0.28 and data_arms.cpu_seconds() >= alive
 
 
+@pytest.mark.long
 def test_what_is_measured_is_one_epoch_after_another_that_warms_up() -> None:
     epochs: list[int] = []
 
@@ -78,6 +80,7 @@ def test_what_is_measured_is_one_epoch_after_another_that_warms_up() -> None:
     assert epochs == [0, 1] and found["samples"] == 61 and found["cpu_s"] >= 0 and found["per_second"] > 0
 
 
+@pytest.mark.long
 def test_our_arm_finishes_a_batch_as_the_others_finish_an_image(folder: Path) -> None:
     uri = str(folder / "shards")
     config, manifest = DataConfig(uri=uri, crop=loaders.CROP, flip=True), load_manifest(uri)
@@ -128,6 +131,7 @@ def test_a_peer_that_has_a_format_of_its_own(name: str, folder: Path) -> None:
     assert data.run_arm(f"same/{name}", str(folder), {})["samples"] >= COUNT
 
 
+@pytest.mark.long
 def test_the_server_answers_late_with_the_bytes_that_were_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(folder, latency=0.05)
     address = f"http://127.0.0.1:{server.server_port}"
@@ -156,6 +160,7 @@ def test_the_server_answers_late_with_the_bytes_that_were_asked_for(folder: Path
     server.server_close()
 
 
+@pytest.mark.long
 def test_the_large_set_is_one_shard_under_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "RESUME_SHARDS", 30)
     monkeypatch.setattr(data, "RESUME_SHARD", 40)
@@ -168,6 +173,7 @@ def test_the_large_set_is_one_shard_under_many_names(tmp_path: Path, monkeypatch
     assert data.prepare_resume(tmp_path) == shards  # again, over what is there
 
 
+@pytest.mark.long
 def test_an_arm_that_fails_says_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no shards at"):
         data.run_arm("stack/ours1", str(tmp_path), {})

@@ -25,6 +25,7 @@ def found_by(log: Path, readers: list[str], tries: int, seed: int) -> dict[str, 
     return last
 
 
+@pytest.mark.long
 def test_files_of_runs_and_answers_of_servers_end_in_one_line(tmp_path: Path) -> None:
     found = found_by(tmp_path / "log", QUICK, tries=3, seed=100)
     assert found["ok"] and found["tries"] == 3 * len(QUICK), found["failures"]
@@ -100,6 +101,7 @@ def _plant(folder: str, out: str) -> None:
     Path(out).write_text(json.dumps(failures))
 
 
+@pytest.mark.long
 def test_planted_faults_are_found_with_the_seed_that_shows_them(tmp_path: Path) -> None:
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "a.json").write_text(GOOD)

@@ -150,6 +150,7 @@ def test_commands_fail_in_one_line(tmp_path: Path) -> None:
         python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
 
 
+@pytest.mark.long
 def test_a_command_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
     code = "import subprocess, sys; print('on it', file=sys.stderr, flush=True)\n"
     code += f"p = subprocess.Popen(['sleep', '600']); open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"

@@ -19,6 +19,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.long
 def test_the_proxy_passes_on_refuses_and_loses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("there")
     behind = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))

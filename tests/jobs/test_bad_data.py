@@ -108,6 +108,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_stores, "REQUEST_SECONDS", 1.0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize(
     ("uri", "variable"),
@@ -168,6 +169,7 @@ def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     server.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("command", [["index", "s3://b/set"], ["index", "s3://b/{0..3}.tar"], ["train"], ["shard"]])
 def test_a_bucket_in_another_region(
@@ -183,6 +185,7 @@ def test_a_bucket_in_another_region(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_cache_on_a_full_disk_is_done_without(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It fills up while images are read: they are all right, and it is said once."""
     with disk(tmp_path / "disk", "256k") as folder:

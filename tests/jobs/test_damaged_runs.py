@@ -43,6 +43,7 @@ def tell(command: str, run: Path) -> int:
     return main([command, str(run)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", [*DAMAGE, "folder"])
 def test_what_can_do_without_a_file_passes_over_it(damage: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_status(run_folder, RunState("stopped", 4096, 75, "SIGTERM"))
@@ -59,6 +60,7 @@ def test_what_can_do_without_a_file_passes_over_it(damage: str, run_folder: Path
         shutil.rmtree(before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", [*DAMAGE, "folder"])
 def test_what_needs_a_file_refuses_in_one_line(damage: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(run_folder, "submission/job.json", damage)

@@ -68,6 +68,7 @@ def test_commands_are_those_of_the_product() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     missing = demo.DemoStep("pack", ("shard", str(tmp_path / "none"), str(tmp_path / "shards")))
     never = demo.DemoStep("never", ("shard", "--help"))

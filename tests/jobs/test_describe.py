@@ -49,6 +49,7 @@ class Small(nn.Module):
         return self.linear(F.relu(self.convs[1](F.relu(self.convs[0](x)))).flatten(1))
 
 
+@pytest.mark.long
 def test_a_small_network_against_a_hand_count() -> None:
     found = describe_network(Small(), torch.empty(1, 3, 8, 8))
     # A convolution: 2 x inputs x kernel x outputs x places.
@@ -60,6 +61,7 @@ def test_a_small_network_against_a_hand_count() -> None:
     assert (found.parameters, found.flops) == (168 + 120 + 567, 20_736 + 3_840 + 1_120)
 
 
+@pytest.mark.long
 def test_attention_and_upsampling_against_a_hand_count(capsys: pytest.CaptureFixture[str]) -> None:
     """The only layers whose work is not that of their weights at the output's size."""
     found = described(capsys, "fashion-mnist", "model.g_attention=[32]")
@@ -85,6 +87,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_rows_add_up_to_the_totals(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = described(capsys, "fashion-mnist", "model.g_attention=[16]", *NETWORKS[name])
@@ -96,6 +99,7 @@ def test_the_rows_add_up_to_the_totals(name: str, capsys: pytest.CaptureFixture[
     assert found["generator"]["layers"][-1]["shape"] == [1, 32, 32]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("d_steps", [1, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_is_counted_as_what_the_steps_compute(
@@ -148,6 +152,7 @@ def test_training_of_a_small_network_against_a_hand_count(capsys: pytest.Capture
     assert found["training"]["g_step"] == 3 * g - rows["seed"] + 2 * d
 
 
+@pytest.mark.long
 def test_the_tables_say_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
     found = described(capsys, "fashion-mnist")
     assert main(["describe", "fashion-mnist"]) == 0
@@ -162,6 +167,7 @@ def test_the_tables_say_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert "223,809 parameters" in lines[-3] and "305,649 parameters" in lines[-2] and "GFLOP" in lines[-1]
 
 
+@pytest.mark.long
 def test_the_published_form_costs_more(capsys: pytest.CaptureFixture[str]) -> None:
     """42.45 and 21.94 GFLOP were counted for BigGAN-128: with shortcuts at the larger size and spectral norm's work."""
     found = described(capsys, "biggan-128")

@@ -39,6 +39,7 @@ def test_what_is_slowest_bounds(found: Findings, bound: str, advice: str) -> Non
     assert found.bound == bound and advice in found.advice
 
 
+@pytest.mark.long
 def test_the_doctor_reads_and_says_what_bounds(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--data", str(shards), "--seconds", "0.5"]) == 0
     text = capsys.readouterr().out

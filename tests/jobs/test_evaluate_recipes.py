@@ -27,6 +27,7 @@ def test_the_samples_of_names_without_a_number_are_the_default() -> None:
     assert parser.parse_args(["RUN"]).samples == evaluation_document.STANDARD_SAMPLES
 
 
+@pytest.mark.long
 def test_another_recipe_replaces_nothing(
     run_folder: Path, splits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_another_recipe_replaces_nothing(
     assert capsys.readouterr().out.count("images, EMA") == 0
 
 
+@pytest.mark.long
 def test_the_floor_has_as_many_images_as_the_samples(tmp_path: Path, splits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     save_checkpoint(save_run(folder, splits / "train", mode="off"), 8192)
@@ -100,6 +102,7 @@ def test_the_floor_has_as_many_images_as_the_samples(tmp_path: Path, splits: Pat
     assert evaluated("--reference", "train", "--samples", "64")["floor"].keys() == few["metrics"].keys()
 
 
+@pytest.mark.long
 def test_weights_of_a_training_that_diverged_are_warned_of(
     run_folder: Path, tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def written(command: str, folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.rglob("*.png"), key=lambda path: path.name)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "query",
     [
@@ -59,6 +60,7 @@ def test_samples_are_the_files_of_the_command_that_the_page_shows(page: Page, tm
     assert [image["class"] for image in found["images"]] == wanted
 
 
+@pytest.mark.long
 def test_a_registered_model_draws_by_its_own_code(registered_run: Path, shards_grey: Path, tmp_path: Path) -> None:
     with page_of("models:/tiny@first", "--tracking-uri", str(registered_run)) as page:
         _, about = page.get("model")
@@ -92,6 +94,7 @@ def test_nearest_images_after_the_index_is_there(registered_run: Path) -> None:
     assert len(distances) == 4 and distances == sorted(distances) and distances[0] > 0
 
 
+@pytest.mark.long
 def test_shards_that_are_gone_leave_the_rest_of_the_page(registered_run: Path, tmp_path: Path, shards_grey: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(registered_run, run)

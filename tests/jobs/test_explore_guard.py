@@ -165,6 +165,7 @@ HALVES = (
 )
 
 
+@pytest.mark.long
 def test_half_a_request_ends_and_does_not_wait_for_the_rest(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explore_server, "_LOOK_SECONDS", 0.1)
     with served(subject) as page:
@@ -180,6 +181,7 @@ def test_the_oldest_silent_connection_makes_room(subject: Subject, monkeypatch: 
         assert all(map(ended, silent[:16]))
 
 
+@pytest.mark.long
 def test_an_answer_that_nobody_reads_ends(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explore_server, "_LOOK_SECONDS", 0.1)
     subject = replace(subject, name="x" * 20_000_000)
@@ -209,6 +211,7 @@ NAMES = (
 )
 
 
+@pytest.mark.long
 def test_class_names_of_any_kind(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     for some in (NAMES[:4], NAMES[4:8], NAMES[7:]):
         monkeypatch.setattr(subject.painter, "classes", some)

@@ -51,6 +51,7 @@ def test_a_source_becomes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFix
         assert saved["step"] == 7 and all(tensor.dtype is torch.float32 for tensor in saved.values())
 
 
+@pytest.mark.long
 def test_a_generator_alone_becomes_one_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, dst = "huggingface-128", str(tmp_path / "dst")
     assert main(["import", save(tmp_path / "src", name, states(name)), dst]) == 0

@@ -155,6 +155,7 @@ def test_a_tag_is_not_believed(store: Store, tmp_path: Path, capsys: pytest.Capt
         assert_one_line(capsys.readouterr().err, done, code, said)
 
 
+@pytest.mark.long
 def test_golden_samples_are_drawn_by_our_own_code(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the model's code runs; without a digest, too."""
     store.tag("evaluation", json.dumps(evaluation(1.0)))

@@ -49,6 +49,7 @@ def sample(run: Path, model: str = "models:/tiny@first") -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.long
 def test_a_copy_is_read_as_it_is_and_written_when_the_user_says_that_it_is_one(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_copy_is_read_as_it_is_and_written_when_the_user_says_that_it_is_one(
     assert contents(registered_run) == before
 
 
+@pytest.mark.long
 def test_a_moved_run_takes_its_artifacts_along_and_what_is_printed_works(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,6 +119,7 @@ def test_models_that_an_older_version_wrote_at_the_old_place_stay_known(register
     assert len(away) == 1 and "/models/m-" in away.pop() and sample(run)
 
 
+@pytest.mark.long
 def test_files_that_are_gone_are_no_other_weights(
     registered_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

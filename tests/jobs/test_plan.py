@@ -11,6 +11,7 @@ from tests.support.mistakes import refusal
 SMALL = ("plan", "fashion-mnist", "--nodes", "2", "--gpus", "2", "batch.micro_batch=32")
 
 
+@pytest.mark.long
 def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
     rest = ("--gpu", "a100", "--tflops", "10", "--bandwidth", "5", "--store", "100", "--price", "3")
     assert main([*SMALL, *rest, "--json"]) == 0
@@ -29,6 +30,7 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert f"{found['hours']:,.1f} hours" in table and "left for CUDA" in table
 
 
+@pytest.mark.long
 def test_a_log_has_its_steps_apart_from_the_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     assert main([*SMALL, "model.ch=4", "--json"]) == 0
@@ -37,12 +39,14 @@ def test_a_log_has_its_steps_apart_from_the_plan(monkeypatch: pytest.MonkeyPatch
     assert [line.partition(",")[0] for line in said.err.splitlines()] == [f"planning: {n} of 4 steps" for n in (1, 2, 3, 4)]
 
 
+@pytest.mark.long
 def test_defaults_are_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "precision=fp32"]) == 0
     table = capsys.readouterr().out
     assert "H100" in table and "98.8 of 494 TFLOP/s (20%, assumed" in table and "50 GB/s (published)" in table
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

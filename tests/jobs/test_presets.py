@@ -39,6 +39,7 @@ def described(name: str) -> dict[str, Any]:
     return json.loads(out.getvalue())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_networks_have_the_published_numbers_of_parameters(name: str) -> None:
     found = described(name)

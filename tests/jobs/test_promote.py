@@ -139,6 +139,7 @@ REFUSED: dict[str, tuple[Callable[[Registry], object], list[str], int, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refusal_names_the_check_and_moves_nothing(found: Registry, case: str) -> None:
     prepare, argv, expected, reason = REFUSED[case]

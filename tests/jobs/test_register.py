@@ -26,6 +26,7 @@ def versions(run_dir: Path, name: str) -> list[Any]:
     return sorted(found, key=lambda version: int(version.version))
 
 
+@pytest.mark.long
 def test_register_makes_one_version_per_weights(
     tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_register_makes_one_version_per_weights(
     assert int(store.get_model_version_by_alias("tiny", "again").version) == 1
 
 
+@pytest.mark.long
 def test_a_run_that_was_never_delivered_is_delivered_first(
     tmp_path: Path, shards: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +126,7 @@ def two_checkpoints(tmp_path: Path, shards_grey: Path, empty_store: Path) -> Pat
     return tmp_path / "run"
 
 
+@pytest.mark.long
 def test_an_evaluation_of_the_very_weights_goes_with_them(two_checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = two_checkpoints
     older = run_dir / "evaluation" / "0000004096.json"
@@ -170,6 +173,7 @@ def test_an_evaluation_of_the_very_weights_goes_with_them(two_checkpoints: Path,
     assert "beside it: FID[clf] 6.5, accuracy 0.9 (10,000 samples" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_evaluations_that_do_not_compare_or_are_not_theirs_are_refused(
     two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

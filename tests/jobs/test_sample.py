@@ -34,6 +34,7 @@ def drawn(out: Path, *argv: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int6
         return np.asarray(image).astype(np.int64)
 
 
+@pytest.mark.long
 def test_a_run_and_its_registered_model_draw_the_same_grid(registered_run: Path, tmp_path: Path) -> None:
     options = ["--seed", "5", "--per-class", "3"]
     ours = drawn(tmp_path / "ours.png", str(registered_run), *options)
@@ -88,6 +89,7 @@ def test_rows_of_an_interpolation_begin_and_end_at_samples(registered_run: Path,
     assert abs(sheet[:32, 64:96] - ends[0]).max() > 3 and abs(sheet[:32, 64:96] - ends[1]).max() > 3
 
 
+@pytest.mark.long
 def test_each_row_of_truncations_has_its_own_statistics(registered_run: Path, tmp_path: Path) -> None:
     run, method = str(registered_run), ["--truncation-method", "scaled-normal", "--classes", "0,2"]
     sheet = drawn(tmp_path / "rows.png", run, "--layout", "truncation", "--truncations", "0.2,none,0.6", *method)

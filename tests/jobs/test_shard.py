@@ -111,6 +111,7 @@ def test_to_s3(tree: Path, tmp_path: Path, s3: S3Server) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.long
 def test_a_killed_pack_goes_on_behind_its_finished_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9 in the midst, the same command again: the same bytes, and what was finished is not written anew."""
     rng = np.random.default_rng(0)

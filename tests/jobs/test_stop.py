@@ -110,6 +110,7 @@ def test_two_nodes_stop_then_a_rank_stands_still_then_a_signal_comes_early(endle
     assert third.err.read_text() == "" and not (run / "STOP").exists()
 
 
+@pytest.mark.long
 def test_biggan_stop_asks_a_training_and_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     assert main(["stop", str(tmp_path / "run")]) == 78

@@ -54,6 +54,7 @@ def test_a_report_shows_nothing_from_outside(place: Path, harm: Any, capsys: pyt
     assert not (place / "run" / "report.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "harm",
     [
@@ -75,6 +76,7 @@ def test_sync_sends_nothing_from_outside(
 REGISTRY = ["--tracking-uri", "RUN"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     [
@@ -97,6 +99,7 @@ def test_records_and_credentials_go_only_to_an_mlflow_that_the_user_has_named(
     assert not stranger.asked
 
 
+@pytest.mark.long
 def test_sync_goes_where_the_user_says(place: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     open_at(stranger.uri)(place)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{stranger.uri}/")
@@ -111,6 +114,7 @@ def test_sync_goes_where_the_user_says(place: Path, stranger: Stranger, monkeypa
     assert run("sync", place / "run", "--wait", 0, "--tracking", stranger.uri) != 0 and stranger.asked
 
 
+@pytest.mark.long
 def test_the_users_own_training_is_synced_without_a_flag(
     tmp_path: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,11 +126,13 @@ def test_the_users_own_training_is_synced_without_a_flag(
     assert "--tracking" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_linked_journal_is_not_sent(place: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]) -> None:
     link("system/node0.jsonl")(place)
     assert_one_line_after(lambda: run("sync", place / "run", "--moved"), capsys, 65, "names the file 'system/node0.jsonl'")
 
 
+@pytest.mark.long
 def test_a_database_elsewhere_is_not_written(place: Path, stranger: Stranger, empty_store: Path) -> None:
     theirs = place.parent / "mlflow.db"
     shutil.copy(empty_store, theirs)
@@ -141,6 +147,7 @@ def test_a_database_elsewhere_is_not_written(place: Path, stranger: Stranger, em
     assert run("sync", place / "run") == 78 and theirs.read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_database_in_the_folder_puts_artifacts_nowhere_else(place: Path, stranger: Stranger) -> None:
     with sqlite3.connect(place / "run" / "mlflow.db") as store:
         elsewhere = f"file://{place.parent}/elsewhere"
@@ -151,6 +158,7 @@ def test_a_database_in_the_folder_puts_artifacts_nowhere_else(place: Path, stran
     assert not (place.parent / "elsewhere").exists()
 
 
+@pytest.mark.long
 def test_a_model_in_a_database_that_was_sent_is_in_no_other_store(
     tmp_path: Path, registered_run: Path, stranger: Stranger, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ READERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("key", "command", "where"), READERS)
 def test_a_run_folder_leads_to_no_other_store(
     place: Path, stranger: Stranger, key: str, command: list[str], where: str, capsys: pytest.CaptureFixture[str]
@@ -42,6 +43,7 @@ def test_a_run_folder_leads_to_no_other_store(
     assert not stranger.asked
 
 
+@pytest.mark.long
 def test_a_store_that_was_allowed_once_is_asked(
     place: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +56,7 @@ def test_a_store_that_was_allowed_once_is_asked(
     assert trusted_stores.addresses().stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.long
 def test_status_and_the_page_of_a_strangers_run_ask_nobody(
     place: Path, stranger: Stranger, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +74,7 @@ def test_status_and_the_page_of_a_strangers_run_ask_nobody(
     assert not stranger.asked and not trusted_stores.addresses().exists()
 
 
+@pytest.mark.long
 def test_explore_shows_no_images_of_another_store(place: Path, stranger: Stranger) -> None:
     import argparse
 
@@ -92,6 +96,7 @@ def test_explore_shows_no_images_of_another_store(place: Path, stranger: Strange
 TRAIN = ["train", "fashion-mnist", "data.uri=SHARDS", "run=OUT", "model.resolution=32", "model.num_classes=4"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     [
@@ -128,6 +133,7 @@ def test_a_manifest_names_no_other_store_and_no_other_folder(
     assert not stranger.asked and not files_with_canary(place)
 
 
+@pytest.mark.long
 def test_what_a_web_server_serves_names_no_local_file(place: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     set_manifest(place / "shards", tars=f"file://{place}/shards")
     served = (place / "shards" / MANIFEST).read_bytes()
@@ -137,6 +143,7 @@ def test_what_a_web_server_serves_names_no_local_file(place: Path, stranger: Str
     assert load_manifest("http://data.example/set", [str(place)]).tars == f"file://{place}/shards"
 
 
+@pytest.mark.long
 def test_tars_elsewhere_on_the_disk_or_where_the_user_indexed_them_are_read(place: Path, stranger: Stranger) -> None:
     assert run("index", place / "shards", "--out", place / "index", "--label", "none") == 0
     assert load_manifest(str(place / "index")).tars
@@ -146,6 +153,7 @@ def test_tars_elsewhere_on_the_disk_or_where_the_user_indexed_them_are_read(plac
     assert load_manifest(str(place / "shards")).tars == f"{stranger.uri}/tars"
 
 
+@pytest.mark.long
 def test_a_job_takes_the_users_word_to_the_machines_that_train(
     place: Path, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +171,7 @@ def test_a_job_takes_the_users_word_to_the_machines_that_train(
         load_data(trusted_places.kept_data(carried))  # out of a folder that was sent, `data.allow` is nobody's word
 
 
+@pytest.mark.long
 def test_a_commit_names_no_file_outside_of_its_checkpoint(place: Path, stranger: Stranger) -> None:
     (folder,) = (place / "run" / "checkpoints").glob("0*")
     document = json.loads((folder / commit_document.COMMIT).read_text())

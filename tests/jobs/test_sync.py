@@ -55,6 +55,7 @@ def steps(uri: str, uid: str, key: str = "loss") -> list[int]:
     return sorted(row.step for row in connect(uri).get_metric_history(stored(uri, uid).info.run_id, key))
 
 
+@pytest.mark.long
 def test_an_offline_run_is_delivered_while_it_trains_later_and_again(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_run_that_is_off_is_left_out_unless_a_server_is_named(
     assert steps(server.uri, "off") == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_is_waited_for_and_then_named(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_run_deleted_under_a_training_is_told_and_not_made_again(
     assert steps(server.uri, "under") == [0, 1, 2, 3, 4, 7]
 
 
+@pytest.mark.long
 def test_a_row_that_mlflow_refuses_does_not_hold_up_the_others(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +182,7 @@ def test_a_row_that_mlflow_refuses_does_not_hold_up_the_others(
     assert found.info.status == "FINISHED" and found.data.params == {"b": "2"}
 
 
+@pytest.mark.long
 def test_a_server_that_lets_nobody_in_says_what_to_set(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +211,7 @@ def killed(run: Path, uri: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_run_whose_process_is_gone_becomes_killed_at_its_last_record(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +226,7 @@ def test_a_run_whose_process_is_gone_becomes_killed_at_its_last_record(
     assert [record.close for record, _ in read(run) if isinstance(record, CloseRecord)] == ["KILLED"]
 
 
+@pytest.mark.long
 def test_a_run_of_another_machine_is_not_touched_without_a_word_from_the_user(
     tmp_path: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +245,7 @@ def test_a_run_of_another_machine_is_not_touched_without_a_word_from_the_user(
     assert stored(server.uri, "foreign").info.status == "KILLED"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("squeue", "cluster", "status"),
     [

@@ -36,6 +36,7 @@ LINE = re.compile(
 )
 
 
+@pytest.mark.long
 def test_progress_is_told(resumed: Resumed) -> None:
     assert [match["images"] for match in LINE.finditer(resumed.first.stdout)] == ["64", "128"]
     assert [match["images"] for match in LINE.finditer(resumed.second.stdout)] == ["128", "192", "256"]
@@ -79,6 +80,7 @@ def test_the_folder_holds_what_a_run_holds(resumed: Resumed, tiny: str) -> None:
     assert not list(resumed.run.rglob("*.tmp"))
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_as_large_as_a_plan_says(resumed: Resumed, tiny: str) -> None:
     found, config = format.newest(str(resumed.run / "checkpoints")), load_config(tiny, [f"run={resumed.run}"])
     assert found

@@ -169,6 +169,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", SHARES)
 @pytest.mark.parametrize(("name", "channels"), NETWORKS)
 def test_ranks_of_unequal_size_train_as_one_process(one_thread: None, ranks: Any, name: str, channels: int, world: int) -> None:

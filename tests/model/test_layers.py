@@ -166,6 +166,7 @@ def test_bf16_stays_bf16(name: str, enough: int, device: str, monkeypatch: pytes
     assert not fp32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_is_one_graph(name: str) -> None:
     """With what breaks it, torch.compile would fuse nothing across, and not say so."""

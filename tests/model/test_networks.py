@@ -45,6 +45,7 @@ def test_shapes(generator: str, discriminator: str, resolution: int, channels: i
     check(*build(**names, resolution=resolution, num_classes=classes, channels=channels, max_channels=8, z_dim=20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("resolution", [128, 256, 512])
 @pytest.mark.parametrize(("generator", "discriminator"), list(zip(GENERATORS, DISCRIMINATORS, strict=True)))
 def test_shapes_of_large_images(generator: str, discriminator: str, resolution: int) -> None:

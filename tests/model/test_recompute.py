@@ -44,6 +44,7 @@ def kept(g: Generator, d: Discriminator, recompute: bool, bf16: bool = False) ->
     return sum(sizes.values()), [logits.detach(), *torch.autograd.grad(logits.square().sum(), parameters)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("generator", "discriminator"), KINDS)
 def test_the_same_gradients_from_fewer_activations(generator: str, discriminator: str, bf16: bool) -> None:

@@ -23,6 +23,7 @@ from tests.support.mistakes import message
 BIGGAN = to_yaml(load_config("cifar10"))
 
 
+@pytest.mark.long
 @settings(max_examples=30)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
 @example("/x/my run #3")
@@ -78,6 +79,7 @@ def test_no_part_of_a_value_is_dropped(argument: str) -> None:
     assert argument.partition("=")[2] in message("biggan-128", argument)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "said"),
     [

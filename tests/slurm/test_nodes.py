@@ -49,6 +49,7 @@ def test_a_signal_reaches_the_process(pair: Nodes) -> None:
     assert process.wait(timeout=10) == 7
 
 
+@pytest.mark.long
 def test_a_cable_is_pulled_and_plugged_in(pair: Nodes) -> None:
     pair["n2.example"].cut()
     assert not reaches(pair, "n2")
@@ -56,6 +57,7 @@ def test_a_cable_is_pulled_and_plugged_in(pair: Nodes) -> None:
     until(lambda: reaches(pair, "n2"), 10, "n1 reaches n2")
 
 
+@pytest.mark.long
 def test_a_crash_ends_every_process_and_a_boot_brings_the_machine_back(pair: Nodes) -> None:
     node = pair["n2.example"]
     process = node.start("setsid", "sleep", "1000")

@@ -85,6 +85,7 @@ def holder(uri: str, host: str | None = None) -> Iterator[int]:
         process.join()
 
 
+@pytest.mark.long
 def test_a_place_is_refused_while_its_training_lives_and_free_at_once_when_it_is_dead(tmp_path: Path) -> None:
     uri = str(tmp_path)
     with holder(uri) as pid, pytest.raises(ConfigError, match=f"process {pid} on .* is training there: stop that first"):
@@ -94,6 +95,7 @@ def test_a_place_is_refused_while_its_training_lives_and_free_at_once_when_it_is
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.long
 def test_an_earlier_start_of_the_same_slurm_job_is_taken_over_however_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_an_earlier_start_of_the_same_slurm_job_is_taken_over_however_alive(
         assert time.monotonic() - began < 1
 
 
+@pytest.mark.long
 def test_of_another_host_a_start_waits_whether_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path)
     with holder(uri, "elsewhere") as pid, pytest.raises(ConfigError, match=f"process {pid} on .* is training there"):

@@ -133,6 +133,7 @@ def save_without_end(uri: str, first: int, told: Connection) -> None:
         told.send(images)
 
 
+@pytest.mark.long
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     """A real process that does nothing but save is killed; what it has told of as saved is there, or a newer one."""
     context = multiprocessing.get_context("forkserver")
@@ -202,6 +203,7 @@ def test_one_of_another_network_is_refused(tmp_path: Path) -> None:
             found.fill("ema", [Slice(name, shape, 0, torch.zeros(1))])
 
 
+@pytest.mark.long
 @given(numbers=st.lists(st.integers(0, 40), min_size=1, max_size=5), wrote=st.integers(1, 7), reads=st.integers(1, 7))
 def test_any_number_of_ranks_reads_what_any_other_wrote(numbers: list[int], wrote: int, reads: int) -> None:
     """Tensors of any sizes, cut evenly over the ranks that write, read as slices cut over other ranks."""

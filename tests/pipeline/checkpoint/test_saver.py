@@ -132,6 +132,7 @@ def told(played: Path, scene: object) -> object:
     return found[0]
 
 
+@pytest.mark.long
 def test_ranks_tell_each_other_plain_data_of_the_right_type(played: Path) -> None:
     told_, each, error = told(played, what_all_know)  # type: ignore[misc]
     assert (told_, each) == (["é", "b"], [[], [1]])

@@ -95,6 +95,7 @@ def check_batch(request: dict[str, Any]) -> str:
     return ParamValidator().validate(request, model.operation_model("RegisterJobDefinition").input_shape).generate_report()
 
 
+@pytest.mark.long
 def test_aws_batch_is_what_its_api_takes_and_misspelt_keys_are_not() -> None:
     request = aws_batch(BATCH)
     assert check_batch(request) == ""

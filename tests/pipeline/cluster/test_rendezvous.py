@@ -49,6 +49,7 @@ def meet(roll: RollCall, card: Card, patience: float = 30, identity: dict[str, A
     return lambda: roll.meet(card, patience, identity)
 
 
+@pytest.mark.long
 def test_all_come_and_have_node_0s_identity(nodes: Callable[[int], list[RollCall]]) -> None:
     rolls = nodes(3)
     cards = [replace(CARD, host=f"n{i}", time=time.time()) for i in range(3)]
@@ -60,6 +61,7 @@ def test_all_come_and_have_node_0s_identity(nodes: Callable[[int], list[RollCall
     assert [[json.loads(end)["state"] for end in e.result()] for e in ends] == [[1, 2], [0, 2], [0, 1]]
 
 
+@pytest.mark.long
 def test_a_node_that_does_not_come_is_named_on_those_that_did(nodes: Callable[[int], list[RollCall]]) -> None:
     rolls = nodes(3)
     began = time.monotonic()
@@ -70,11 +72,13 @@ def test_a_node_that_does_not_come_is_named_on_those_that_did(nodes: Callable[[i
     assert time.monotonic() - began < 30  # the node that came does not wait for its own patience
 
 
+@pytest.mark.long
 def test_node_0_that_does_not_come_is_named_with_its_address(nodes: Callable[[int], list[RollCall]]) -> None:
     with pytest.raises(NodeError, match=r"node 0 did not answer at 127\.0\.0\.1:\d+ within 1 s"):
         nodes(2)[1].meet(CARD, 1)
 
 
+@pytest.mark.long
 def test_nodes_that_do_not_fit_fail_alike(nodes: Callable[[int], list[RollCall]]) -> None:
     rolls = nodes(2)
     answers = together([meet(rolls[0], CARD), meet(rolls[1], replace(CARD, host="n1", code="other", time=time.time()))])
@@ -108,6 +112,7 @@ def test_a_name_that_only_its_own_machine_knows_is_found(monkeypatch: pytest.Mon
     assert unreachable("10.0.0.1") == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("joined", [False, True])
 def test_workers_that_are_deserted_are_ended(joined: bool, nodes: Callable[[int], list[RollCall]], tmp_path: Path) -> None:
     """Before they have joined there is nothing to save; after that they have their time, and a signal that they note."""
@@ -124,6 +129,7 @@ def test_workers_that_are_deserted_are_ended(joined: bool, nodes: Callable[[int]
     thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_nobody_waits_for_a_node_that_is_stopped_meanwhile(leaver: int, nodes: Callable[[int], list[RollCall]]) -> None:
     rolls = nodes(3)  # node 2 never comes
@@ -146,6 +152,7 @@ def test_nobody_waits_for_a_node_that_is_stopped_meanwhile(leaver: int, nodes: C
     assert f"node {leaver} (leaver) was stopped before training began" in str(outcome["error"])
 
 
+@pytest.mark.long
 def test_the_end_of_one_node_is_seen_by_the_other(nodes: Callable[[int], list[RollCall]]) -> None:
     rolls = nodes(2)
     together([meet(rolls[0], CARD), meet(rolls[1], replace(CARD, host="n1", time=time.time()))])

@@ -37,6 +37,7 @@ def stub(folder: Path, name: str, script: str) -> dict[str, str]:
     return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXT)
 @example("lr 1e-3 #2")
@@ -66,6 +67,7 @@ def test_each_job_reads_the_configuration_that_was_checked(tmp_path: Path, text:
     assert load_config(str(tmp_path / "submission" / "config.yaml")) == config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lr 1e-3 #2", " '$(touch x)'"])
 def test_the_script_of_slurm_trains_in_the_folder_that_was_checked(name: str, tmp_path: Path) -> None:
     run = tmp_path / name

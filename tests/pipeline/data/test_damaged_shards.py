@@ -112,6 +112,7 @@ def test_every_flipped_byte_of_a_shard_is_mended_or_in_no_image(folder: Path, st
     assert count["refused"] == 0 and count["whole"] > count["mended"] > 0  # headers and padding are the larger part
 
 
+@pytest.mark.long
 def test_every_flipped_bit_of_an_index_is_refused(folder: Path) -> None:
     data = (folder / index_name("a.tar")).read_bytes()
     assert outcomes(folder, index_name("a.tar"), flipped(data, 1, 8)) == {"whole": 0, "mended": 0, "refused": 8 * len(data)}
@@ -136,6 +137,7 @@ def test_every_cut_of_a_manifest_is_refused(folder: Path) -> None:
     assert outcomes(folder, MANIFEST, cuts) == {"whole": 0, "mended": 0, "refused": len(data)}
 
 
+@pytest.mark.long
 def test_a_cut_tar_is_noticed_while_it_is_indexed(folder: Path) -> None:
     """Unless only zeros behind its end are lost; and a refusal leaves no index. `test_tar` has each cut of the scanner."""
     data, wanted = (folder / "a.tar").read_bytes(), load_manifest(str(folder)).fingerprint

@@ -52,6 +52,7 @@ def test_a_mixture_is_one_set(shards: Path, colours: Path) -> None:
     assert len({data.fingerprint, other.fingerprint, load_manifest(str(shards)).fingerprint}) == 3
 
 
+@pytest.mark.long
 def test_each_part_has_its_share_its_epochs_and_its_labels(shards: Path, colours: Path) -> None:
     batches = take(40, mixed(shards, colours))
     samples, epochs = joined(batches, "samples"), joined(batches, "epochs")

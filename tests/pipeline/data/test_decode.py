@@ -145,6 +145,7 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         decoded(data, 16)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")

@@ -92,6 +92,7 @@ def busy(folder: str, seed: int) -> None:
         cache.put(str(key), bytes([key]) * 5000)
 
 
+@pytest.mark.long
 def test_processes_share_it_and_may_be_killed(tmp_path: Path) -> None:
     """Killed anywhere, they leave nothing that is taken for whole, and the limit holds."""
     context: Any = multiprocessing.get_context("spawn")
@@ -194,6 +195,7 @@ def second_user(folder: str, limit: int, out: str) -> None:
         print(found, file=file)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize(("mode", "said"), [(0o755, "Permission denied"), (0o1777, "it is full of what another user has kept")])
 def test_two_users_share_a_cache(mode: int, said: str) -> None:

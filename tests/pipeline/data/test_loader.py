@@ -140,6 +140,7 @@ def test_a_damaged_shard_is_an_error_that_names_it(shards: Path, tmp_path: Path,
             next(batches)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut in half", "one bit"])
 def test_a_bad_sample_keeps_its_slot(shards: Path, tmp_path: Path, damage: str) -> None:
     """Only what is damaged is replaced, by the same neighbour for every division into ranks, and recorded once."""
@@ -177,6 +178,7 @@ def test_a_bad_sample_keeps_its_slot(shards: Path, tmp_path: Path, damage: str) 
         assert torch.equal(joined(in_order, field), joined(mended, field)), field
 
 
+@pytest.mark.long
 def test_a_transform_runs_in_processes_and_is_keyed_by_the_sample(shards: Path) -> None:
     options = {"global_batch": 64, "micro_batch": 64, "transform": "tests.support.transforms:shifted"}
     once, again = take(5, shards, **options), take(2, shards, **options, transform_workers=1, position=3 * 64)
@@ -189,6 +191,7 @@ def test_a_transform_runs_in_processes_and_is_keyed_by_the_sample(shards: Path) 
     assert any(not torch.equal(first[i], second[i]) for i in second)  # another one in another epoch
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [None, "tests.support.transforms:shifted"])
 def test_mirroring_in_the_stream_is_what_the_consumer_would_do(shards: Path, transform: str | None) -> None:
     options = {"flip": True, "global_batch": 64, "micro_batch": 32, "transform": transform}
@@ -207,6 +210,7 @@ def test_a_transform_that_does_not_exist(shards: Path, name: str, says: str) -> 
         stream(shards, transform=name)
 
 
+@pytest.mark.long
 def test_a_transform_that_fails_is_the_users_to_mend(shards: Path) -> None:
     with (
         stream(shards, transform="tests.support.transforms:broken") as batches,
@@ -246,6 +250,7 @@ def test_close_leaves_no_thread(shards: Path) -> None:
         next(batches)
 
 
+@pytest.mark.long
 def test_a_process_that_forgets_to_close_still_ends(shards: Path) -> None:
     code = (
         "import sys; from pipeline.data.loader import *; from pipeline.data.manifest import load_manifest; u = sys.argv[1];"
@@ -268,6 +273,7 @@ def test_reading_ahead_is_bounded_and_waiting_is_counted(shards: Path) -> None:
         assert batches.bytes_read <= 2 * sum(shard.bytes for shard in load_manifest(str(shards)).shards)
 
 
+@pytest.mark.long
 def test_an_epoch_reads_each_byte_about_once(tmp_path: Path) -> None:
     """More runs than are kept: what is read twice is what the ends of lanes cut."""
     rng = np.random.default_rng(0)

@@ -40,6 +40,7 @@ def test_every_position_of_every_part_is_taken_once(mixed: Mixture) -> None:
             np.testing.assert_array_equal(mine, lane + mixed.lane_count * np.arange(len(mine)))
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(mixtures())
 def test_every_sample_of_a_part_is_seen_once_per_own_epoch(mixed: Mixture) -> None:
@@ -75,6 +76,7 @@ def test_two_parts_have_their_share_of_every_row_to_one_sample(one: int, other: 
     assert first + second == 48
 
 
+@pytest.mark.long
 @settings(max_examples=30)
 @given(mixtures(), st.integers(0, 3000), st.integers(1, 700))
 def test_a_batch_is_a_pure_function_of_its_position(mixed: Mixture, position: int, size: int) -> None:
@@ -85,6 +87,7 @@ def test_a_batch_is_a_pure_function_of_its_position(mixed: Mixture, position: in
     np.testing.assert_array_equal(np.stack(mixed.at(shuffled)), sequence[:, shuffled])
 
 
+@pytest.mark.long
 @settings(max_examples=15)
 @given(mixtures(), st.integers(0, 9), st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16, 32, 64]), st.sampled_from([1, 3, 5]))
 def test_the_global_batch_is_the_same_for_every_world_size(mixed: Mixture, at: int, world: int, micro: int) -> None:

@@ -65,6 +65,7 @@ def slices(order: Order, start: int, batch: int, micro: int, rank: int, world: i
     return [by_lane[a * world * micro + rank * micro :][:micro] for a in range(batch // (world * micro))]
 
 
+@pytest.mark.long
 @settings(max_examples=20)
 @given(shard_lists(), any_seed, any_lanes, st.integers(0, 9), st.sampled_from(WORLDS), st.sampled_from([1, 3, 5]))
 def test_the_global_batch_is_the_same_for_every_world_size(

@@ -55,6 +55,7 @@ def record(path: Path, first: int) -> None:
         quarantine.add(bad(sample))
 
 
+@pytest.mark.long
 def test_ranks_share_the_budget(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.jsonl"
     context = multiprocessing.get_context("spawn")

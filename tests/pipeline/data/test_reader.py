@@ -38,6 +38,7 @@ def test_nothing_but_speed_depends_on_the_capacity(shards: Path, capacity: int) 
     assert images(shards, capacity=capacity) == wanted
 
 
+@pytest.mark.long
 def test_what_is_read_once_stays(served: str) -> None:
     found = open_reader(served)
     for _ in range(3):
@@ -108,6 +109,7 @@ def test_every_cut_costs_only_what_is_behind_it(copy: Path) -> None:
         found.close()
 
 
+@pytest.mark.long
 def test_a_shard_that_changes_is_an_error(copy: Path) -> None:
     found = open_reader(copy, capacity=1)
     found.image(0)
@@ -148,6 +150,7 @@ def served(shards: Path) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.long
 def test_a_cache_saves_reading_and_a_damaged_entry_is_read_again(served: str, tmp_path: Path, shards: Path) -> None:
     wanted = images(shards)
     cache = Cache(str(tmp_path / "cache"), 1 << 30)
@@ -168,6 +171,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_files, "PATIENCE", 2.0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 def test_a_dead_store_is_an_error_after_a_bounded_time(shards: Path) -> None:
     dead = threading.Event()
@@ -193,6 +197,7 @@ def test_a_dead_store_is_an_error_after_a_bounded_time(shards: Path) -> None:
     server.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_store_that_fails_now_and_then_changes_nothing(shards: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
@@ -206,6 +211,7 @@ def test_a_store_that_fails_now_and_then_changes_nothing(shards: Path, monkeypat
     server.server_close()
 
 
+@pytest.mark.long
 def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once: of all requests, the 20th hangs until the end of the test; a second one brings the bytes."""
     monkeypatch.setattr(hedge, "_LEAST", 0.2)
@@ -231,6 +237,7 @@ def test_a_late_answer_is_asked_for_again(shards: Path, monkeypatch: pytest.Monk
     server.server_close()
 
 
+@pytest.mark.long
 def test_a_store_that_refuses_is_not_asked_again(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(Handler):
         def do_GET(self) -> None:

@@ -31,6 +31,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Put]:
     return uri, lambda path: storage.write_bytes(storage.join(uri, path.name), path.read_bytes())
 
 
+@pytest.mark.long
 def test_images_are_those_on_disk_until_a_shard_is_replaced(shards: Path, store: tuple[str, Put], tmp_path: Path) -> None:
     uri, put = store
     for path in shards.iterdir():

@@ -102,6 +102,7 @@ def test_unwanted_data_pass_by() -> None:
 SMALL = written([("a.cls", b"3"), ("a.jpg", b"picture" * 30), ("n" * 120 + ".jpg", b"y" * 513)], tarfile.PAX_FORMAT)
 
 
+@pytest.mark.long
 def test_every_cut_is_an_error_unless_only_padding_is_lost() -> None:
     whole = read(SMALL)
     end = whole[-1][1] + 1024  # behind the last member's blocks
@@ -113,6 +114,7 @@ def test_every_cut_is_an_error_unless_only_padding_is_lost() -> None:
             assert read(SMALL[:size]) == whole
 
 
+@pytest.mark.long
 def test_every_flipped_byte_is_an_error_or_in_data() -> None:
     """A header has its checksum, the rest has to be right by the index's: what is read stands where it stood."""
     whole = read(SMALL)

@@ -60,12 +60,14 @@ def noisy(draw: st.DrawFn, least: int) -> Gathered:
     return found
 
 
+@pytest.mark.long
 @given(noisy(least=1))
 def test_equal_nodes_give_no_alarm(found: Gathered) -> None:
     assert judge_nodes(found) == [] and exit_code([]) == 0
     assert "well" in verdict_table(found, [])
 
 
+@pytest.mark.long
 @given(noisy(least=3), st.data())
 def test_the_sick_node_is_named_and_no_other(found: Gathered, data: st.DataObject) -> None:
     sick = data.draw(st.sampled_from(range(found.nodes)))

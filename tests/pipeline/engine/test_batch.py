@@ -70,6 +70,7 @@ def ways(message: str) -> list[dict[str, int]]:
     return found
 
 
+@pytest.mark.long
 @settings(max_examples=400)
 @given(
     total=st.integers(1, 64) | st.sampled_from([2047, 2048, 2304]),
@@ -98,6 +99,7 @@ def test_a_batch_is_shared_as_configured_or_every_suggestion_works_as_typed(
         assert_groups(plan_batch(replace(config, **way), on))  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @given(total=st.integers(1, 96), group=st.integers(1, 96), ranks=small)
 def test_no_micro_batch_is_overlooked_and_no_nearer_batch(total: int, group: int, ranks: int) -> None:
     def holds(batch: int, micro: int) -> bool:

@@ -81,6 +81,7 @@ def test_a_penalty_is_added_with_its_weight(d: nn.Module, settings: dict[str, fl
     torch.testing.assert_close(found - plain, weight * values[f"penalty/{name}"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_all_penalties_at_once_and_their_gradient(d: nn.Module) -> None:
     """Against finite differences: R1's double backward goes through attention, spectral norm and the projection."""
     made = objective(r1=1.0, r1_every=1, lecam=0.3, cr=1.0, cr_fake=1.0, augment="diffaugment")
@@ -186,6 +187,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_ranks_agree_on_the_state(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), 2)
     found = [ObjectiveState(**json.loads((tmp_path / str(rank)).read_text())) for rank in range(2)]

@@ -103,6 +103,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_every_stage_saves_the_same(saved: Path) -> None:
     wanted = tensors(str(saved / "stage0"), 5)
     names = [name for name, _ in Network().named_parameters()]

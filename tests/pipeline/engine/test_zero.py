@@ -116,6 +116,7 @@ def alone() -> dict[str, Tensor]:
     return through_norm(layer, x.double(), weight.double())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["norm", "uneven"])
 def test_a_group_over_ranks_is_normalised_as_in_one_process(ranks: Any, alone: dict[str, Tensor], case: str) -> None:
     found = together(ranks, case)

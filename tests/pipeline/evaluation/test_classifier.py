@@ -41,6 +41,7 @@ def test_a_resolution_that_cannot_be_halved(resolution: int) -> None:
         Classifier(resolution, 1, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("split", ["shards", "shards_grey"])
 def test_it_learns_and_real_images_are_near_real_images(split: str, request: pytest.FixtureRequest) -> None:
     config = DataConfig(uri=str(request.getfixturevalue(split)))
@@ -53,6 +54,7 @@ def test_it_learns_and_real_images_are_near_real_images(split: str, request: pyt
     assert frechet_distance(features[::2], features[1::2]) < 0.2 * frechet_distance(features, wrong)
 
 
+@pytest.mark.long
 def test_training_is_the_same_every_time_and_leaves_the_global_generator_alone(shards_grey: Path) -> None:
     config, manifest = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey))
     recipe = dataclasses.replace(INSTANT, min_steps=5)
@@ -76,6 +78,7 @@ def test_a_pass_holds_each_image_once(shards: Path) -> None:
     assert torch.cat([part for _, part in batches]).bincount().tolist() == labels.bincount().tolist()
 
 
+@pytest.mark.long
 def test_it_is_trained_once_per_recipe(shards_grey: Path, tmp_path: Path) -> None:
     config, manifest, said = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey)), []
     recipe, cache = INSTANT, str(tmp_path / "cache")
@@ -91,6 +94,7 @@ def test_it_is_trained_once_per_recipe(shards_grey: Path, tmp_path: Path) -> Non
     assert notes["fingerprint"] == manifest.fingerprint and notes["recipe"]["min_steps"] == 2
 
 
+@pytest.mark.long
 def test_a_damaged_judge_is_named_and_half_a_one_is_made_anew(shards_grey: Path, tmp_path: Path) -> None:
     config, manifest, said = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey)), []
     recipe = INSTANT
@@ -134,6 +138,7 @@ def test_cut_shards_end_the_training(shards_grey: Path, tmp_path: Path) -> None:
         train_classifier(DataConfig(uri=str(cut)), load_manifest(str(cut)), QUICK, silent)
 
 
+@pytest.mark.long
 def test_the_scale_of_features_is_fixed_and_changes_no_answer(shards_grey: Path) -> None:
     config, manifest = DataConfig(uri=str(shards_grey)), load_manifest(str(shards_grey))
     images, _ = load_all(config, manifest)

@@ -60,6 +60,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return place, hashlib.sha256(place.read_bytes()).hexdigest()
 
 
+@pytest.mark.long
 def test_inception_is_torch_fidelitys_on_the_same_file_and_images(weights: tuple[Path, str]) -> None:
     ours = pretrained("inception", 3, None, str(weights[0]), weights[1])
     assert (ours.name, ours.sha256, ours.resizer) == ("inception", weights[1], "tf1-bilinear-299")
@@ -107,6 +108,7 @@ def test_grey_images_are_seen_three_times(weights: tuple[Path, str]) -> None:
         torch.testing.assert_close(ours.network(images)[0], ours.network(images.expand(-1, 3, -1, -1))[0])
 
 
+@pytest.mark.long
 def test_weights_from_safetensors(weights: tuple[Path, str], tmp_path: Path) -> None:
     tensors = torch.load(weights[0], weights_only=True)
     place = tmp_path / "weights.safetensors"
@@ -122,6 +124,7 @@ class Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
+@pytest.mark.long
 def test_weights_that_are_not_there_or_another_thing(
     weights: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_several_processes_see_what_one_sees(shards: Path, tmp_path: Path) -> No
     assert values[0] == pytest.approx(values[1], rel=1e-9) and len(values[0]) == 6
 
 
+@pytest.mark.long
 def test_figures_carry_their_extractor() -> None:
     found = measure("clf", judged(1200), judged(1200, 1), ("kid", "prdc", "intra-fid"), CLASSES, torch.device("cpu"))
     names = ("FID", "KID", "precision", "recall", "density", "coverage", "intra-FID")

@@ -111,6 +111,7 @@ def stand_at_a_stop(ranks: Ranks, run: str) -> None:
     assert not health.wants_last_save(Progress(128))
 
 
+@pytest.mark.long
 def test_a_stop_saves_nothing_that_is_not_finite(tmp_path: Path) -> None:
     on_ranks(2, stand_at_a_stop, str(tmp_path))
     (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

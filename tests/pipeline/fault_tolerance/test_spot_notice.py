@@ -68,6 +68,7 @@ def event(kind: str, *machines: str) -> dict[str, Any]:
     return {"EventType": kind, "ResourceType": "VirtualMachine", "Resources": list(machines), "EventStatus": "Scheduled"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
 def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
     metadata.events = [event("Preempt", "set_4"), event("Freeze", "set_3")]  # another machine; a pause
@@ -82,6 +83,7 @@ def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
     thread.join(30)
 
 
+@pytest.mark.long
 def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv(spot_notice.METADATA_VARIABLE, os.environ[spot_notice.METADATA_VARIABLE] + "elsewhere")
@@ -92,6 +94,7 @@ def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch:
         SpotWatch("aws").check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answer", ["[]", '{"Events": [1]}', "[" * 100_000, '{"Events": [{"EventType": "Preempt"}]}'])
 def test_an_answer_that_makes_no_sense_is_no_notice_and_no_end(answer: str, metadata: type[Metadata]) -> None:
     metadata.garbage = answer

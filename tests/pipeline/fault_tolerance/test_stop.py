@@ -84,6 +84,7 @@ def test_only_a_training_keeps_a_request(tmp_path: Path) -> None:
     assert not is_training(tmp_path)
 
 
+@pytest.mark.long
 def test_transforms_go_on_when_the_launcher_signals_the_whole_process_group(shards: Path) -> None:
     config = DataConfig(uri=str(shards), transform="tests.support.transforms:shifted", read_ahead=1)
     place = {"seed": 0, "global_batch": 32, "micro_batch": 32, "rank": 0, "world_size": 1}
@@ -135,6 +136,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path),), 2)
     for rank in (0, 1):

@@ -64,6 +64,7 @@ def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
+@pytest.mark.long
 def test_the_slow_rank_is_named(hung: Path) -> None:
     spreads = [Spread(**json.loads((hung / f"spread{rank}.json").read_text())) for rank in (0, 1)]
     assert spreads[0] == spreads[1]

@@ -111,6 +111,7 @@ def pixels(answer: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.stack([np.atleast_3d(np.asarray(file)).astype(int) for file in files])
 
 
+@pytest.mark.long
 def test_a_process_without_our_packages_draws_what_the_run_draws(consumer: dict[str, Any], trained: TrainedGenerator) -> None:
     seed3, small_batch, seed4, truncated, *_ = consumer["answers"]
     assert seed3["class_id"] == [0, 1, 2, 3, 0]

@@ -54,6 +54,7 @@ def imported(uri: str, truncations: list[float], changed: dict[str, Any] | None 
     return state | parts["ema"] | vectors | recorded
 
 
+@pytest.mark.long
 def test_a_run_its_checkpoints_and_its_export_are_the_same_generator(run: Path, tmp_path: Path) -> None:
     from_run = load_generator(run)
     assert from_run.images == 8192 and from_run.classes == ("bars", "blob", "checks", "stripes")
@@ -83,6 +84,7 @@ def test_a_checkpoint_by_uri() -> None:
     assert load_generator(uri).images == 100 and load_generator(f"{uri}/0000000100").config == CONFIG
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("truncation", "method", "standing"),
     [
@@ -152,6 +154,7 @@ def test_tables_by_truncation_and_standing_statistics_instead(tmp_path: Path) ->
     assert torch.equal(trained.generator.state_dict()[name], anew.generator.state_dict()[name])
 
 
+@pytest.mark.long
 @settings(max_examples=200)
 @given(truncation=st.floats(0.001, 1.5))
 def test_tables_are_read_as_hugging_face_reads_them(truncation: float) -> None:

@@ -92,6 +92,7 @@ def png(width: int, height: int, kind: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [2, 6])
 def test_a_file_of_kilobytes_is_not_given_gigabytes(kind: int) -> None:
     data = png(9_000, 6_000, kind)

@@ -214,6 +214,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("random")
 
 
+@pytest.mark.long
 @settings(max_examples=60)
 @given(st.lists(st.tuples(NAMES, DATA, KINDS), max_size=14), st.sampled_from([None, "none", "name"]))
 def test_indexed_and_left_out_are_all_that_was_there(

@@ -86,6 +86,7 @@ def sizes(parameters: int) -> Sizes:
     return Sizes(parameters, 0, 5)
 
 
+@pytest.mark.long
 @given(st.integers(1, 10**9), st.integers(1, 10**9), st.integers(1, 1024), st.integers(1, 8))
 def test_a_higher_stage_takes_less_memory_and_more_messages(g: int, d: int, ranks: int, times: int) -> None:
     config, plan = build(TREE), BatchPlan(64 * ranks * times, 64, times, ranks, 64)
@@ -116,6 +117,7 @@ def test_messages_of_two_ranks_by_hand() -> None:
     assert norm_collectives(config, BatchPlan(64, 8, 4, 2, 8), sizes(1), sizes(1)) == 0
 
 
+@pytest.mark.long
 def test_time_and_money_are_what_the_parts_give() -> None:
     config = build(TREE | {"batch": {"global_batch": 64, "norm_group": 8, "d_steps": 2}, "total_images": 10**9})
     found = costs(config, Machines(nodes=2, gpus=4, flops=1e12, bandwidth=1e9, store=1e6))
@@ -159,6 +161,7 @@ def gpu_run(shards: Path, run: Path, micro: int) -> tuple[RunConfig, dict[str, f
     return load_config("biggan-64", arguments), [r["metrics"] for r in records if "metrics" in r][-1]
 
 
+@pytest.mark.long
 def test_auto_takes_the_largest_micro_batch_that_fits() -> None:
     def planned(micro_batch: int | str, memory: float = math.inf) -> Costs:
         batch = {"global_batch": 64, "norm_group": 4, "micro_batch": micro_batch}

@@ -40,6 +40,7 @@ def plant(client: MlflowClient, **changed: object) -> None:
     client.set_registered_model_tag("tiny", "promotion_claim.x", json.dumps(claims._myself() | {"time": time.time()} | changed))
 
 
+@pytest.mark.long
 def test_one_at_a_time(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "PATIENCE", 120.0)
     inside, most, began = [], [], threading.Barrier(3)
@@ -60,6 +61,7 @@ def test_one_at_a_time(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) ->
     assert len(most) == 18 and set(most) == {1} and left(client) == []
 
 
+@pytest.mark.long
 def test_a_living_holder_is_named_and_waited_for(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "PATIENCE", 0.3)
     plant(client, user="anna")

@@ -30,6 +30,7 @@ def evaluation(recipe: str, samples: int) -> Evaluation:
 MADE = st.builds(document, st.sampled_from("abc"), st.sampled_from([100, 500]), st.sampled_from([0, 1]), st.sampled_from("vw"))
 
 
+@pytest.mark.long
 @given(made=st.lists(MADE, min_size=1, max_size=6))
 def test_no_evaluation_is_lost_and_the_plain_file_has_the_most_samples(
     made: list[Document], tmp_path_factory: pytest.TempPathFactory

@@ -13,6 +13,7 @@ from tests.support.tracked_run import only_run, track
 NAMES = ["lr=1e-3?", "a%20b", "100%", "c#d", "?mode=ro", "a b", "e%3Ff", "g;h@i:j", "café", "'quoted'"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_sync_delivers_a_run_of_any_name(tmp_path: Path, empty_store: Path, name: str) -> None:
     run = tmp_path / name
@@ -25,6 +26,7 @@ def test_sync_delivers_a_run_of_any_name(tmp_path: Path, empty_store: Path, name
     assert only_run(mlflow_store.store_uri(run, None)).data.metrics == {"loss": 0.5}
 
 
+@pytest.mark.long
 def test_a_new_store_is_made_under_its_name(tmp_path: Path) -> None:
     uri = mlflow_store.store_uri(tmp_path / "a?b%20c", None)
     (tmp_path / "a?b%20c").mkdir()

@@ -23,6 +23,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[request.param]
 
 
+@pytest.mark.long
 def test_what_is_written_is_read(place: str) -> None:
     uri = storage.join(place, "a", "b.bin")
     assert not storage.exists(uri)
@@ -99,6 +100,7 @@ def refusing_store() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.long
 def test_refused_credentials_are_named(refusing_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_store)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")

@@ -201,6 +201,7 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
             storage.read_range(uri, 0, 1, version)
 
 
+@pytest.mark.long
 def test_a_redirect_takes_no_credentials_along_and_leads_to_no_file(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("private")
     asked: list[tuple[str, str | None]] = []

@@ -17,6 +17,7 @@ from tests.support.web_store import serve
 XML = '<?xml version="1.0"?>\n<Error><Code>{}</Code>\n<Message>{}.</Message></Error>'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
@@ -50,6 +51,7 @@ def test_a_stores_no_is_final(s3: S3Server, monkeypatch: pytest.MonkeyPatch, sta
             assert len(server.asked) - before <= 3  # obstore's own two retries of any 5xx
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_store_that_is_busy_may_not_be_later(s3: S3Server, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     answers = [(status, XML.format("SlowDown", "Please reduce your request rate"))]

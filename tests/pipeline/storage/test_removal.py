@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.fault_tolerance import run_mirror, stop
 from pipeline.runs import evaluations
 from pipeline.storage import removal
+from tests.support.evaluation_documents import make_document
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_nothing_is_put_aside_over_something(tmp_path: Path) -> None:
 
 def test_a_document_beside_an_evaluation_goes_only_if_it_is_the_same(tmp_path: Path) -> None:
     place = str(tmp_path / "0000000064.json")
-    document = {"recipe_id": "0123456789abcdef", "seed": 0, "weights_sha256": "ab", "samples": 8}
+    document = make_document({"FID[x]": 1.0}, samples=8, seed=0, weights_sha256="ab", recipe_id="0123456789abcdef")
     beside = Path(evaluations._beside(place, document))
     beside.write_text('{"of": "another program"}')
     assert evaluations.keep(place, document, print) == place

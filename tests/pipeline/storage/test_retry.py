@@ -57,6 +57,7 @@ def test_an_unknown_host_is_final_until_it_was_known() -> None:
     assert retry.patiently(ask, "http://new", 60) == "there" and len(calls) == 2
 
 
+@pytest.mark.long
 def test_a_changed_object_is_read_again_as_often_as_allowed() -> None:
     for changes, calls_made in ((0, 1), (3, 4)):
         ask, calls = failing(*[ChangedError("changed")] * 9)

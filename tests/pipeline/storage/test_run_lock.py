@@ -24,6 +24,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.long
 def test_one_training_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     try:

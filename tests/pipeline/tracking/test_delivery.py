@@ -17,6 +17,7 @@ from pipeline.tracking.tracker import Tracker, TrackingConfig
 from tests.support.tracked_run import GRID, image_steps, only_run, steps, track
 
 
+@pytest.mark.long
 def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir.mkdir()
     monkeypatch.chdir(run_dir.parent)
@@ -49,6 +50,7 @@ def test_everything_a_training_tells_is_in_its_own_store(run_dir: Path, monkeypa
     assert (run_dir / "artifacts").is_dir() and not (run_dir.parent / "mlruns").exists()
 
 
+@pytest.mark.long
 def test_a_resumed_training_continues_its_run_with_one_row_per_key_and_step(run_dir: Path, store: str) -> None:
     first = track(run_dir, params={"lr": 1, "ch": 16})
     for step in range(10):
@@ -88,6 +90,7 @@ def test_another_training_in_the_same_store_is_another_run(tmp_path: Path, empty
     assert len(ids) == 2 and None not in ids
 
 
+@pytest.mark.long
 def test_a_replay_with_lost_offset_and_torn_tail_adds_nothing(run_dir: Path, store: str) -> None:
     tracker = track(run_dir)
     for step in range(1200):  # two batches

@@ -65,6 +65,7 @@ def test_another_store_than_last_time_gets_the_whole_run(run_dir: Path, store: s
     assert moved.run_id != tracker.run_id and steps(other, "loss") == [3] and image_steps(other) == {"3": 1}
 
 
+@pytest.mark.long
 def test_a_killed_process_leaves_all_its_rows_to_the_next(run_dir: Path, store: str) -> None:
     script = f"""
         import os, signal, sys, time
@@ -153,6 +154,7 @@ def test_processes_that_deliver_one_fresh_run_at_once_make_one_run(run_dir: Path
     assert steps(store, "loss") == list(range(100)) and image_steps(store) == {"1": 1}
 
 
+@pytest.mark.long
 def test_a_kill_while_the_tables_are_made_leaves_no_store(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     code = f"from pipeline.tracking.mlflow_store import connect; connect('sqlite:///{store}')"

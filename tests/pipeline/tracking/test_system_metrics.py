@@ -26,6 +26,7 @@ def sample(run: Path, node: int, times: int) -> None:
             time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_every_node_is_in_the_same_mlflow_run_with_one_row_per_step(tmp_path: Path) -> None:
     tracker = Tracker(TrackingConfig(mode="offline"), tmp_path, "uid", {}, {})
     sample(tmp_path, 0, 2)

@@ -26,6 +26,7 @@ print("the end, of a run in l\\u00e4ufe")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("redirected", ["| head -1", ">&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full", "2>&1 | head -1"])
 def test_output_that_fails_ends_nothing(tmp_path: Path, redirected: str) -> None:
     (tmp_path / "talks.py").write_text(TALKS)

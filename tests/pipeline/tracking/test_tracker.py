@@ -17,6 +17,7 @@ from tests.support.tiny_runs import disk, fill
 from tests.support.tracked_run import GRID, track
 
 
+@pytest.mark.long
 def test_an_unreachable_server_costs_neither_time_nor_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = track(tmp_path, uri="http://127.0.0.1:9")
     slowest = 0.0

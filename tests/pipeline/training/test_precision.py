@@ -45,6 +45,7 @@ def start_four_times(ranks: Ranks, folder: str, shards: str) -> None:
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps([start.precision for start in [*found, on_gpus]]))
 
 
+@pytest.mark.long
 def test_the_faster_one_is_taken_by_all_and_kept(tmp_path: Path, shards: Path) -> None:
     lines = on_ranks(2, start_four_times, str(tmp_path), str(shards)).splitlines()
     found, others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

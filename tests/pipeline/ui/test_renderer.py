@@ -26,6 +26,7 @@ def ours(run: Path, monkeypatch: pytest.MonkeyPatch) -> Renderer:
     return painter_of(load_generator(run))
 
 
+@pytest.mark.long
 def test_samples_are_those_of_a_generator_that_never_drew_others(ours: Renderer, run: Path) -> None:
     labels = [0, 3, 3, 1]
     wanted = {

@@ -44,6 +44,7 @@ CONFIGS: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...] | None, dict
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_configuration_are_the_originals(name: str, tmp_path: Path) -> None:
     imported = read(save(tmp_path, name, states(name)))
@@ -60,6 +61,7 @@ def test_outputs_and_configuration_are_the_originals(name: str, tmp_path: Path) 
         assert float((ours[key] - kept).abs().max()) <= limit * max(1.0, float(kept.abs().max())), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["biggan-32-unshared", "biggan-64", "biggan-deep-64", "studiogan-64", "studiogan-deep-32"])
 def test_moments_of_adam_go_with_their_parameters(name: str, tmp_path: Path) -> None:
     imported = read(save(tmp_path, name, states(name) | moments(name)))
@@ -74,6 +76,7 @@ def test_moments_of_adam_go_with_their_parameters(name: str, tmp_path: Path) -> 
             assert torch.equal(saved[f"exp_avg_sq/{key}"], 2 * tensors[key])
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_2019_is_read(tmp_path: Path) -> None:
     """Before torch 1.6: no zip, modules saved with their code, and Adam's state numbered by id()."""
     name, old = "biggan-64", {"_use_new_zipfile_serialization": False}
@@ -96,6 +99,7 @@ def test_a_checkpoint_of_2019_is_read(tmp_path: Path) -> None:
     assert [note for note in imported.notes if "state_dict.pth is refused" in note and "starts at 0" in note]
 
 
+@pytest.mark.long
 def test_the_averaged_generator_has_its_own_weights_vectors_and_statistics(tmp_path: Path) -> None:
     for name, plain, averaged in (("biggan-64", "G.pth", "G_ema.pth"), ("studiogan-64", "model=G-best", "model=G_ema-best")):
         both = read(save(tmp_path / name, name, states(name, "G", "G_ema", "D")))
@@ -111,6 +115,7 @@ def test_the_averaged_generator_has_its_own_weights_vectors_and_statistics(tmp_p
             path.write_bytes(data)
 
 
+@pytest.mark.long
 def test_statistics_are_found_under_all_three_batch_norms(tmp_path: Path) -> None:
     name = "biggan-64"
     state = states(name, "G")["G"]
@@ -136,6 +141,7 @@ def test_statistics_are_found_under_all_three_batch_norms(tmp_path: Path) -> Non
     assert [note for note in mixed.notes if "G.pth" in note and "left out" in note]
 
 
+@pytest.mark.long
 def test_one_of_several_savings_is_chosen(tmp_path: Path) -> None:
     (first,) = states("biggan-64", "G").values()
     (second,) = states("biggan-64", "G_ema").values()
@@ -151,6 +157,7 @@ def test_one_of_several_savings_is_chosen(tmp_path: Path) -> None:
     assert steps == [5000, 5000, 6000]
 
 
+@pytest.mark.long
 def test_every_truncation_keeps_its_statistics(tmp_path: Path) -> None:
     name = "huggingface-128"
     state = states(name)["G"]

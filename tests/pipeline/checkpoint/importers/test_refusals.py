@@ -75,6 +75,7 @@ def test_another_architecture_is_named_by_its_keys(keys: list[str], named: str, 
         read(tmp_path)
 
 
+@pytest.mark.long
 def test_a_variant_is_named_by_the_first_key_that_does_not_fit(tmp_path: Path) -> None:
     name = "studiogan-deep-32"  # StudioGAN's own BigGAN-deep has a convolution on G's shortcut
     found = states(name)
@@ -226,6 +227,7 @@ def test_files_of_another_form_are_told_what_they_are(tmp_path: Path) -> None:
     assert read(folder).config.num_classes == 5
 
 
+@pytest.mark.long
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     found = states("biggan-deep-32")
     del found["D"]["blocks.1.1.conv3.u0"]

@@ -71,6 +71,7 @@ def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "c.tar"))
 
 
+@pytest.mark.long
 def test_a_bomb_in_the_archive_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo("data_batch_1.bin")

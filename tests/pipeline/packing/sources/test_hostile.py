@@ -220,6 +220,7 @@ def read_all(place: Path) -> None:
             source.read(i)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_damaged_or_hostile_ends_in_one_line(tmp_path: Path, name: str) -> None:
     make, says = MADE[name]
