@@ -30,6 +30,7 @@ import yaml
 from benchmarks.support import workers
 from benchmarks.support.patterns import pack_patterns
 from benchmarks.support.report import report
+from pipeline import variables
 from pipeline.checkpoint import failpoints, format
 from pipeline.tracking import journal
 from pipeline.tracking.records import MetricsRecord
@@ -164,7 +165,7 @@ def kill_once(folder: Path, total: int, kill: Kill, rng: random.Random) -> tuple
     rank = kill.rank
     if kill.place in OF_RANK_0 + OF_OTHERS:
         rank = 0 if kill.place in OF_RANK_0 else 1
-    environment = {failpoints.VARIABLE: f"{kill.place}:{kill.count}:{rank or 0}"} if kill.place else {}
+    environment = {variables.FAIL_AT: f"{kill.place}:{kill.count}:{rank or 0}"} if kill.place else {}
     attempt = start(folder, "killed", 2, f"total_images={total}", environment=environment)
     due = attempt.began + kill.delay
     attempt.until(lambda: kill.place is None and time.monotonic() >= due)

@@ -74,7 +74,7 @@ def show(folder: Path, commands: list[DemoStep]) -> int:
             f"\n[{minutes}:{seconds:02}] {number}/{len(commands)} {step.title}\n$ biggan {shlex.join(step.words)}", flush=True
         )
         started = time.monotonic()
-        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | child_imports.environment()
+        command, environment = [sys.executable, "-m", "jobs.cli", *step.words], os.environ | child_imports.child_environment()
         code = subprocess.run(command, env=environment, check=False).returncode
         spent[step.words[0]] = time.monotonic() - started
         if code:

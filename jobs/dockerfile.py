@@ -60,7 +60,9 @@ def image_name(model: str) -> str:
 def _write(model: Path, dst: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--env-manager", "local"]
     command += ["-m", str(model), "-d", str(dst)]
-    done = subprocess.run(command, env=os.environ | child_imports.environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | child_imports.child_environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise StorageError(f"MLflow wrote no Dockerfile: {(done.stderr.strip() or 'it does not say why').splitlines()[-1]}")
     (dst / "Dockerfile").write_text(guarded((dst / "Dockerfile").read_text()))

@@ -4,9 +4,9 @@ import argparse
 import os
 
 from jobs.train import add_from_scratch
+from pipeline import variables
 from pipeline.cluster.topology import PATIENCE, Flags, find
 from pipeline.fault_tolerance import stop
-from pipeline.messaging.job_token import VARIABLE
 from pipeline.tracking import terminal
 
 HELP = "train on several machines: start it once on each"
@@ -43,7 +43,7 @@ def add_token_file(group: argparse._ArgumentGroup) -> None:
         "--token-file",
         metavar="FILE",
         help="holds the secret by which the machines know each other; only you may read it (default: the variable "
-        f"{VARIABLE}, else a file beside RUN, on a disk that all share)",
+        f"{variables.TOKEN}, else a file beside RUN, on a disk that all share)",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import variables
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--site",
         metavar="FILE",
         type=Path,
-        default=os.environ.get("BIGGAN_SITE"),
+        default=os.environ.get(variables.SITE),
         help="what differs between clusters: a copy of slurm/site.example.sh (default: $BIGGAN_SITE)",
     )
     slurm.add_argument(
@@ -120,7 +121,7 @@ def _slurm(args: argparse.Namespace) -> None:
         files = {f"{name}.sbatch": _template(name).read_text() for name in names}
         if args.site:
             files["site.sh"] = args.site.read_text(errors="surrogateescape")
-            env["BIGGAN_SITE"] = str(place / "site.sh")
+            env[variables.SITE] = str(place / "site.sh")
         submission.freeze(place, config, files)
         job = slurm.submit(request, env)
         behind, following = job, {}
@@ -157,12 +158,11 @@ def _jobset(args: argparse.Namespace) -> None:
 def _skypilot(args: argparse.Namespace) -> None:
     """A task, launched as a managed job, which SkyPilot recovers; it takes the secrets' values from this environment."""
     from pipeline.cluster import job_specs
-    from pipeline.messaging import job_token
 
     job = _described(args)
     if not args.dry_run and (unset := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"secrets: {unset[0]} is not set here, and SkyPilot takes its value from here")
-    secrets = [part for name in (*job.secrets, job_token.VARIABLE) for part in ("--secret", name)]
+    secrets = [part for name in (*job.secrets, variables.TOKEN) for part in ("--secret", name)]
     text = job_specs.as_yaml(job_specs.skypilot(job))
     if not _hand_over(args, "skypilot", job.name, text, ["sky", "jobs", "launch", "--yes", "--detach-run", *secrets]):
         return
@@ -214,7 +214,7 @@ def _hand_over(
         submission.freeze(place, args.config, {file.name: text})
         if not shutil.which(command[0]):
             raise ConfigError(f"{command[0]} is not installed here, so nothing was submitted; where it is: {full}")
-        env = os.environ | {job_token.VARIABLE: os.environ.get(job_token.VARIABLE) or job_token.new()}  # for `sky --secret`
+        env = os.environ | {variables.TOKEN: os.environ.get(variables.TOKEN) or job_token.new()}  # for `sky --secret`
         for words, given in [([*command, str(file)], None), *([after] if after else [])]:
             if code := subprocess.run(words, input=given, env=env, check=False).returncode:
                 typed = shlex.join(words)

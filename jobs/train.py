@@ -52,13 +52,13 @@ def add_from_scratch(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Train. Returns 0 when `total_images` are reached, 75 when stopped before, else the exit code of what went wrong."""
     # Here and below, not at the top: `biggan --help` imports this module, and shall be quick.
-    from pipeline.cluster.launch import WORKING_DIRECTORY_VARIABLE
+    from pipeline import variables
     from pipeline.liveness import die_with_parent, outlived_launcher
 
     if not topology.is_worker(os.environ):
         with terminal.print_best_effort(), stop.at_once():
             return launch_here(args, topology.alone())
-    os.chdir(os.environ.get(WORKING_DIRECTORY_VARIABLE, "."))
+    os.chdir(os.environ.get(variables.WORKING_DIRECTORY, "."))
     signals = stop.Signals()  # before the imports, which take seconds
     die_with_parent()
     return 1 if outlived_launcher() else _work(args, signals)
@@ -89,17 +89,17 @@ def launch_here(
 
 def _work(args: argparse.Namespace, signals: stop.Signals) -> int:
     """One worker: join the others, train; a failure that a user can mend goes to the status as one line."""
+    from pipeline import variables
     from pipeline.cluster.launch import forget_stop
     from pipeline.config import load_config
     from pipeline.engine.ranks import launched_as
-    from pipeline.liveness import PARENT_VARIABLE
     from pipeline.runs import run_folder
     from pipeline.tracking.mlflow_store import calm_mlflow
 
     config = load_config(args.config, args.overrides)
     calm_mlflow()  # before DeepSpeed, which imports MLflow
     folder = Path(config.run)
-    if launched_as().main and PARENT_VARIABLE not in os.environ:
+    if launched_as().main and variables.TRAIN_PID not in os.environ:
         forget_stop(folder)
     try:
         return exit_codes.STOPPED.number if _train(config, folder, signals, args.profile) else exit_codes.DONE.number

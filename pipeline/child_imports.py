@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables of a child that must not import from the working directory, on top of `environ`.
 
     An empty part of PYTHONPATH, which `PYTHONPATH=$PYTHONPATH:/x` easily makes, means that directory, too. A copy of the code

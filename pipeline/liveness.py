@@ -18,8 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
-PARENT_VARIABLE = "BIGGAN_TRAIN_PID"
-"""Environment variable: the process that started `accelerate launch`."""
+from pipeline import variables
 
 Verdict = Literal["alive", "gone", "unknown"]
 _Number = Annotated[str, Field(pattern=r"^\d{1,9}$")]
@@ -119,4 +118,4 @@ def outlived_launcher() -> bool:
     except FileNotFoundError:
         return Path("/proc/self").exists()
     grandparent = status.rpartition(")")[2].split()[1]
-    return os.environ.get(PARENT_VARIABLE, grandparent) != grandparent
+    return os.environ.get(variables.TRAIN_PID, grandparent) != grandparent

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
+from pipeline import variables
 from pipeline.engine.objective import Pair
 from pipeline.engine.ranks import launched_as
-
-VARIABLE = "BIGGAN_FAIL_AT"
-"""Environment variable: NAME:COUNT, or NAME:COUNT:RANK for one rank only."""
 
 NAMES = ("snapshot", "write", "upload", "written", "reported", "fence", "commit", "committed", "retain")
 """In the order in which a save passes them; `upload` is in the middle of a file."""
@@ -22,7 +20,7 @@ _passed: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1
 
 def fail_point(name: str) -> None:
     """Does nothing, unless the environment names this place."""
-    wanted = os.environ.get(VARIABLE)
+    wanted = os.environ.get(variables.FAIL_AT)
     if wanted is None:
         return
     place, count, *rank = wanted.split(":")
@@ -37,7 +35,7 @@ class NaNInjection:
     number STEP on, TIMES of them (1) over all attempts."""
 
     def __init__(self, rank: int):
-        step, ranks, times = (*map(int, os.environ.get("BIGGAN_INJECT_NAN", "0:-1").split(":")), 1)[:3]
+        step, ranks, times = (*map(int, os.environ.get(variables.INJECT_NAN, "0:-1").split(":")), 1)[:3]
         self._step, self._left = step, times if rank == ranks else 0
 
     def spoil(self, reals: Iterator[Pair], step: int, each: int) -> Iterator[Pair]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from pipeline import variables
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.redaction import holds_secret, holds_value, is_secret_name
@@ -18,7 +19,7 @@ NODE = "node"
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "BIGGAN_TOKEN")
+_OURS = ("NNODES", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", variables.TOKEN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import exit_codes
+from pipeline import exit_codes, variables
 from pipeline.cluster.job import NODE, ClusterJob
 from pipeline.errors import ConfigError
-from pipeline.messaging import job_token
 
 FINAL = exit_codes.numbers("never")
 """Exit codes of what would end the same way again."""
@@ -114,7 +113,7 @@ def token_secret(job: ClusterJob, token: str) -> dict[str, Any]:
         "kind": "Secret",
         "metadata": {"name": _token_name(job)},
         "immutable": True,
-        "stringData": {job_token.VARIABLE: token},
+        "stringData": {variables.TOKEN: token},
     }
 
 
@@ -138,8 +137,8 @@ def _pod(job: ClusterJob) -> dict[str, Any]:
         {"name": name, "value": value} for name, value in {**_environment(job), **where}.items()
     ]
     environment += [{"name": key, "valueFrom": {"secretKeyRef": {"name": job.secret, "key": key}}} for key in job.secrets]
-    token = {"name": _token_name(job), "key": job_token.VARIABLE}
-    environment.append({"name": job_token.VARIABLE, "valueFrom": {"secretKeyRef": token}})
+    token = {"name": _token_name(job), "key": variables.TOKEN}
+    environment.append({"name": variables.TOKEN, "valueFrom": {"secretKeyRef": token}})
     asked = {"cpu": job.cpus, "memory": job.memory_gb and f"{job.memory_gb}Gi", "nvidia.com/gpu": job.gpus}
     asked |= {"ephemeral-storage": f"{job.scratch_gb}Gi"}
     wanted = {name: str(value) for name, value in asked.items() if value}
@@ -206,7 +205,7 @@ def skypilot(job: ClusterJob) -> dict[str, Any]:
         "num_nodes": job.nodes,
         "resources": resources,
         "envs": _environment(job),
-        "secrets": dict.fromkeys([*job.secrets, job_token.VARIABLE]),
+        "secrets": dict.fromkeys([*job.secrets, variables.TOKEN]),
         "config": {
             "docker": {"run_options": [f"--shm-size={job.shm_gb}g", "--ulimit=memlock=-1"]},
             "kubernetes": {"pod_config": {"spec": {"terminationGracePeriodSeconds": job.grace + MARGIN}}},
@@ -222,7 +221,7 @@ def aws_batch(job: ClusterJob) -> dict[str, Any]:
             raise ConfigError(f"{name}: AWS Batch needs it")
     if job.secrets:
         raise ConfigError("secrets: on AWS Batch, give the job a role (service_account) that may use the bucket")
-    environment = {**_environment(job), "BIGGAN_CONFIG": job.config}
+    environment = {**_environment(job), variables.CONFIG: job.config}
     wanted = {"VCPU": job.cpus, "MEMORY": job.memory_gb * 1024, "GPU": job.gpus}
     container = {
         "image": job.image,
@@ -230,14 +229,14 @@ def aws_batch(job: ClusterJob) -> dict[str, Any]:
         "command": [
             "sh",
             "-c",
-            f'printf %s "$BIGGAN_CONFIG" > /tmp/config.yaml && exec {shlex.join(command("/tmp/config.yaml"))}',
+            f'printf %s "${variables.CONFIG}" > /tmp/config.yaml && exec {shlex.join(command("/tmp/config.yaml"))}',
         ],
         "environment": [{"name": name, "value": value} for name, value in environment.items()],
         "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in wanted.items() if value],
         "linuxParameters": {"sharedMemorySize": job.shm_gb * 1024},
         "ulimits": [{"name": "memlock", "hardLimit": -1, "softLimit": -1}],
         # By the token the machines know each other: a parameter that Batch reads for them, with the role that it runs them in.
-        "secrets": [{"name": job_token.VARIABLE, "valueFrom": job.secret}],
+        "secrets": [{"name": variables.TOKEN, "valueFrom": job.secret}],
         **({"jobRoleArn": job.service_account, "executionRoleArn": job.service_account} if job.service_account else {}),
     }
     return {

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pipeline import exit_codes
+from pipeline import exit_codes, variables
 from pipeline.cluster.launch_folder import CONFIG, DEFAULTS, PROGRESS, STATUS, launch_folder
 from pipeline.cluster.topology import PATIENCE, Topology
 from pipeline.fault_tolerance import run_mirror, stop
-from pipeline.liveness import PARENT_VARIABLE, die_with_parent
+from pipeline.liveness import die_with_parent
 from pipeline.messaging.job_token import Token
 from pipeline.storage import run_lock
 from pipeline.storage.best_effort import best_effort
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 _SIGNALS = "SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGUSR2"
 """That the launcher passes on to the workers: of its default all but SIGHUP, which this process turns into RUN/STOP, and two
 more, which would kill it and leave the workers behind."""
-
-WORKING_DIRECTORY_VARIABLE = "BIGGAN_WORKING_DIRECTORY"
-"""Environment variable: where the user has typed the command. Launcher and workers start in an empty folder instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +180,7 @@ def _run(
 
     from pipeline import storage
     from pipeline.cluster.outcome import first_cause, outcome
-    from pipeline.cluster.worker_command import NO_DEFAULTS, command, environment
+    from pipeline.cluster.worker_command import NO_DEFAULTS, command, worker_environment
     from pipeline.config import to_yaml
     from pipeline.messaging import job_token
     from pipeline.messaging.store_relay import main_exchange
@@ -203,10 +200,14 @@ def _run(
         child = subprocess.Popen(
             command(worker, topology, processes, defaults, exchange.store_port),
             cwd=place,  # the launcher puts its working directory before everything else that can be imported
-            env=environment(processes, torch.cuda.is_available(), topology, exchange)
+            env=worker_environment(processes, torch.cuda.is_available(), topology, exchange)
             | {"PET_SIGNALS_TO_HANDLE": _SIGNALS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.config.stop.grace)}
-            | {run_folder.STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid()), stop.BEGAN_VARIABLE: str(job.began)}
-            | {WORKING_DIRECTORY_VARIABLE: os.getcwd(), stop.FOLDER_VARIABLE: str(place)}
+            | {
+                variables.STATUS: str(status),
+                variables.TRAIN_PID: str(os.getpid()),
+                variables.TRAIN_BEGAN: str(job.began),
+            }
+            | {variables.WORKING_DIRECTORY: os.getcwd(), variables.LAUNCH_FOLDER: str(place)}
             | show.environment,
             stdout=subprocess.PIPE,  # a reader of ours that goes away must not end the workers
             stderr=errors,

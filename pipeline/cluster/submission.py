@@ -18,13 +18,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline import storage
+from pipeline import storage, variables
 from pipeline.cluster import slurm
 from pipeline.config import RunConfig, flatten, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.redaction import hide_secrets, holds_value
 from pipeline.runs import trusted_places
-from pipeline.storage import logins, run_lock, small_files
+from pipeline.storage import run_lock, small_files
 from pipeline.storage.addresses import is_web
 from pipeline.storage.containment import same_store, store_key
 from pipeline.storage.file_locks import lock_file
@@ -50,7 +50,7 @@ class Submission:
 
 _WAYS = {
     "tracking": ("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", "a variable of its driver, such as PGPASSWORD"),
-    "files": (f"{logins.VARIABLE} or ~/.netrc", "a variable of its store, such as AWS_SECRET_ACCESS_KEY"),
+    "files": (f"{variables.HTTP_LOGINS} or ~/.netrc", "a variable of its store, such as AWS_SECRET_ACCESS_KEY"),
 }
 """Where else than in an address of the web, or in another one, a secret may be."""
 

@@ -33,14 +33,14 @@ def command(worker: Sequence[str], topology: Topology, processes: int, defaults:
     return [sys.executable, "-m", "pipeline.cluster.accelerate_launch", "--use_deepspeed", *flags, "--module", *worker]
 
 
-def environment(processes: int, gpu: bool, topology: Topology, exchange: Exchange) -> dict[str, str]:
+def worker_environment(processes: int, gpu: bool, topology: Topology, exchange: Exchange) -> dict[str, str]:
     """Return the environment of the launcher and its workers: the user's, in which nothing ends or exposes them."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # FutureWarning: torch announces changes to functions that DeepSpeed calls, once per call.
     quiet = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning"}
     given = _harmless(without_launchers(os.environ), threads)
     here = stay_on_loopback(given) if is_loopback(topology.address) else {}
-    return quiet | ({} if gpu else ON_A_CPU) | given | child_imports.environment() | here | exchange.environment()
+    return quiet | ({} if gpu else ON_A_CPU) | given | child_imports.child_environment() | here | exchange.environment()
 
 
 def _harmless(environment: dict[str, str], threads: int) -> dict[str, str]:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline import storage
+from pipeline import storage, variables
 from pipeline.errors import UserError
 from pipeline.profiling.mfu import device_name, matrix_rate
 from pipeline.runs.lineage import code_sha256
@@ -34,8 +34,6 @@ from pipeline.tracking.mlflow_store import connect
 
 T = TypeVar("T")
 
-FAULT_VARIABLE = "BIGGAN_NODE_FAULT"
-"""Environment variable, for tests: NODE:KIND:VALUE, several with commas; NODE is a rank or a host. See `NodeFaultInjection`."""
 
 _CHUNK = 8 << 20
 _MOST_CHUNKS = 32
@@ -113,7 +111,7 @@ class NodeFaultInjection:
     `late` (seconds until it reports), `silent` (it reports, then answers nothing more)."""
 
     def __init__(self, node: int):
-        entries = [entry.split(":") for entry in os.environ.get(FAULT_VARIABLE, "").split(",") if entry]
+        entries = [entry.split(":") for entry in os.environ.get(variables.NODE_FAULT, "").split(",") if entry]
         self._values = {kind: float(value) for who, kind, value in entries if who in (str(node), socket.gethostname())}
 
     def value(self, kind: str, healthy: float) -> float:

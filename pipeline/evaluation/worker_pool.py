@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from pipeline import child_imports
+from pipeline import child_imports, variables
 from pipeline.engine.ranks import launched_as
 from pipeline.errors import UserError
 from pipeline.messaging import loopback
@@ -30,8 +30,6 @@ Task = Callable[..., Any]
 
 _PATIENCE = timedelta(hours=24)
 """The others wait while rank 0 trains a judge. One that dies is noticed at once: its connection closes."""
-_STORE_VARIABLE = "BIGGAN_PEERS"
-"""Of the processes that are started here: the file in which they meet."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def together(processes: int) -> Iterator[WorkerPool]:
     if (place := launched_as()).world_size > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(place.local_rank)
-        file = os.environ.get(_STORE_VARIABLE)
+        file = os.environ.get(variables.PEERS)
         store = FileStore(file, place.world_size) if file else None
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.world_size, timeout=_PATIENCE)
         yield from _served(WorkerPool(place.rank, place.world_size))
@@ -108,12 +106,12 @@ def together(processes: int) -> Iterator[WorkerPool]:
 def _with_others(processes: int, store: str) -> Iterator[WorkerPool]:
     """Start the others, which meet this rank in the file `store`: only this user can write there."""
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    common = {"WORLD_SIZE": processes, _STORE_VARIABLE: store, "OMP_NUM_THREADS": torch.get_num_threads()}
+    common = {"WORLD_SIZE": processes, variables.PEERS: store, "OMP_NUM_THREADS": torch.get_num_threads()}
     others = [
         subprocess.Popen(
             [sys.executable, "-m", "pipeline.evaluation.worker_pool"],
             env=os.environ
-            | child_imports.environment()
+            | child_imports.child_environment()
             | {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
         )
         for rank in range(1, processes)

@@ -8,11 +8,9 @@ import urllib.error
 import urllib.request
 from typing import Literal
 
+from pipeline import variables
 from pipeline.errors import ConfigError
 from pipeline.wording import printable
-
-METADATA_VARIABLE = "BIGGAN_METADATA_URL"
-"""Environment variable: base address of the cloud's metadata server, instead of the cloud's own."""
 
 _POLL_SECONDS = 5.0
 _LONGEST_ANSWER = 1 << 20  # bytes
@@ -23,7 +21,7 @@ class SpotWatch:
 
     def __init__(self, cloud: Literal["aws", "gcp", "azure"]) -> None:
         own = "http://metadata.google.internal" if cloud == "gcp" else "http://169.254.169.254"
-        self._url = os.environ.get(METADATA_VARIABLE, own).rstrip("/")
+        self._url = os.environ.get(variables.METADATA_URL, own).rstrip("/")
         self._cloud = cloud
         # The server is on the machine's own link: no proxy leads to it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

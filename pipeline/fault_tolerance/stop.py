@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-from pipeline import exit_codes
+from pipeline import exit_codes, variables
 from pipeline.bounds import Bounds, check_bounds
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance.spot_notice import SpotWatch
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 REASONS = ("", *(number.name for number in SIGNALS), "RUN/STOP", "stop.max_time", "the cloud's notice")
 """What ranks agree on is a place in here."""
 
-BEGAN_VARIABLE = "BIGGAN_TRAIN_BEGAN"
-"""Environment variable: when `biggan train` began, in seconds of this machine's monotonic clock, which nobody sets."""
-
-FOLDER_VARIABLE = "BIGGAN_LAUNCH_FOLDER"
-"""Environment variable: the launcher's own folder on this node, where it asks for a stop if RUN takes no file."""
 
 LARGEST = 1 << 20
 """Bytes of a file RUN/STOP that may be removed: a larger one may be somebody's data."""
@@ -79,7 +74,7 @@ class Signals:
     """Notes the first of `SIGNALS` instead of dying of it. A worker makes one first of all, in its main thread."""
 
     def __init__(self) -> None:
-        self.began = float(os.environ.get(BEGAN_VARIABLE, time.monotonic()))
+        self.began = float(os.environ.get(variables.TRAIN_BEGAN, time.monotonic()))
         self.received = ""
         for number in _heeded():
             signal.signal(number, self._note)
@@ -222,7 +217,7 @@ class Stop:
     def __init__(self, config: StopConfig, folder: Path, signals: Signals, ranks: "Ranks") -> None:
         self._signals, self._ranks = signals, ranks
         # Each node's first rank looks: RUN may be on a disk of its own, and a signal reaches one node.
-        own = os.environ.get(FOLDER_VARIABLE)
+        own = os.environ.get(variables.LAUNCH_FOLDER)
         self._folders = [folder, *([Path(own)] if own else [])] if ranks.local_main else []
         self._deadline = signals.began + config.seconds
         self._notice = threading.Event()

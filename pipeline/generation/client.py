@@ -22,6 +22,7 @@ from typing import Annotated, Any, Required
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from pipeline import variables
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.untrusted import parse, parsing
 from pipeline.wording import plural, printable
@@ -29,8 +30,6 @@ from pipeline.wording import plural, printable
 MOST_ROWS = 1024
 """Images in one request, as in `pipeline.generation.pyfunc_model`."""
 
-
-TOKEN_VARIABLE = "BIGGAN_SERVER_TOKEN"
 
 _NO_SERVER = (404, 405, 410, 501)  # what a server answers that has no /invocations, or only files
 _PASSING = (408, 425, 429)
@@ -115,7 +114,7 @@ class Client:
         given = {name: value for name, value in params.items() if value is not None}
         body = {"dataframe_split": {"columns": ["class_id"], "data": [[int(i)] for i in class_ids]}, "params": given}
         headers = {"Content-Type": "application/json"}
-        if token := os.environ.get(TOKEN_VARIABLE):
+        if token := os.environ.get(variables.SERVER_TOKEN):
             headers["Authorization"] = f"Bearer {token}"
         try:
             request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
@@ -144,8 +143,14 @@ class Client:
                 f"{self.url} is redirected to {printable(error.headers.get('Location') or '?')[:200]}: name that address"
             )
         if error.code in (401, 403):
-            how = f"the token in {TOKEN_VARIABLE} is refused" if TOKEN_VARIABLE in os.environ else "it needs a token"
-            return ConfigError(f"{self.url} {said}: {how}; set the environment variable {TOKEN_VARIABLE} to a valid one")
+            how = (
+                f"the token in {variables.SERVER_TOKEN} is refused"
+                if variables.SERVER_TOKEN in os.environ
+                else "it needs a token"
+            )
+            return ConfigError(
+                f"{self.url} {said}: {how}; set the environment variable {variables.SERVER_TOKEN} to a valid one"
+            )
         if error.code in _NO_SERVER:
             return self._no_server(said)
         if error.code == 400:

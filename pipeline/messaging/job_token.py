@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import variables
 from pipeline.errors import ConfigError, UserError
 
-VARIABLE = "BIGGAN_TOKEN"
 _LEAST = 16
 """Characters: fewer could be guessed."""
-_SAME = f"set the variable {VARIABLE} to the same on all nodes"
+_SAME = f"set the variable {variables.TOKEN} to the same on all nodes"
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def token(environ: Mapping[str, str], file: str | None, run: str | None) -> Toke
         if (found := read(Path(file))) is None:
             raise ConfigError(f"--token-file {file}: there is no such file: name the file that holds the token")
         return Token(_checked(found, f"--token-file {file}"), place)
-    given = environ.get(VARIABLE)
-    return Token(_checked(given, VARIABLE) if given else None, place)
+    given = environ.get(variables.TOKEN)
+    return Token(_checked(given, variables.TOKEN) if given else None, place)
 
 
 def read(file: Path) -> str | None:
@@ -94,7 +94,7 @@ def read(file: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"cannot read the token in {file}: {error.strerror}: set the variable {VARIABLE}") from None
+        raise ConfigError(f"cannot read the token in {file}: {error.strerror}: set the variable {variables.TOKEN}") from None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o077:
@@ -110,7 +110,7 @@ def read(file: Path) -> str | None:
 def refused(main: str) -> ConfigError:
     """Return what a node says whose token is not the main node's."""
     return ConfigError(
-        f"node 0 at {main} has another token than this node: set the variable {VARIABLE} to the same on all nodes"
+        f"node 0 at {main} has another token than this node: set the variable {variables.TOKEN} to the same on all nodes"
     )
 
 

@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from pipeline import variables
 from pipeline.messaging import job_token, signing
 from pipeline.messaging.job_token import Token
 from pipeline.messaging.loopback import is_loopback
 from pipeline.messaging.mailbox import Channel, Mailbox, MailboxRequest, Thread, keep_alive, pump
 from pipeline.messaging.mailbox_client import Mail, MailLost, MailRefused
 from pipeline.messaging.signing import Seal, Unsealed
-
-MAIL_VARIABLE = "BIGGAN_MAIL"
-"""Of the workers: ADDRESS:PORT of the mailbox."""
 
 _SECOND_THOUGHTS = 20.0
 """Seconds after which a refused token is wrong: until then it may be an earlier start that refuses it, or a stale file."""
@@ -42,7 +40,7 @@ class Exchange:
 
     def environment(self) -> dict[str, str]:
         """Return the variables of the workers."""
-        return {MAIL_VARIABLE: f"{self.address}:{self.port}", job_token.VARIABLE: self.token}
+        return {variables.MAIL: f"{self.address}:{self.port}", variables.TOKEN: self.token}
 
     def mail(self, seconds: float = 30.0) -> Mail:
         """Connect to the mailbox. Raises MailLost, MailRefused."""
@@ -91,10 +89,10 @@ def reach(address: str, port: int, token: Token, deadline: float) -> Exchange:
 
 def mail_of_environment() -> Mail | None:
     """Connect a worker to the mailbox of its job; None if none of our launchers has started it."""
-    if (place := os.environ.get(MAIL_VARIABLE)) is None:
+    if (place := os.environ.get(variables.MAIL)) is None:
         return None
     address, _, port = place.rpartition(":")
-    return Mail(address, int(port), os.environ[job_token.VARIABLE])
+    return Mail(address, int(port), os.environ[variables.TOKEN])
 
 
 def loopback_store() -> tuple[TCPStore, int]:

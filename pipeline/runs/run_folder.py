@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from model.config import from_saved
-from pipeline import storage
+from pipeline import storage, variables
 from pipeline.checkpoint import format as checkpoints
 from pipeline.checkpoint.format import Checkpoint
 from pipeline.checkpoint.saved_network import networks_of
@@ -30,9 +30,6 @@ from pipeline.tracking import journal
 from pipeline.tracking.records import OpenRecord
 from pipeline.untrusted import parsing
 from pipeline.wording import command, plural
-
-STATUS_VARIABLE = "BIGGAN_STATUS"
-"""Environment variable: a second place for the status, which the launcher can read when the run's disk is full."""
 
 _FIXED = ("model.", "seed", "init", "optim.optimizer", "data.lanes")
 """Keys that a resume may not change: the weights, the order or the optimiser's state would no longer fit."""
@@ -224,7 +221,7 @@ def write_status(folder: Path, status: RunState) -> bool:
 
 def tell_launcher(status: RunState) -> bool:
     """Leave `status` where the launcher, if there is one, reads it; return whether it is there."""
-    second = os.environ.get(STATUS_VARIABLE)
+    second = os.environ.get(variables.STATUS)
     return second is not None and _write_status(Path(second), status)
 
 

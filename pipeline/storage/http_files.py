@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
+from pipeline import variables
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import object_stores
 from pipeline.storage.addresses import WEB
-from pipeline.storage.logins import VARIABLE, login
+from pipeline.storage.logins import login
 from pipeline.storage.store_errors import (
     PASSING_STATUS,
     ChangedError,
@@ -169,7 +170,7 @@ def _refusal(response: requests.Response, uri: str) -> ConfigError | StorageErro
         return StorageError(f"cannot read {shown}: {said}")
     if status in (401, 403, 407):
         signed = "a signed address expires, and opens only the file that it was made for: get a new one" if "?" in uri else ""
-        given = f"check the address, and its password in ~/.netrc or {VARIABLE}"
+        given = f"check the address, and its password in ~/.netrc or {variables.HTTP_LOGINS}"
         return RefusedError(f"cannot read {shown}: the server refused it ({said}); {signed or given}")
     return RefusedError(f"cannot read {shown}: the server refused it ({said})")
 

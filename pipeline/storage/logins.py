@@ -8,9 +8,9 @@ import os
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from pipeline import variables
 from pipeline.errors import ConfigError
 
-VARIABLE = "BIGGAN_HTTP_LOGINS"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -28,7 +28,7 @@ def login(uri: str) -> Login:
     wanted, best = urlsplit(uri), None
     if wanted.username is not None:  # the address has its own
         return Login()
-    for word in os.environ.get(VARIABLE, "").split():
+    for word in os.environ.get(variables.HTTP_LOGINS, "").split():
         known = _parsed(word)
         folder = known.path.rstrip("/") + "/"
         if _origin(known) == _origin(wanted) and f"{wanted.path}/".startswith(folder):
@@ -46,7 +46,9 @@ def _parsed(word: str) -> SplitResult:
             return known
     except ValueError:  # a port that is none
         pass
-    raise ConfigError(f"{VARIABLE} has a word that is no address: write it as https://USER:PASSWORD@HOST, with %40 for an @")
+    raise ConfigError(
+        f"{variables.HTTP_LOGINS} has a word that is no address: write it as https://USER:PASSWORD@HOST, with %40 for an @"
+    )
 
 
 def _origin(uri: SplitResult) -> tuple[str, str | None, int | None]:

@@ -10,10 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self, TextIO, cast
 
+from pipeline import variables
 from pipeline.wording import printable
-
-PROGRESS_VARIABLE = "BIGGAN_PROGRESS"
-"""Environment variable: a file in which rank 0 keeps the number of images that it has trained on, as text."""
 
 _BEGINS = re.compile(r"(training from|resuming at) image ")
 _LOOK_SECONDS = 1.0
@@ -112,7 +110,7 @@ class Show:
         progress.touch()
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.environment = {PROGRESS_VARIABLE: str(progress), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+        self.environment = {variables.PROGRESS: str(progress), "PYTHONIOENCODING": "utf-8:backslashreplace"}
         """Of the workers."""
 
     def follow(self, stdout: IO[bytes]) -> None:
@@ -168,7 +166,7 @@ class Told:
     """How far a worker is, for the launcher's bar; nothing where nobody asks."""
 
     def __init__(self) -> None:
-        path = os.environ.get(PROGRESS_VARIABLE)
+        path = os.environ.get(variables.PROGRESS)
         self._file = os.open(path, os.O_WRONLY) if path and os.path.exists(path) else None
 
     def __call__(self, images: int) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.doctor.node import FAULT_VARIABLE
-from pipeline.messaging.job_token import VARIABLE
+from pipeline import variables
 from tests.support.mistakes import refusal
 from tests.support.servers import S3Server, free_port
 
@@ -29,9 +28,9 @@ class Nodes:
 
     def start(self, rank: int, *arguments: str, code: Path = ROOT, fault: str = "", env: dict[str, str] | None = None) -> None:
         place = {"SKYPILOT_NUM_NODES": self.count, "SKYPILOT_NODE_RANK": rank, "SKYPILOT_NODE_IPS": "\n".join(self.hosts)}
-        place |= {VARIABLE: "a secret of these nodes"}
+        place |= {variables.TOKEN: "a secret of these nodes"}
         path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-        place |= {"PYTHONPATH": path, "OMP_NUM_THREADS": 1, FAULT_VARIABLE: fault} | (env or {})
+        place |= {"PYTHONPATH": path, "OMP_NUM_THREADS": 1, variables.NODE_FAULT: fault} | (env or {})
         command = [sys.executable, "-m", "jobs.cli", "doctor", "--cluster", "--main-port", str(self.port), "--seconds", "2"]
         with open(self._folder / f"{rank}.out", "wb") as out, open(self._folder / f"{rank}.err", "wb") as err:
             self._processes[rank] = subprocess.Popen(
@@ -146,7 +145,7 @@ def test_one_node(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "a secret of these nodes")
+    monkeypatch.setenv(variables.TOKEN, "a secret of these nodes")
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -158,7 +157,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 @pytest.mark.long
 def test_nobody_at_node_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "a secret of these nodes")
+    monkeypatch.setenv(variables.TOKEN, "a secret of these nodes")
     place = ("--nodes", "2", "--node-rank", "1", "--main-address", "127.0.0.1", "--main-port", "9", "--wait", "3")
     code, line = refusal(capsys, "doctor", "--cluster", *place)
     assert code == 69 and "node 0 does not answer at 127.0.0.1:9 within 3 s" in line

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import variables
 from pipeline.checkpoint import format
-from pipeline.messaging.job_token import VARIABLE
 from pipeline.runs.run_folder import read_identity, read_status
 from tests.support.background import wait_for
 from tests.support.servers import free_port
@@ -45,7 +45,7 @@ class Nodes:
             command = [sys.executable, "-m", "jobs.cli", "node", tiny, "processes=1", *overrides, *(own or {}).get(rank, [])]
             command[5:5] = [*place, "--node-rank", str(rank), "--patience", "120"]
             with open(self.logs[rank], "ab") as log:
-                token = {VARIABLE: tokens[rank]} if tokens else {}
+                token = {variables.TOKEN: tokens[rank]} if tokens else {}
                 self.processes.append(subprocess.Popen(command, cwd=folder, env=environment | token, stdout=log, stderr=log))
 
     def codes(self, timeout: float = 240) -> list[int]:
@@ -91,7 +91,9 @@ def test_nodes_that_were_started_differently_train_nothing(tiny: str, tmp_path: 
 def test_nodes_with_other_tokens_are_told_which_variable_to_set(tiny: str, tmp_path: Path) -> None:
     nodes = Nodes(tiny, [tmp_path, tmp_path], f"run={tmp_path}/run", own={0: ["--patience", "40"]}, tokens=[TOKEN, TOKEN[::-1]])
     assert nodes.codes() == [69, 78], nodes.said()
-    assert f"has another token than this node: set the variable {VARIABLE} to the same on all" in nodes.logs[1].read_text()
+    assert (
+        f"has another token than this node: set the variable {variables.TOKEN} to the same on all" in nodes.logs[1].read_text()
+    )
     main = nodes.logs[0].read_text()
     assert "did not know this job's token and was closed; more are only counted" in main
     assert re.search(r"\d+ connections to port \d+ did not know", main)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipeline.storage.logins import VARIABLE
+from pipeline import variables
 from tests.support.tiny_runs import TINY, train
 from tests.support.web_store import LOGIN, serve
 
@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "HTTP_PROXY": f"http://me:{SEED}-proxy@127.0.0.1:9",
     "HTTPS_PROXY": f"http://me:{SEED}-proxy@127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost",
-    VARIABLE: f"https://me:{SEED}-login@data.example",
+    variables.HTTP_LOGINS: f"https://me:{SEED}-login@data.example",
 }
 REMOTE = ("data.uri=s3://b/x", "checkpoint.uri=s3://b/y", "tracking.mode=off")
 
@@ -172,21 +172,23 @@ def test_a_login_from_the_environment_or_netrc_opens_a_server(
 ) -> None:
     with serve(shards, "login") as server:
         assert main(["index", server.address, "--verify"]) == 78
-        assert f"~/.netrc or {VARIABLE}" in capsys.readouterr().err
+        assert f"~/.netrc or {variables.HTTP_LOGINS}" in capsys.readouterr().err
         port, (user, word) = server.server_port, LOGIN.split(":")
         for folder, opens in (("", True), ("/elsewhere", False)):
-            monkeypatch.setenv(VARIABLE, f"https://other.example {server.address.replace('//', f'//{LOGIN}@')}{folder}")
+            monkeypatch.setenv(
+                variables.HTTP_LOGINS, f"https://other.example {server.address.replace('//', f'//{LOGIN}@')}{folder}"
+            )
             assert main(["index", server.address, "--verify"]) == (0 if opens else 78)
-        monkeypatch.setenv(VARIABLE, f"http://{LOGIN}@127.0.0.1:{port + 1}")  # another server gets nothing
+        monkeypatch.setenv(variables.HTTP_LOGINS, f"http://{LOGIN}@127.0.0.1:{port + 1}")  # another server gets nothing
         assert main(["index", server.address, "--verify"]) == 78
-        monkeypatch.delenv(VARIABLE)
+        monkeypatch.delenv(variables.HTTP_LOGINS)
         (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {user} password {word}\n")
         (tmp_path / "netrc").chmod(0o600)
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         assert main(["index", server.address, "--verify"]) == 0
     with serve(shards, "signed") as server:
-        monkeypatch.setenv(VARIABLE, f"{server.address}?sig=a-secret")
+        monkeypatch.setenv(variables.HTTP_LOGINS, f"{server.address}?sig=a-secret")
         assert main(["index", server.address, "--verify"]) == 0
-        monkeypatch.setenv(VARIABLE, f"me:{SEED}")
+        monkeypatch.setenv(variables.HTTP_LOGINS, f"me:{SEED}")
         assert main(["index", server.address, "--verify"]) == 78
     assert SEED not in "".join(capsys.readouterr())

@@ -19,10 +19,9 @@ import yaml
 
 from benchmarks.servers.mlflow_server import MlflowServer
 from jobs.cli import main
-from pipeline import storage
+from pipeline import storage, variables
 from pipeline.checkpoint import format
 from pipeline.cluster.job_specs import MARGIN
-from pipeline.messaging.job_token import VARIABLE
 from pipeline.tracking.mlflow_store import connect
 from tests.support.nodes import Node, Nodes, require, until
 from tests.support.servers import address
@@ -119,7 +118,7 @@ def test_what_is_submitted_is_kept_and_handed_to_kubectl(
     assert jobset["metadata"]["name"] == "gan"
     # The token goes to kubectl's stdin, and is in no file here.
     secret = yaml.safe_load((tmp_path / "secret").read_text())
-    token = secret["stringData"][VARIABLE]
+    token = secret["stringData"][variables.TOKEN]
     assert len(token) == 64 and secret["metadata"]["name"] == "gan-token"
     assert not [file for file in submission.rglob("*") if file.is_file() and token in file.read_text()]
     assert main(["status", str(tmp_path / "kept")]) == 0
@@ -165,7 +164,7 @@ def pods_of_jobset(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
     """As Kubernetes would: its own index, values of a Secret, a file of the ConfigMap."""
     config_map, jobset = documents
     (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-    secrets = KEYS | {VARIABLE: TOKEN}
+    secrets = KEYS | {variables.TOKEN: TOKEN}
     env = {each["name"]: each.get("value", secrets.get(each["name"])) for each in container["env"]}
     for node in cloud.nodes:
         for name, text in config_map["data"].items():
@@ -176,10 +175,13 @@ def pods_of_jobset(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
 def pods_of_skypilot(cloud: Cloud, documents: list[dict[str, Any]]) -> list[Pod]:
     """As SkyPilot would: addresses, ranks, secrets, and bash for the script."""
     (task,) = documents
-    assert set(task["secrets"]) == {*KEYS, VARIABLE}
+    assert set(task["secrets"]) == {*KEYS, variables.TOKEN}
     addresses = "\n".join(node.address for node in cloud.nodes)
     env = (
-        task["envs"] | KEYS | {VARIABLE: TOKEN} | {"SKYPILOT_NODE_IPS": addresses, "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
+        task["envs"]
+        | KEYS
+        | {variables.TOKEN: TOKEN}
+        | {"SKYPILOT_NODE_IPS": addresses, "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
     )
     command = ["bash", "-c", task["run"]]
     return [Pod(node, env | {"SKYPILOT_NODE_RANK": str(rank)}, command) for rank, node in enumerate(cloud.nodes)]

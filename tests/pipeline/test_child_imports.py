@@ -25,7 +25,7 @@ def test_nothing_comes_from_the_working_directory(path: str, tmp_path: Path, mon
     environ = {"PYTHONPATH": path.format(here=tmp_path)}
     for code in ("import random, model, pipeline.child_imports, jobs", *(["import mine"] if "own" in path else [])):
         command = [sys.executable, "-c", code]
-        subprocess.run(command, env=dict(os.environ) | child_imports.environment(environ), check=True, timeout=60)
+        subprocess.run(command, env=dict(os.environ) | child_imports.child_environment(environ), check=True, timeout=60)
 
 
 def test_a_users_transform_may_be_where_he_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

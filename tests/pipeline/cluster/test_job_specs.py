@@ -11,9 +11,9 @@ import yaml
 from kubeflow_trainer_api.models.io_k8s_api_core_v1_config_map import IoK8sApiCoreV1ConfigMap
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
+from pipeline import variables
 from pipeline.cluster.job import ClusterJob
 from pipeline.cluster.job_specs import FINAL, PREEMPTED, as_yaml, aws_batch, config_map, hosts, jobset, skypilot, token_secret
-from pipeline.messaging.job_token import VARIABLE
 from tests.support.cluster_jobs import BATCH, FULL, SMALL, places, renamed
 
 
@@ -153,10 +153,10 @@ def test_what_a_cluster_would_refuse_is_refused_here(change: dict[str, Any], sai
 def test_machines_get_the_token_by_reference() -> None:
     secret = token_secret(FULL, "0123456789abcdef")
     (container,) = pod(FULL)["containers"]
-    (reference,) = (each["valueFrom"]["secretKeyRef"] for each in container["env"] if each["name"] == VARIABLE)
+    (reference,) = (each["valueFrom"]["secretKeyRef"] for each in container["env"] if each["name"] == variables.TOKEN)
     assert secret["metadata"]["name"] == reference["name"] and secret["stringData"] == {reference["key"]: "0123456789abcdef"}
-    assert skypilot(FULL)["secrets"][VARIABLE] is None  # its value comes with --secret
+    assert skypilot(FULL)["secrets"][variables.TOKEN] is None  # its value comes with --secret
     (range_,) = aws_batch(BATCH)["nodeProperties"]["nodeRangeProperties"]
-    assert range_["container"]["secrets"] == [{"name": VARIABLE, "valueFrom": BATCH.secret}]
-    with pytest.raises(ValueError, match=f"env.{VARIABLE}: is set by the job"):
-        replace(FULL, env={VARIABLE: "0123456789abcdef"})
+    assert range_["container"]["secrets"] == [{"name": variables.TOKEN, "valueFrom": BATCH.secret}]
+    with pytest.raises(ValueError, match=f"env.{variables.TOKEN}: is set by the job"):
+        replace(FULL, env={variables.TOKEN: "0123456789abcdef"})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import variables
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance import spot_notice
 from pipeline.fault_tolerance.spot_notice import SpotWatch
@@ -57,7 +58,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Metadata]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ours) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setenv(spot_notice.METADATA_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv(variables.METADATA_URL, f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
         monkeypatch.setattr(spot_notice, "_POLL_SECONDS", 0.02)
         yield Ours
@@ -86,10 +87,10 @@ def test_a_notice_of_a_cloud(cloud: Any, metadata: type[Metadata]) -> None:
 @pytest.mark.long
 def test_a_server_that_is_another_or_none(metadata: type[Metadata], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setenv(spot_notice.METADATA_VARIABLE, os.environ[spot_notice.METADATA_VARIABLE] + "elsewhere")
+    monkeypatch.setenv(variables.METADATA_URL, os.environ[variables.METADATA_URL] + "elsewhere")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=gcp: .*/elsewhere does not answer .* name another cloud, or none"):
         SpotWatch("gcp").check()
-    monkeypatch.setenv(spot_notice.METADATA_VARIABLE, "http://127.0.0.1:1")
+    monkeypatch.setenv(variables.METADATA_URL, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"stop.spot_notice=aws"):
         SpotWatch("aws").check()
 

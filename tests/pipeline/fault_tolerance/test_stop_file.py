@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import variables
 from pipeline.cluster.launch import forget_stop
 from pipeline.cluster.launch_folder import launch_folder
 from pipeline.engine.ranks import Ranks
 from pipeline.errors import ConfigError
 from pipeline.fault_tolerance import stop
-from pipeline.fault_tolerance.stop import FOLDER_VARIABLE, Signals, Stop, StopConfig
+from pipeline.fault_tolerance.stop import Signals, Stop, StopConfig
 
 
 class One(Ranks):
@@ -101,7 +102,7 @@ def test_anything_else_is_a_request_that_stays(
 def test_the_launcher_asks_where_the_disk_of_the_run_takes_nothing(
     tmp_path: Path, asking: Callable[[Path], str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(variables.LAUNCH_FOLDER, str(tmp_path))
     stop.request(tmp_path, "SIGTERM")
     assert asking(tmp_path / "gone") == "SIGTERM"
 

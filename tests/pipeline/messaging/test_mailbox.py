@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import variables
 from pipeline.errors import ConfigError
 from pipeline.messaging import mailbox, signing
-from pipeline.messaging.job_token import VARIABLE, Token, token
+from pipeline.messaging.job_token import Token, token
 from pipeline.messaging.mailbox import Mailbox
 from pipeline.messaging.mailbox_client import Mail, MailLost, MailRefused
 from pipeline.messaging.signing import HEADER, MOST, PROOF, REPLY, Seal, Unsealed
@@ -185,10 +186,10 @@ def test_a_store_is_reached_through_the_relay_with_the_token_alone() -> None:
 
 def test_where_the_token_comes_from(tmp_path: Path) -> None:
     file, run = tmp_path / "token", tmp_path / "a run" / "one"
-    assert token({VARIABLE: TOKEN}, None, None) == Token(TOKEN)
+    assert token({variables.TOKEN: TOKEN}, None, None) == Token(TOKEN)
     file.write_text(TOKEN + "\n")
     file.chmod(0o600)
-    assert token({VARIABLE: "other" * 9}, str(file), None).given == TOKEN
+    assert token({variables.TOKEN: "other" * 9}, str(file), None).given == TOKEN
     # Without one: the main node leaves a new one beside RUN, that nobody else may read, and takes it away.
     shared = token({}, None, f"{run}/")
     assert shared.find() is None
@@ -209,9 +210,9 @@ def test_tokens_that_are_refused(tmp_path: Path) -> None:
         file.chmod(mode)
         with pytest.raises(ConfigError, match=rf"not yours alone \(mode {mode:o}\)"):
             token({}, str(file), None)
-    with pytest.raises(ConfigError, match=f"{VARIABLE}: the token needs 16 characters"):
-        token({VARIABLE: "short"}, None, None)
+    with pytest.raises(ConfigError, match=f"{variables.TOKEN}: the token needs 16 characters"):
+        token({variables.TOKEN: "short"}, None, None)
     with pytest.raises(ConfigError, match="not yours alone"):
         token({}, str(tmp_path), None)
-    with pytest.raises(ConfigError, match=f"has no token.*set the variable {VARIABLE} .*pass --token-file FILE"):
+    with pytest.raises(ConfigError, match=f"has no token.*set the variable {variables.TOKEN} .*pass --token-file FILE"):
         Token().make()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from pipeline import variables
 from pipeline.checkpoint import pruning
 from pipeline.checkpoint.format import Progress
 from pipeline.config import RunConfig
@@ -16,7 +17,6 @@ from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.engine.batch import BatchConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.run_folder import (
-    STATUS_VARIABLE,
     RunState,
     as_begun,
     check_model,
@@ -182,7 +182,7 @@ def test_networks_for_other_images_are_refused(config: RunConfig, manifest: Mani
 
 def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = tmp_path / "second"
-    monkeypatch.setenv(STATUS_VARIABLE, str(second))
+    monkeypatch.setenv(variables.STATUS, str(second))
     status = RunState("failed", 64, 74, "the disk is full")
     write_status(tmp_path, status)
     assert read_status(tmp_path / "status.json") == read_status(second) == status
@@ -192,7 +192,7 @@ def test_status_goes_to_the_folder_and_to_the_launcher(tmp_path: Path, monkeypat
 def test_a_status_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ranks write it when they fail, and the first that has ended gets the others killed."""
     second = tmp_path / "second"
-    monkeypatch.setenv(STATUS_VARIABLE, str(second))
+    monkeypatch.setenv(variables.STATUS, str(second))
     write_status(tmp_path, RunState("training", 0))
     writer = threading.Thread(target=lambda: [write_status(tmp_path, RunState("failed", i, 65, "why")) for i in range(50)])
     writer.start()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import storage, variables
 from pipeline.cluster.launch_folder import launch_folder
 from pipeline.data.quarantine import BadSampleError, Quarantine
 from pipeline.errors import DataError
 from pipeline.fault_tolerance import run_mirror
 from pipeline.runs import resume
-from pipeline.runs.run_folder import STATUS_VARIABLE, RunState, read_status, write_status
+from pipeline.runs.run_folder import RunState, read_status, write_status
 from pipeline.storage import best_effort
 from pipeline.storage.best_effort import tell
 from pipeline.tracking.tracker import Tracker, TrackingConfig
@@ -54,10 +54,10 @@ def test_every_way_a_disk_fails_is_said_once(
 def test_the_launcher_hears_of_an_end_that_the_runs_disk_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").touch()
     with launch_folder() as place:
-        monkeypatch.setenv(STATUS_VARIABLE, str(place / "status.json"))
+        monkeypatch.setenv(variables.STATUS, str(place / "status.json"))
         assert write_status(tmp_path / "run", RunState("finished", 64, 0))
         assert read_status(place / "status.json") == RunState("finished", 64, 0)
-    monkeypatch.setenv(STATUS_VARIABLE, str(tmp_path / "run" / "none"))
+    monkeypatch.setenv(variables.STATUS, str(tmp_path / "run" / "none"))
     assert not write_status(tmp_path / "run", RunState("finished", 64, 0))
 
 
