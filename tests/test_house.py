@@ -27,7 +27,6 @@ MANY_IMPORTS = {
     "pipeline/runs/resume.py",
     "pipeline/runs/run_folder.py",
     "jobs/doctor.py",
-    "jobs/evaluate.py",
     "jobs/explore.py",
     "jobs/sample.py",
     "jobs/status.py",

@@ -2,18 +2,28 @@
 
 from collections.abc import Callable, Mapping
 
+from pipeline.data.manifest import load_manifest
 from pipeline.evaluation.classifier import obtain_judge
 from pipeline.evaluation.extractors import PRETRAINED
 from pipeline.evaluation.measure import Judged, Real, extract
 from pipeline.evaluation.networks import Extractor, from_judge, pretrained
 from pipeline.evaluation.reference_cache import obtain
 from pipeline.evaluation.request import EvaluationRequest
-from pipeline.evaluation.splits import Split, read_alike
+from pipeline.evaluation.splits import Split, held_out, read_alike, training_shards
 from pipeline.evaluation.worker_pool import WorkerPool
 from pipeline.generation.load import TrainedGenerator
 from pipeline.runs.evaluation_document import JudgeFile
 
 Say = Callable[[str], None]
+
+
+def find_splits(request: EvaluationRequest) -> dict[str, Split]:
+    """Return `test`, and `train` where it is needed or known."""
+    train = request.train
+    if train is None and (request.extractor not in PRETRAINED or request.reference == "train" or request.test is None):
+        train = training_shards(request.model)
+    test = request.test or held_out(train or "")  # without --test, --train is known
+    return {"test": Split(test, load_manifest(test))} | ({"train": Split(train, load_manifest(train))} if train else {})
 
 
 def find_extractor(

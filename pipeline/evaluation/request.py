@@ -23,26 +23,27 @@ from pipeline.runs.evaluations import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
-    """The arguments of `biggan evaluate` that decide figures, apart from checkpoint and truncation."""
+    """What `pipeline.evaluation.evaluate` is asked for; it says what each means."""
 
     model: str
-    samples: int
-    seed: int
+    checkpoint: int | None
+    train: str | None
+    test: str | None
     reference: str
-    """The split to compare with: test or train."""
-    real: int | None
-    """Images of the reference at most; None: as many as samples."""
     crop: int | None
-    truncation_method: Truncation
+    samples: int
+    real: int | None
+    seed: int
+    truncations: Sequence[float | None]
+    truncation_method: Truncation | None
     standing: int | None
     metrics: str | None
-    """Names of `OPTIONAL` with commas between; None: all that there are enough images for."""
     extractor: str | None
-    """A name of `PRETRAINED`, or what to call the judge."""
     weights: str | None
     weights_sha256: str | None
     resizer: str | None
     cache: str | None
+    processes: int | None
     batch: int
 
     @property
@@ -87,7 +88,7 @@ def make_document(
     """Draw the samples, look at them and compute all figures."""
     sets = sampled(request, trained) | {f"the real {request.reference} images": real[request.reference][1].labels}
     names, left_out = figures_to_compute(request, sets, trained.classes)
-    method, classes = request.truncation_method, trained.classes
+    method, classes = request.truncation_method or trained.method, trained.classes
     samples = DrawnSamples(
         generator=trained.generator,
         num_classes=len(classes),

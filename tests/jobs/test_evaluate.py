@@ -15,6 +15,7 @@ from PIL import Image
 
 from jobs.cli import main
 from pipeline.checkpoint import format
+from pipeline.errors import ConfigError
 from pipeline.evaluation.splits import held_out
 from pipeline.runs import run_folder as run_module
 from pipeline.runs.run_folder import load_run_config
@@ -258,3 +259,15 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_split_beside(splits: Path) -> None:
     assert held_out(f"{splits}/train/") == f"{splits}/test"
+
+
+@pytest.mark.long
+def test_a_notebook_evaluates_without_a_command_line(run_folder: Path, short_recipe: None) -> None:
+    from pipeline.evaluation import evaluate
+
+    said: list[str] = []
+    (document,) = evaluate(run_folder, checkpoint=4096, samples=64, processes=1, say=said.append)
+    assert document.images == 4096 and document.samples == 64 and document.fid.startswith("FID[clf-")
+    assert f"figures: {run_folder / 'evaluation' / '0000004096.json'}" in said
+    with pytest.raises(ConfigError, match="--samples 1: must be at least 2"):
+        evaluate(run_folder, samples=1)
