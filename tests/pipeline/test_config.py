@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from model.networks import GENERATORS
 from pipeline.config import RunConfig, build, flatten, load_config, preset_names, to_yaml
 from tests.support.mistakes import message
 
@@ -205,3 +207,18 @@ def test_the_later_of_a_set_and_a_mixture_takes_the_place_of_the_earlier(tmp_pat
         load_config(str(tmp_path / "both.yaml"), ["data.uri=c"]).data
         == load_config("fashion-mnist", ["data.uri=c", "data.flip=true"]).data
     )
+
+
+@pytest.mark.parametrize(
+    ("cannot", "overrides", "says"),
+    [
+        ("compiles", ["compile=true"], "compile=true: the biggan G has no blocks to compile: set compile=false"),
+        ("zero3", ["zero.stage=3"], "zero.stage=3: the biggan G cannot be split over ranks: set zero.stage=2"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_refused(
+    cannot: str, overrides: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_config("fashion-mnist", overrides)
+    monkeypatch.setitem(GENERATORS, "biggan", replace(GENERATORS["biggan"], **{cannot: False}))
+    assert says in message("fashion-mnist", *overrides)
