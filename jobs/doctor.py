@@ -94,7 +94,8 @@ def _cluster(args: argparse.Namespace) -> int:
     from pipeline.cluster import topology
     from pipeline.doctor.cluster import lead
     from pipeline.doctor.node_part import SurveyPlan, follow
-    from pipeline.doctor.verdict import bad_nodes, exit_code, verdict_json, verdict_table
+    from pipeline.doctor.verdict import bad_nodes, exit_code
+    from pipeline.doctor.verdict_table import verdict_json, verdict_table
     from pipeline.messaging import job_token
     from pipeline.messaging.loopback import is_loopback, stay_on_loopback
 

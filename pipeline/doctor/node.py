@@ -8,38 +8,25 @@ import contextlib
 import importlib
 import os
 import platform
-import queue
-import random
 import shutil
 import socket
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from pipeline import storage, variables
-from pipeline.errors import UserError
+from pipeline import variables
+from pipeline.doctor.stores import LIMIT_SECONDS, Store, existing, seconds_of, shards, slower, within, written
 from pipeline.profiling.mfu import device_name, matrix_rate
 from pipeline.runs.lineage import code_sha256
-from pipeline.storage import removal
 from pipeline.tracking.mlflow_errors import first_line
 from pipeline.tracking.mlflow_store import connect
 
-T = TypeVar("T")
-
-
-_CHUNK = 8 << 20
-_MOST_CHUNKS = 32
-_READERS = 4
-_LIMIT_SECONDS = 15.0
-"""That MLflow, a disk, or a store beyond its own time, may take to answer."""
 _THROTTLES = {0x08: "hardware slowdown", 0x20: "thermal", 0x40: "hardware thermal", 0x80: "power brake"}
 """NVML's reasons for low clocks that are not the GPU's normal power limit."""
 
@@ -74,16 +61,6 @@ class NodeDevice:
     """Why the clocks were held down, other than by the normal limit of power."""
     ecc: int | None = None
     """Memory errors since the driver was loaded that could not be corrected."""
-
-
-@dataclass(frozen=True)
-class Store:
-    """How fast a URI is, in bytes per second; None for what was not tried."""
-
-    uri: str
-    write: float | None = None
-    read: float | None = None
-    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +102,14 @@ class NodeFaultInjection:
 def probe(places: Places, seconds: float, fault: NodeFaultInjection) -> NodeReport:
     """Measure this node. Each store takes about `seconds`, everything else together a few."""
     devices, notes = _devices(fault)
-    stores = [_guarded(_write_and_read, uri, seconds) for uri in places.written]
-    stores += [_guarded(_read_shards, uri, seconds) for uri in places.read]
-    stores = [_slower(store, fault.value("storage", 1.0)) for store in stores]
+    stores = [written(uri, seconds) for uri in places.written]
+    stores += [shards(uri, seconds) for uri in places.read]
+    stores = [slower(store, fault.value("storage", 1.0)) for store in stores]
     answer, error = _mlflow(places.tracking)
     disks = {}
     for folder in dict.fromkeys((*places.folders, tempfile.gettempdir())):
         try:
-            disks[folder] = _within(_LIMIT_SECONDS, partial(_free, folder))
+            disks[folder] = within(LIMIT_SECONDS, partial(_free, folder))
         except (OSError, TimeoutError) as refusal:
             disks[folder] = 0.0
             notes.append(f"{folder}: {refusal}")
@@ -227,63 +204,7 @@ class _Sensor:
         return replace(device, free=self._free, mhz=self._mhz, throttled=throttled, ecc=ecc)
 
 
-# Stores, disks, MLflow.
-
-
-def _guarded(measure: Callable[[str, float], Store], uri: str, seconds: float) -> Store:
-    try:
-        return _within(seconds + _LIMIT_SECONDS, partial(measure, uri, seconds))
-    except TimeoutError:
-        return Store(uri, error=f"no answer within {seconds + _LIMIT_SECONDS:.0f} s")
-    except (UserError, OSError) as error:
-        return Store(uri, error=first_line(error))
-
-
-def _write_and_read(uri: str, seconds: float) -> Store:
-    path = storage.local_path(uri)
-    there = str(_existing(path)) if path else uri  # a folder that we made would be in the way of a new run
-    chunk, chunks, spent = os.urandom(_CHUNK), 0, 0.0
-    with removal.trial(there, f".doctor-{socket.gethostname()}-") as name:
-        while spent < seconds / 8 and chunks < _MOST_CHUNKS:
-            chunks = max(1, 4 * chunks)
-            spent = _seconds(lambda: storage.write_chunks(name, [chunk] * chunks))  # noqa: B023
-        _forget(name)
-        return Store(uri, chunks * _CHUNK / spent, _read([name], chunks * _CHUNK, seconds / 2))
-
-
-def _read_shards(uri: str, seconds: float) -> Store:
-    tars = [storage.join(uri, name) for name in storage.names(uri) if name.endswith(".tar")]
-    if not tars:
-        return Store(uri, error="no .tar there")
-    chosen = random.sample(tars, min(len(tars), 8))
-    for name in chosen:
-        _forget(name)
-    return Store(uri, read=_read(chosen, min(map(storage.size, chosen)), seconds / 2))
-
-
-def _read(names: Sequence[str], size: int, seconds: float) -> float:
-    """Bytes per second of reading stretches of what is stored under `names`, several at once."""
-    end, began = time.monotonic() + seconds, time.perf_counter()
-
-    def read(start: int) -> int:
-        if time.monotonic() > end:
-            return 0
-        return sum(len(storage.read_range(name, start, min(start + _CHUNK, size))) for name in names)
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        done = sum(pool.map(read, range(0, size, _CHUNK)))
-    return done / (time.perf_counter() - began)
-
-
-def _forget(name: str) -> None:
-    """Drop what this node keeps of a local file, or its memory would be measured."""
-    if path := storage.local_path(name):
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _slower(store: Store, times: float) -> Store:
-    return Store(store.uri, store.write and store.write / times, store.read and store.read / times, store.error)
+# Disks and MLflow.
 
 
 def _mlflow(uri: str | None) -> tuple[float | None, str]:
@@ -295,47 +216,15 @@ def _mlflow(uri: str | None) -> tuple[float | None, str]:
     def ask() -> float:
         client = connect(uri)
         client.search_experiments(max_results=1)  # the first one also connects
-        return _seconds(lambda: client.search_experiments(max_results=1))
+        return seconds_of(lambda: client.search_experiments(max_results=1))
 
     try:
-        return _within(2 * _LIMIT_SECONDS, ask), ""
+        return within(2 * LIMIT_SECONDS, ask), ""
     except TimeoutError:
-        return None, f"no answer within {2 * _LIMIT_SECONDS:.0f} s"
+        return None, f"no answer within {2 * LIMIT_SECONDS:.0f} s"
     except Exception as error:  # MLflow has no common class for what can go wrong on the way
         return None, first_line(error)
 
 
 def _free(folder: str) -> float:
-    return float(shutil.disk_usage(_existing(Path(folder))).free)
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def _within(seconds: float, action: Callable[[], T]) -> T:
-    """What `action` returns or raises; TimeoutError if that takes longer. The action itself goes on in its thread."""
-    done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            done.put((action(), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        result, error = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return float(shutil.disk_usage(existing(Path(folder))).free)

@@ -1,4 +1,4 @@
-"""Which nodes are bad, from what all of them reported: pure functions, and a table.
+"""Which nodes are bad, from what all of them reported: pure functions.
 
 A node is compared with the median of all, so that no figure of any hardware stands here. What is wrong on every node, or
 between two that nobody else can arbitrate, has no bad node: leaving one out would not mend it.
@@ -7,7 +7,7 @@ between two that nobody else can arbitrate, has no bad node: leaving one out wou
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from pipeline import exit_codes
 from pipeline.doctor.node import NodeDevice, NodeReport
@@ -179,7 +179,7 @@ def _links(found: Gathered) -> Iterable[Finding]:
     slow = {rank: rate for rank, rate in best.items() if rate * NODE_LINK < median}
     for rank, rate in sorted(slow.items()):
         if rate:
-            how = f"{_times(median, rate)} slower than the median ({_bytes(rate)}, not {_bytes(median)})"
+            how = f"{_times(median, rate)} slower than the median ({bytes_text(rate)}, not {bytes_text(median)})"
             yield Finding((rank,), f"all-reduce with every other node {how}", measured=True)
         else:
             why = next(str(error) for pair, error in found.pairs.items() if rank in pair)
@@ -210,7 +210,8 @@ def _stores(found: Gathered) -> Iterable[Finding]:
             median = statistics.median_high(rates.values()) if rates else 0.0
             for rank, rate in rates.items():
                 if rate * STORE < median and rate < ENOUGH:
-                    text = f"{verb} {uri} {_times(median, rate)} slower than the median ({_bytes(rate)}, not {_bytes(median)})"
+                    said = f"({bytes_text(rate)}, not {bytes_text(median)})"
+                    text = f"{verb} {uri} {_times(median, rate)} slower than the median {said}"
                     yield Finding((rank,), text, measured=True)
 
 
@@ -242,79 +243,10 @@ def _mlflow(found: Gathered) -> Iterable[Finding]:
             yield Finding((rank,), f"MLflow takes {report.mlflow:.1f} s for a request; training does not wait for it", 0)
 
 
-# The table.
-
-
-def verdict_table(found: Gathered, findings: list[Finding]) -> str:
-    """A row for each node, then what is wrong."""
-    heads = ("node", "host", "devices", "bf16 TF/s", "fp32 TF/s", "links MB/s", "stores MB/s w/r", "MLflow", "clock", "free GB")
-    rows = [heads, *(_row(found, rank) for rank in range(found.nodes))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if found.pairs:
-        path = "NCCL, first GPUs" if found.cuda else "gloo"
-        rate = f"{_bytes(found.together)}" if isinstance(found.together, float) else "failed"
-        lines.append(f"all-reduce of all: {rate} (bus bandwidth; one process of each node, {path})")
-    if found.reports and not any(report.gpus for report in found.reports.values()):
-        lines.append("no GPU on any node: the matrix rates are the processors'")
-    lines += [f"{found.name(rank)}: {note}" for rank, report in found.reports.items() for note in report.notes]
-    for finding in findings:
-        who = f"{found.name(finding.nodes[0])}: " if len(finding.nodes) == 1 else ""
-        lines.append(f"{'BAD ' if finding.code else 'note'}  {who}{finding.text}")
-    bad = bad_nodes(findings)
-    if bad:
-        lines.append(f"leave out: {', '.join(found.name(rank) for rank in bad)}")
-    elif not exit_code(findings):
-        lines.append(f"all {found.nodes} nodes are well" if found.nodes > 1 else "the node is well")
-    return "\n".join(lines)
-
-
-def _row(found: Gathered, rank: int) -> tuple[str, ...]:
-    report, host = found.reports.get(rank), found.hosts.get(rank, "?")
-    if report is None:
-        return (str(rank), host, "no report", *[""] * 7)
-    kinds = Counter(device.name for device in report.devices)
-    rates = [[getattr(device, precision) / 1e12 for device in report.devices] for precision in ("bf16", "fp32")]
-    links = [rate for pair, rate in found.pairs.items() if rank in pair]
-    reached = sorted(rate for rate in links if not isinstance(rate, str))
-    stores = [f"{_mega(store.write)}/{_mega(store.read)}" if not store.error else "failed" for store in report.stores]
-    ahead = found.clocks.get(rank)
-    return (
-        str(rank),
-        host,
-        ", ".join(f"{times} x {name}" if report.gpus else name for name, times in kinds.items()),
-        *(f"{min(values):.3g}" if values else "" for values in rates),
-        f"{_mega(reached[0])}..{_mega(reached[-1])}" if reached else "failed" if links else "-",
-        " ".join(stores) or "-",
-        "failed" if report.mlflow_error else f"{report.mlflow * 1e3:.0f} ms" if report.mlflow is not None else "-",
-        f"{ahead[0]:+.2f} s".replace("-0.00", "+0.00") if ahead else "-",
-        " ".join(f"{free / 1e9:.0f}" for free in report.disks.values()),
-    )
-
-
-def _mega(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate / 1e6:,.0f}"
-
-
-def _bytes(rate: float) -> str:
+def bytes_text(rate: float) -> str:
+    """Return a rate in bytes per second as text."""
     return f"{rate / 1e9:.3g} GB/s" if rate >= 1e9 else f"{rate / 1e6:.3g} MB/s"
 
 
 def _times(median: float, rate: float) -> str:
     return f"{median / rate:.2g}x" if rate else "infinitely"
-
-
-def verdict_json(found: Gathered, findings: list[Finding]) -> dict[str, object]:
-    """The whole of it, for programs."""
-    return {
-        "ok": not exit_code(findings),
-        "exit_code": exit_code(findings),
-        "bad": [{"node": rank, "host": found.hosts.get(rank)} for rank in bad_nodes(findings)],
-        "findings": [asdict(finding) for finding in findings],
-        "nodes": {
-            rank: {"host": found.hosts.get(rank), "clock": found.clocks.get(rank)} | asdict(report)
-            for rank, report in found.reports.items()
-        },
-        "pairs": [[*pair, rate] for pair, rate in found.pairs.items()],
-        "all_reduce": found.together,
-    }

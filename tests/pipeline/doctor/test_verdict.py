@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from jobs.doctor import _EPILOG
 from pipeline.doctor import verdict
 from pipeline.doctor.allreduce import tournament
-from pipeline.doctor.node import NodeDevice, NodeReport, Store
-from pipeline.doctor.verdict import Finding, Gathered, bad_nodes, exit_code, judge_nodes, verdict_table
+from pipeline.doctor.node import NodeDevice, NodeReport
+from pipeline.doctor.stores import Store
+from pipeline.doctor.verdict import Finding, Gathered, bad_nodes, exit_code, judge_nodes
+from pipeline.doctor.verdict_table import verdict_table
 
 SOFTWARE = {"python": "3.11.2", "torch": "2.13.0", "code": "0123456789ab", "driver": "570.1"}
 H100 = NodeDevice(name="NVIDIA H100", bf16=600e12, fp32=50e12, free=0.99, mhz=1980)
