@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python -m
 
 # The tests of a file stay together (tests/conftest.py), as what a file shares is made once. 0 runs all in one process.
 WORKERS ?= 2
-TESTS := pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+TESTS := pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo check test test-slow lint lock clean install install-dev azurite fidelity skypilot sbom
 .DEFAULT_GOAL := help

@@ -182,7 +182,7 @@ def hashes(run: Path, images: int) -> dict[str, str]:
     last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != images:
         raise SystemExit(f"benchmarks.kill: {run} did not reach {images} images")
-    return {name: row["sha256"] for name, row in last.files.items() if name.endswith(".safetensors")}
+    return {name: row.sha256 for name, row in last.files.items() if name.endswith(".safetensors")}
 
 
 def other_ranks(folder: Path) -> tuple[dict[str, bool], float]:

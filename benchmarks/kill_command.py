@@ -105,7 +105,7 @@ def tensor_files(run: Path) -> dict[str, str]:
     last = format.newest(str(run / "checkpoints"))
     if last is None or last.images != TOTAL:
         raise SystemExit(f"benchmarks.kill_command: {run} did not reach {TOTAL} images")
-    return {name: entry["sha256"] for name, entry in last.files.items() if name.endswith(".safetensors")}
+    return {name: entry.sha256 for name, entry in last.files.items() if name.endswith(".safetensors")}
 
 
 def recorded(run: Path) -> tuple[int, list[str], dict[str, list[tuple[int, float]]]]:

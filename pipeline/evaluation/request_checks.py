@@ -19,6 +19,8 @@ def check(request: EvaluationRequest, *, follow: bool) -> None:
         value = getattr(request, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: must be at least {least}")
+    if not request.truncations:
+        raise ConfigError("truncations is empty: name at least one, None for none")
     if unknown := set(request.metrics.split(",") if request.metrics else ()) - set(OPTIONAL):
         raise ConfigError(f"--metrics {','.join(sorted(unknown))}: there are {', '.join(OPTIONAL)} (FID always)")
     _check_extractor(request)
