@@ -1,4 +1,4 @@
-"""Whether MODEL of a command is asked over HTTP, or stored there."""
+"""Whether MODEL of a command is in a registry, asked over HTTP, or stored there."""
 
 import urllib.request
 from functools import cache
@@ -6,6 +6,11 @@ from functools import cache
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.generation.client import Client, NoServerError, is_server
+
+
+def is_registered(model: str) -> bool:
+    """Return whether `model` is for MLflow to find."""
+    return model.startswith(("models:/", "runs:/"))
 
 
 @cache

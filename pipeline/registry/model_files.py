@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.generation import export
+from pipeline.generation.model_address import is_registered
 from pipeline.registry import model_digest
-from pipeline.registry.versions import find_store, is_registered, resolve, store_errors, use
+from pipeline.registry.versions import find_store, resolve, store_errors, use
 from pipeline.storage import trusted_stores
 from pipeline.tracking.mlflow_store import sqlite_file
 from pipeline.wording import printable

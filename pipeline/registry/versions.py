@@ -136,11 +136,6 @@ def register(
     return Registered(name, str(version.version), known, tuple(held))
 
 
-def is_registered(model: str) -> bool:
-    """Return whether `model` is for MLflow to find."""
-    return model.startswith(("models:/", "runs:/"))
-
-
 def resolve(client: "MlflowClient", uri: str) -> "ModelVersion":
     """Return the version that `uri` means: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest.
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.cli import main
-from jobs.sample import choose
 from model.latents import RandomStream, random_labels
 from model.sampling import generate, grid
 from pipeline.data.loader import DataConfig, load_all
@@ -19,6 +18,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError
 from pipeline.generation import sample_files
 from pipeline.generation.load import load_generator
+from pipeline.generation.sample_request import choose
 from pipeline.tracking.mlflow_store import store_uri
 from tests.support.mistakes import refusal
 
@@ -56,6 +56,24 @@ def test_the_same_seed_gives_the_same_bytes(registered_run: Path, tmp_path: Path
     pixels = [drawn(out, run, "--seed", seed) for out, seed in ((first, "1"), (again, "1"), (other, "2"))]
     assert first.read_bytes() == again.read_bytes()
     assert abs(pixels[0] - pixels[2]).max() > 10
+
+
+def test_a_notebook_samples_without_a_command_line(registered_run: Path, tmp_path: Path) -> None:
+    from pipeline.generation import sample
+    from pipeline.registry.registered_images import opener
+
+    by_command = drawn(tmp_path / "command.png", str(registered_run), "--per-class", "1", "--seed", "3")
+    written = sample(registered_run, tmp_path / "sheet.png", per_class=1, seed=3)
+    assert (written.images, written.what) == (4, "1 x 4 images, columns bars, blob, checks, stripes")
+    with Image.open(written.out) as image:
+        assert (np.asarray(image) == by_command).all()
+    with pytest.raises(ConfigError, match=r"--count is missing: say how many images .*set\.npz shall hold"):
+        sample(registered_run, tmp_path / "set.npz")
+    model, out = "models:/tiny@first", tmp_path / "theirs.npz"
+    with pytest.raises(ConfigError, match=r"models:/tiny@first is registered: pass open_registered=pipeline\.registry\."):
+        sample(model, out, count=2)
+    written = sample(model, out, count=2, open_registered=opener(str(registered_run)))
+    assert written.what == "2 images of 4 classes" and np.load(out)["arr_0"].shape == (2, 32, 32, 1)
 
 
 def test_column_i_is_class_i_and_classes_are_chosen_by_name_or_number(registered_run: Path, tmp_path: Path) -> None:
